@@ -1,0 +1,1 @@
+//! What the probe guest is told, writes and reports.

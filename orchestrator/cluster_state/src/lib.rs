@@ -1,0 +1,1 @@
+//! Desired and observed state of a cluster as plain data.

@@ -1,0 +1,1 @@
+//! Where a VM may run, and why not elsewhere.

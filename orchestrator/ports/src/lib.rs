@@ -1,0 +1,1 @@
+//! The control plane's ports: store, node agents, fence, clock.

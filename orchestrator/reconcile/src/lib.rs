@@ -1,0 +1,1 @@
+//! Plans the effects that bring a cluster to its desired state.

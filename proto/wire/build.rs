@@ -1,0 +1,18 @@
+//! Compiles the .proto files with protox, so that no protoc is needed, and writes the descriptor set that servers
+//! offer through gRPC reflection.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+
+const FILES: [&str; 3] =
+    ["drover/vm/v1/vm.proto", "drover/node/v1/node.proto", "drover/control/v1/control.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(FILES, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! Drover's gRPC interfaces, generated from the .proto files beside this crate.
+//!
+//! - [`vm::v1`]: one vmmd process, one VM; spoken over a unix socket on its host.
+//! - [`node::v1`]: the node agent, and the registry that agents report to.
+//! - [`control::v1`]: the control plane's users.
+//!
+//! Wire types are not domain types: each user converts with `TryFrom` where messages arrive, and nothing that came
+//! over the wire is trusted before that.
+#![allow(missing_docs, reason = "generated code carries the comments of the .proto files where they have any")]
+#![allow(clippy::all, clippy::disallowed_types, reason = "generated code")]
+
+/// One vmmd process.
+pub mod vm {
+    /// `drover.vm.v1`
+    pub mod v1 {
+        tonic::include_proto!("drover.vm.v1");
+    }
+}
+
+/// The node agent and the registry of agents.
+pub mod node {
+    /// `drover.node.v1`
+    pub mod v1 {
+        tonic::include_proto!("drover.node.v1");
+    }
+}
+
+/// The control plane's API.
+pub mod control {
+    /// `drover.control.v1`
+    pub mod v1 {
+        tonic::include_proto!("drover.control.v1");
+    }
+}
+
+/// Encoded `FileDescriptorSet` of every package, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Largest message any Drover server or client accepts, bytes (B9). A heartbeat of a node with 1,000 VMs is about
+/// 300 KiB; an import chunk is at most 1 MiB.
+pub const MAX_MESSAGE_BYTES: usize = 4 << 20;

@@ -1,0 +1,1 @@
+//! TestVm, TestCluster and what they stand on.

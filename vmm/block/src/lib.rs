@@ -1,0 +1,1 @@
+//! Block backends, requests and their conformance suite.

@@ -1,0 +1,1 @@
+//! Guest RAM: layout, memfd regions, dirty tracking.

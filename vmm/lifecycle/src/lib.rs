@@ -1,0 +1,1 @@
+//! The VM state machine and request admission.

@@ -1,0 +1,1 @@
+//! Versioned saved-state envelopes.
