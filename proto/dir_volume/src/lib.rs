@@ -1,1 +1,43 @@
-//! The on-disk protocol of a dir pool: raw files, owner records, exclusive locks.
+//! The on-disk protocol of a `dir` pool: raw files, owner records, exclusive locks, fencing.
+//!
+//! A pool is a directory, local or shared, that every node of the pool can open:
+//!
+//! ```text
+//! <root>/volumes/<volume id>.raw     the disk, sparse, a whole number of sectors
+//! <root>/volumes/<volume id>.owner   who may write it: the epoch floor (JSON, replaced whole, never edited)
+//! <root>/images/<name>               boot images, immutable once there
+//! ```
+//!
+//! Two things together keep a second writer out (invariants B6 and B7):
+//!
+//! - **The lock** says who writes *now*: an exclusive OFD lock on the raw file. The kernel drops it when the last
+//!   reference to the open file goes, which for a killed process means after its last I/O in flight has ended. So
+//!   whoever obtains the lock knows that nothing of the previous owner can still reach the file.
+//! - **The owner record** says who may write *from now on*: one VM, and a floor below which that VM's epochs are
+//!   refused. It changes only under the lock, and outlives it.
+//!
+//! ```text
+//! no record --acquire(vm, e)--> owned by (vm, node, e) --acquire(vm, e' > e)--> owned by (vm, node', e')
+//!     ^                               |        ^
+//!     |                             fence      | acquire(vm, e'' >= floor)
+//!     |                               v        |
+//!     +------- detach(vm) ------ fenced at floor
+//! ```
+//!
+//! A volume belongs to the VM that last acquired it until [`detach`] says otherwise, since epochs of different VMs
+//! cannot be compared.
+//!
+//! What this crate does not do: read or write disks (the file backend of `drover-block`), or decide who should own
+//! a volume (the control plane). Every function blocks on the file system; none waits for a lock.
+#![forbid(unsafe_code)]
+
+mod durable;
+mod fence;
+mod lock;
+mod owner;
+mod pool;
+
+pub use fence::{FenceProof, detach, fence};
+pub use lock::{LockError, VolumeLock};
+pub use owner::{Owner, OwnerRecord, RecordError, read_record};
+pub use pool::{DirPool, PoolError};
