@@ -10,7 +10,7 @@ impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let n = self.get();
         match PREFIXES.iter().find(|(unit, _)| n >= *unit) {
-            Some((unit, name)) if n % unit == 0 => write!(f, "{} {name}", n / unit),
+            Some((unit, name)) if n.is_multiple_of(*unit) => write!(f, "{} {name}", n / unit),
             Some((unit, name)) => write!(f, "{:.1} {name}", n as f64 / *unit as f64),
             None => write!(f, "{n} B"),
         }
