@@ -1,0 +1,385 @@
+//! The handle on a guest's RAM.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
+
+use drover_units::{Bytes, Gpa, PAGE_SIZE, Pages};
+use nix::{
+    fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+    unistd::{Whence, lseek},
+};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestRegionCollection};
+
+use crate::{DirtyPages, PageRun, RamLayout, Segment, mapping::RamRegion};
+
+/// Name of the memory file in /proc/<pid>/maps and smaps: tools subtract it to see the VMM's own memory.
+const MEMFD_NAME: &str = "drover-guest-ram";
+
+/// The vm-memory view of guest RAM, for virtio-queue and linux-loader.
+pub type GuestRam = GuestRegionCollection<RamRegion>;
+
+/// What can be wrong with guest RAM or a range of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// The size cannot be a guest's.
+    #[error(
+        "guest memory of {size} is not possible: it must be whole 4 KiB pages, at least one, at most 4 TiB"
+    )]
+    InvalidSize {
+        /// What was asked for.
+        size: Bytes,
+    },
+    /// The host did not give the memory.
+    #[error("cannot {attempt} for {size} of guest memory")]
+    Allocate {
+        /// The step that failed.
+        attempt: &'static str,
+        /// What was asked for.
+        size: Bytes,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A range that is empty, or not RAM from its first to its last byte. The usual answer to a hostile address.
+    #[error("{len} at {start} is not a range of guest RAM")]
+    OutsideRam {
+        /// First address.
+        start: Gpa,
+        /// Length.
+        len: Bytes,
+    },
+    /// The memory file refused an operation.
+    #[error("cannot {attempt} the guest memory file")]
+    File {
+        /// What was tried.
+        attempt: &'static str,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A region of guest RAM as a hypervisor registers it.
+#[derive(Clone, Copy, Debug)]
+pub struct HostRegion {
+    /// First guest address.
+    pub start: Gpa,
+    /// Length, whole pages.
+    pub len: Bytes,
+    /// Address in this process. Valid while a handle to the memory lives.
+    pub host_address: *mut u8,
+}
+
+/// A guest's RAM. Clones share it.
+#[derive(Clone, Debug)]
+pub struct GuestMemory {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    ram: GuestRam,
+    regions: Vec<Arc<RamRegion>>,
+    layout: RamLayout,
+    file: File,
+}
+
+impl GuestMemory {
+    /// Makes RAM of this size, all zeroes. Costs address space only: pages are allocated when they are first touched.
+    ///
+    /// # Errors
+    /// [`MemoryError::InvalidSize`], or [`MemoryError::Allocate`] where the host refuses.
+    pub fn allocate(size: Bytes) -> Result<Self, MemoryError> {
+        let layout = RamLayout::for_size(size)?;
+        let allocate = |attempt| {
+            move |source: nix::Error| MemoryError::Allocate { attempt, size, source: source.into() }
+        };
+        let fd = memfd_create(MEMFD_NAME, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
+            .map_err(allocate("create a memory file"))?;
+        let file = File::from(fd);
+        file.set_len(size.get()).map_err(|source| MemoryError::Allocate {
+            attempt: "size the memory file",
+            size,
+            source,
+        })?;
+        // A file that can shrink under its mapping turns an access into SIGBUS.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(allocate("seal the memory file"))?;
+
+        let regions = layout
+            .ranges()
+            .iter()
+            .map(|&range| RamRegion::map(file.as_fd(), range).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|source| MemoryError::Allocate { attempt: "map the memory file", size, source })?;
+        let ram =
+            GuestRam::from_arc_regions(regions.clone()).expect("a layout is sorted and does not overlap");
+        Ok(Self { shared: Arc::new(Shared { ram, regions, layout, file }) })
+    }
+
+    /// RAM for tests.
+    ///
+    /// # Panics
+    /// Where [`allocate`](Self::allocate) fails.
+    pub fn anonymous(size: Bytes) -> Self {
+        Self::allocate(size).expect("a test machine has memory for its guests")
+    }
+
+    /// All RAM.
+    pub fn size(&self) -> Bytes {
+        self.shared.layout.size()
+    }
+
+    /// Where RAM lies.
+    pub fn layout(&self) -> &RamLayout {
+        &self.shared.layout
+    }
+
+    /// The regions in ascending order, as a hypervisor maps them. Their index is the slot number.
+    pub fn regions(&self) -> impl ExactSizeIterator<Item = HostRegion> + '_ {
+        self.shared.regions.iter().map(|region| {
+            let range = region.range();
+            HostRegion { start: range.start, len: range.len, host_address: region.host_address() }
+        })
+    }
+
+    pub(crate) fn ram_regions(&self) -> impl Iterator<Item = &RamRegion> {
+        self.shared.regions.iter().map(Arc::as_ref)
+    }
+
+    /// The vm-memory view. Writes through it are marked.
+    pub fn as_vm_memory(&self) -> &GuestRam {
+        &self.shared.ram
+    }
+
+    /// The file behind the RAM.
+    pub fn memory_file(&self) -> BorrowedFd<'_> {
+        self.shared.file.as_fd()
+    }
+
+    /// A range of RAM that I/O can work on.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutsideRam`] if it is empty, wraps, or is not inside one region.
+    pub fn segment(&self, start: Gpa, len: usize) -> Result<Segment, MemoryError> {
+        let (region, offset) = self.locate(start, len as u64)?;
+        Ok(Segment::new(Arc::clone(region), offset, len))
+    }
+
+    /// Whether the range is RAM, whole and in one region.
+    pub fn contains(&self, start: Gpa, len: Bytes) -> bool {
+        self.locate(start, len.get()).is_ok()
+    }
+
+    /// Copies `buffer.len()` bytes at `start` out of guest RAM.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutsideRam`] unless all of them are RAM.
+    pub fn read(&self, start: Gpa, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        self.shared
+            .ram
+            .read_slice(buffer, GuestAddress(start.get()))
+            .map_err(|_| MemoryError::OutsideRam { start, len: Bytes::new(buffer.len() as u64) })
+    }
+
+    /// Copies `bytes` into guest RAM at `start`, and marks the pages.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutsideRam`] unless all of the range is RAM; nothing has been written then.
+    pub fn write(&self, start: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
+        let outside = || MemoryError::OutsideRam { start, len: Bytes::new(bytes.len() as u64) };
+        if !self.shared.ram.check_range(GuestAddress(start.get()), bytes.len()) {
+            return Err(outside());
+        }
+        self.shared.ram.write_slice(bytes, GuestAddress(start.get())).map_err(|_| outside())
+    }
+
+    /// Copies a run of pages into `buffer`, which has exactly the run's size.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutsideRam`] if the run is not RAM or the buffer is not its size.
+    pub fn read_pages(&self, run: PageRun, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        self.check_pages(run, buffer.len())?;
+        self.read(run.start, buffer)
+    }
+
+    /// Writes a run of pages, and marks them. `bytes` has exactly the run's size.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutsideRam`] if the run is not RAM, not page-aligned, or `bytes` is not its size.
+    pub fn write_pages(&self, run: PageRun, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.check_pages(run, bytes.len())?;
+        self.write(run.start, bytes)
+    }
+
+    /// Makes a run of pages read as zeroes, gives their memory back to the host, and marks them.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutsideRam`], or [`MemoryError::File`] where the host refuses.
+    pub fn zero_pages(&self, run: PageRun) -> Result<(), MemoryError> {
+        use vm_memory::bitmap::Bitmap as _;
+        let len = run.bytes().get();
+        self.check_pages(run, usize::try_from(len).unwrap_or(usize::MAX))?;
+        let (region, offset) = self.locate(run.start, len)?;
+        let position = region.range().file_offset.get() + offset;
+        let file_error =
+            |source: nix::Error| MemoryError::File { attempt: "free pages of", source: source.into() };
+        let (Ok(position), Ok(signed_len)) = (i64::try_from(position), i64::try_from(len)) else {
+            return Err(MemoryError::OutsideRam { start: run.start, len: run.bytes() });
+        };
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.shared.file, punch, position, signed_len).map_err(file_error)?;
+        region.dirty_bitmap().mark_dirty(offset as usize, len as usize);
+        Ok(())
+    }
+
+    /// The pages that the host has allocated. Every other page has never been written and reads as zeroes; asking
+    /// here, instead of reading it, leaves it unallocated.
+    ///
+    /// # Errors
+    /// [`MemoryError::File`] where the host refuses.
+    pub fn populated(&self) -> Result<DirtyPages, MemoryError> {
+        let mut pages = DirtyPages::new();
+        for range in self.shared.layout.ranges() {
+            let (first, end) = (range.file_offset.get(), range.file_offset.get() + range.len.get());
+            let mut at = first;
+            while let Some(data) = self.seek(at, Whence::SeekData)?.filter(|&data| data < end) {
+                // There is always a hole at the end of the file.
+                let hole = self.seek(data, Whence::SeekHole)?.unwrap_or(end).min(end);
+                let start = Gpa::new(range.start.get() + (data / PAGE_SIZE * PAGE_SIZE - first));
+                let count = hole.div_ceil(PAGE_SIZE) - data / PAGE_SIZE;
+                pages.push(PageRun { start, pages: Pages::new(count) });
+                at = hole;
+                if at >= end {
+                    break;
+                }
+            }
+        }
+        Ok(pages)
+    }
+
+    /// lseek(2) on the memory file: `None` behind the last data.
+    fn seek(&self, from: u64, whence: Whence) -> Result<Option<u64>, MemoryError> {
+        let from = i64::try_from(from).expect("a memory file is at most MAX_RAM long");
+        match lseek(&self.shared.file, from, whence) {
+            Ok(at) => Ok(u64::try_from(at).ok()),
+            Err(nix::Error::ENXIO) => Ok(None),
+            Err(source) => Err(MemoryError::File { attempt: "find the pages of", source: source.into() }),
+        }
+    }
+
+    fn locate(&self, start: Gpa, len: u64) -> Result<(&Arc<RamRegion>, u64), MemoryError> {
+        let inside = |region: &&Arc<RamRegion>| {
+            let range = region.range();
+            let end = start.get().checked_add(len);
+            len > 0 && start >= range.start && end.is_some_and(|end| end <= range.end().get())
+        };
+        let region = self
+            .shared
+            .regions
+            .iter()
+            .find(inside)
+            .ok_or(MemoryError::OutsideRam { start, len: Bytes::new(len) })?;
+        Ok((region, start.get() - region.range().start.get()))
+    }
+
+    fn check_pages(&self, run: PageRun, buffer_len: usize) -> Result<(), MemoryError> {
+        let aligned = run.start.get().is_multiple_of(PAGE_SIZE);
+        if aligned && run.bytes().get() == buffer_len as u64 && self.contains(run.start, run.bytes()) {
+            Ok(())
+        } else {
+            Err(MemoryError::OutsideRam { start: run.start, len: run.bytes() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DirtyTracker, HIGH_RAM_START};
+
+    fn run(start: u64, pages: u64) -> PageRun {
+        PageRun { start: Gpa::new(start), pages: Pages::new(pages) }
+    }
+
+    #[test]
+    fn ram_starts_zeroed_on_a_huge_page_boundary_and_costs_nothing() {
+        let memory = GuestMemory::anonymous(Bytes::gib(5));
+        for region in memory.regions() {
+            assert_eq!(region.host_address.addr() % (2 << 20), 0);
+        }
+        assert_eq!(memory.regions().len(), 2);
+        assert!(memory.populated().unwrap().is_empty());
+        let mut word = [1; 8];
+        memory.read(HIGH_RAM_START, &mut word).unwrap();
+        assert_eq!(word, [0; 8]);
+    }
+
+    #[test]
+    fn populated_pages_are_those_that_were_touched() {
+        let memory = GuestMemory::anonymous(Bytes::gib(4));
+        memory.write(Gpa::new(0x5000), &[1; 4097]).unwrap();
+        memory.write(Gpa::new(0x1_0000_3000), &[1]).unwrap();
+        assert_eq!(memory.populated().unwrap().runs(), [run(0x5000, 2), run(0x1_0000_3000, 1)]);
+    }
+
+    #[test]
+    fn zeroed_pages_are_given_back_and_marked() {
+        let memory = GuestMemory::anonymous(Bytes::mib(4));
+        memory.write(Gpa::new(0x5000), &[1; 8192]).unwrap();
+        let mut tracker = DirtyTracker::new(&memory);
+        memory.zero_pages(run(0x6000, 1)).unwrap();
+        assert_eq!(memory.populated().unwrap().runs(), [run(0x5000, 1)]);
+        assert_eq!(tracker.take().runs(), [run(0x6000, 1)]);
+        let mut page = [1; 4096];
+        memory.read_pages(run(0x6000, 1), &mut page).unwrap();
+        assert_eq!(page, [0; 4096]);
+    }
+
+    #[test]
+    fn ranges_that_are_not_ram_are_refused() {
+        let memory = GuestMemory::anonymous(Bytes::gib(4));
+        let hostile = [
+            (0xbfff_ffff, 2),
+            (0xc000_0000, 1),
+            (0xffff_ffff, 2),
+            (0x1_3fff_ffff, 2),
+            (u64::MAX, 1),
+            (u64::MAX - 1, 4),
+            (0, 0),
+        ];
+        for (start, len) in hostile {
+            assert!(memory.segment(Gpa::new(start), len).is_err(), "{start:#x}+{len}");
+        }
+        assert!(memory.segment(Gpa::ZERO, usize::MAX).is_err());
+        assert!(memory.write(Gpa::new(0xbfff_fffe), &[1; 4]).is_err());
+        let mut untouched = [9; 2];
+        memory.read(Gpa::new(0xbfff_fffe), &mut untouched).unwrap();
+        assert_eq!(untouched, [0, 0], "a refused write writes nothing");
+    }
+
+    #[test]
+    fn page_access_checks_alignment_and_size() {
+        let memory = GuestMemory::anonymous(Bytes::kib(16));
+        assert!(memory.write_pages(run(0x10, 1), &[0; 4096]).is_err());
+        assert!(memory.write_pages(run(0, 2), &[0; 4096]).is_err());
+        assert!(memory.write_pages(run(0x3000, 2), &[0; 8192]).is_err());
+        assert!(memory.zero_pages(run(0, u64::MAX)).is_err());
+        memory.write_pages(run(0x3000, 1), &[7; 4096]).unwrap();
+    }
+
+    #[test]
+    fn clones_share_the_memory() {
+        let memory = GuestMemory::anonymous(Bytes::kib(4));
+        memory.clone().write(Gpa::ZERO, &[5]).unwrap();
+        let mut byte = [0];
+        memory.read(Gpa::ZERO, &mut byte).unwrap();
+        assert_eq!(byte, [5]);
+    }
+}
