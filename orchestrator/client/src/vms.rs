@@ -1,0 +1,186 @@
+//! Virtual machines.
+
+use drover_units::Bytes;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use crate::{
+    Client, Error, PAGE_SIZE, PAGES_MAX, Result,
+    api::{
+        ConsoleRequest, CreateVmRequest, DeleteVmRequest, GetVmRequest, ListVmsRequest, LogsRequest,
+        MigrateVmRequest, Operation, StartVmRequest, StopVmRequest, Vm, VmSpec, vms_client::VmsClient,
+    },
+    connect::{Repeat, request_id},
+    vm_api::ConsoleOutput,
+};
+
+/// Keystrokes that wait for a slow connection before the typist is held up.
+const CONSOLE_INPUT_DEPTH: usize = 64;
+
+/// Which part of the console log to read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogRange {
+    /// At most this many bytes of what has been written; `None` is all that is retained.
+    pub tail: Option<Bytes>,
+    /// Go on with what will be written.
+    pub follow: bool,
+}
+
+/// A VM's serial console. Dropping it detaches.
+#[derive(Debug)]
+pub struct Console {
+    /// What the guest prints, starting with the retained tail.
+    pub output: Streaming<ConsoleOutput>,
+    input: mpsc::Sender<ConsoleRequest>,
+}
+
+impl Console {
+    /// Types `data` into the guest. False: the console has ended.
+    pub async fn send(&self, data: Vec<u8>) -> bool {
+        self.input.send(ConsoleRequest { vm: String::new(), data }).await.is_ok()
+    }
+
+    /// The two directions, for callers that drive them in one `select!`.
+    #[must_use]
+    pub fn split(self) -> (ConsoleInput, Streaming<ConsoleOutput>) {
+        (ConsoleInput(self.input), self.output)
+    }
+}
+
+/// The typing half of a [`Console`].
+#[derive(Clone, Debug)]
+pub struct ConsoleInput(mpsc::Sender<ConsoleRequest>);
+
+impl ConsoleInput {
+    /// Types `data` into the guest. False: the console has ended.
+    pub async fn send(&self, data: Vec<u8>) -> bool {
+        self.0.send(ConsoleRequest { vm: String::new(), data }).await.is_ok()
+    }
+}
+
+macro_rules! vm_operation {
+    ($(#[$doc:meta])* $name:ident, $request:ident) => {
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// [`Error::NotFound`], [`Error::Refused`], and see [`Error`].
+        pub async fn $name(&self, vm: &str) -> Result<Operation> {
+            let request = $request { request_id: request_id(), vm: vm.to_owned() };
+            self.call(Repeat::Safe, |channel| {
+                let request = request.clone();
+                async move { VmsClient::new(channel).$name(request).await }
+            })
+            .await
+        }
+    };
+}
+
+impl Client {
+    /// Creates a VM and starts it; the operation ends when it runs.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the field, [`Error::Refused`] for a name that is taken, and see [`Error`].
+    pub async fn create_vm(&self, spec: VmSpec) -> Result<Operation> {
+        let request = CreateVmRequest { request_id: request_id(), spec: Some(spec) };
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).create_vm(request).await }
+        })
+        .await
+    }
+
+    vm_operation! {
+        /// Starts a stopped VM.
+        start_vm, StartVmRequest
+    }
+    vm_operation! {
+        /// Stops a VM; its definition and its volumes stay.
+        stop_vm, StopVmRequest
+    }
+    vm_operation! {
+        /// Stops and forgets a VM; its volumes stay.
+        delete_vm, DeleteVmRequest
+    }
+
+    /// Moves a running VM: `target` names the node and the longest blackout to aim for, `request_id` is set here.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], [`Error::NotFound`], [`Error::Refused`], and see [`Error`].
+    pub async fn migrate_vm(&self, target: MigrateVmRequest) -> Result<Operation> {
+        let request = MigrateVmRequest { request_id: request_id(), ..target };
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).migrate_vm(request).await }
+        })
+        .await
+    }
+
+    /// One VM.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and see [`Error`].
+    pub async fn get_vm(&self, vm: &str) -> Result<Vm> {
+        let request = GetVmRequest { vm: vm.to_owned() };
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).get_vm(request).await }
+        })
+        .await
+    }
+
+    /// Every VM.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn list_vms(&self) -> Result<Vec<Vm>> {
+        let mut vms = Vec::new();
+        let mut page_token = String::new();
+        for _ in 0..PAGES_MAX {
+            let request = ListVmsRequest { page_size: PAGE_SIZE, page_token };
+            let page = self
+                .call(Repeat::Safe, |channel| {
+                    let request = request.clone();
+                    async move { VmsClient::new(channel).list_vms(request).await }
+                })
+                .await?;
+            vms.extend(page.vms);
+            if page.next_page_token.is_empty() {
+                return Ok(vms);
+            }
+            page_token = page.next_page_token;
+        }
+        Err(Error::EndlessList { what: "VMs" })
+    }
+
+    /// Attaches to a VM's serial console.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`] for a VM that does not run, and see [`Error`].
+    pub async fn console(&self, vm: &str) -> Result<Console> {
+        let (input, requests) = mpsc::channel(CONSOLE_INPUT_DEPTH);
+        // The first message names the VM. The channel was made a line ago: it has room.
+        let attach = ConsoleRequest { vm: vm.to_owned(), data: Vec::new() };
+        input.try_send(attach).expect("a fresh channel has room");
+        let answer = VmsClient::new(self.channel()).console(ReceiverStream::new(requests)).await;
+        let output = answer.map_err(|status| self.error(&status))?.into_inner();
+        Ok(Console { output, input })
+    }
+
+    /// Reads a VM's console log, also of one that has ended.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and see [`Error`].
+    pub async fn logs(&self, vm: &str, range: LogRange) -> Result<Streaming<ConsoleOutput>> {
+        let request = LogsRequest {
+            vm: vm.to_owned(),
+            follow: range.follow,
+            tail_bytes: range.tail.map_or(0, Bytes::get),
+        };
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).logs(request).await }
+        })
+        .await
+    }
+}
