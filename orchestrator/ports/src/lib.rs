@@ -1,1 +1,14 @@
-//! The control plane's ports: store, node agents, fence, clock.
+//! What the control plane needs from the world, as traits: where its state is kept ([`Store`]), who runs the VMs
+//! ([`NodeAgents`]), who proves that nobody writes a disk any more ([`Fence`]), and what time it is ([`Clock`]).
+//!
+//! The traits speak in domain types only. Every implementation of [`Store`], fake or real, passes the suite in
+//! [`conformance`]; the in-memory [`fakes`] are for the tests of those who call the ports.
+#![forbid(unsafe_code)]
+
+pub mod conformance;
+pub mod fakes;
+pub mod store;
+
+pub use store::{
+    Change, Entry, Guard, Key, Listing, Revision, Store, StoreError, Txn, Watch, WatchBatch, Write,
+};

@@ -1,0 +1,5 @@
+//! In-memory stand-ins for the tests of those who call the ports.
+
+mod store;
+
+pub use store::MemoryStore;
