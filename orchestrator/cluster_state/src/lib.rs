@@ -1,1 +1,40 @@
 //! Desired and observed state of a cluster as plain data.
+//!
+//! Two halves meet in [`ClusterState`]. The *stored* half (nodes, VMs, volumes, images, operations, names) changes
+//! only by a [`Txn`] that the store has accepted and comes back as [`Change`]s. The *observed* half (one
+//! [`NodeSession`] per node that has been heard of, one [`Progress`] per VM) lives in memory and is rebuilt from
+//! heartbeats after every start of a control plane.
+//!
+//! A VM's right to run is an [`Ownership`]: its transitions are methods, so that a second owner, an epoch that goes
+//! back, or a release without fence evidence cannot be written (B6, B7).
+//!
+//! Nothing here decides anything: placement, reconcile and the invariant checkers do, over these types. There is no
+//! I/O and no clock; [`Moment`] and [`WallTime`] are handed in.
+#![forbid(unsafe_code)]
+
+mod change;
+mod evidence;
+mod name;
+mod node;
+mod operation;
+mod ownership;
+mod report;
+mod state;
+mod time;
+mod vm;
+mod volume;
+
+pub use change::{Change, Expect, Guard, Key, NameKind, NameRecord, Record, Revision, Txn, Write};
+pub use evidence::{Evidence, VolumeFence, VolumeOwner};
+pub use name::{NAME_LEN_MAX, Name, NameError};
+pub use node::{Capacity, Incarnation, Liveness, Node, NodeFence, NodeFenceEvidence, NodeSession, NodeState};
+pub use operation::{
+    ClusterEvent, MigrationResult, NodeRejection, Operation, OperationKind, OperationState, Subject,
+    event_kind,
+};
+pub use ownership::{Candidate, Claim, Ownership, OwnershipError, Right};
+pub use report::{BootTimes, MigrationPhase, MigrationReport, RunState, StopReason, VmReport};
+pub use state::{ClusterState, Stored, Usage};
+pub use time::{Moment, Now, WallTime};
+pub use vm::{Desired, Progress, Restarts, StopCause, Vm, VmPhase, VmSpec, VolumeAttachment};
+pub use volume::{Image, Volume, VolumeState};

@@ -1,0 +1,303 @@
+//! The whole of it.
+
+use std::{collections::BTreeMap, ops::Deref};
+
+use drover_ids::{NodeId, OperationId, VmId, VolumeId};
+
+use crate::{
+    Capacity, Change, Claim, Desired, Image, Key, Liveness, Name, NameKind, NameRecord, Node, NodeFence,
+    NodeSession, NodeState, Operation, Progress, Record, Revision, Right, RunState, Vm, VmPhase, VmReport,
+    Volume,
+};
+
+/// Deletions remembered, so that an older change of the same record that arrives late does not bring it back. A change
+/// can only be late by what is between a commit's answer and its echo on the watch: far less than this.
+const TOMBSTONES_MAX: usize = 4096;
+
+/// A record with the revision that a transaction must name to change it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored<T> {
+    /// The transaction that last wrote it.
+    pub revision: Revision,
+    /// What was written.
+    pub value: T,
+}
+
+impl<T> Deref for Stored<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+/// What the VMs of a node take of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// The sum of their demands. Both ends of a migration count.
+    pub taken: Capacity,
+    /// How many they are.
+    pub vms: u32,
+}
+
+/// Desired and observed state of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterState {
+    /// Stored: nodes.
+    pub nodes: BTreeMap<NodeId, Stored<Node>>,
+    /// Stored: VMs.
+    pub vms: BTreeMap<VmId, Stored<Vm>>,
+    /// Stored: volumes.
+    pub volumes: BTreeMap<VolumeId, Stored<Volume>>,
+    /// Stored: boot images.
+    pub images: BTreeMap<Name, Stored<Image>>,
+    /// Stored: operations, ended ones until they are pruned.
+    pub operations: BTreeMap<OperationId, Stored<Operation>>,
+    /// Stored: names in use.
+    pub names: BTreeMap<(NameKind, Name), Stored<NameRecord>>,
+    /// Observed: what has been heard of each node.
+    pub sessions: BTreeMap<NodeId, NodeSession>,
+    /// Observed: what reconcile is doing about each VM that is not settled.
+    pub progress: BTreeMap<VmId, Progress>,
+    tombstones: BTreeMap<Key, Revision>,
+}
+
+impl ClusterState {
+    /// An empty cluster.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in what the store says has happened. Returns whether it was news: a change that is not newer than what is
+    /// known is dropped, so that a transaction's own answer and its echo on the watch may arrive in any order.
+    pub fn apply(&mut self, change: Change) -> bool {
+        let key = change.key();
+        let revision = change.revision();
+        if self
+            .revision_of(&key)
+            .or_else(|| self.tombstones.get(&key).copied())
+            .is_some_and(|known| revision <= known)
+        {
+            return false;
+        }
+        match change {
+            Change::Put { record, .. } => {
+                self.tombstones.remove(&key);
+                self.put(revision, record);
+            }
+            Change::Delete { .. } => {
+                self.remove(&key);
+                self.bury(key, revision);
+            }
+        }
+        true
+    }
+
+    /// The revision of a record, if it is there.
+    pub fn revision_of(&self, key: &Key) -> Option<Revision> {
+        match key {
+            Key::Node(id) => self.nodes.get(id).map(|s| s.revision),
+            Key::Vm(id) => self.vms.get(id).map(|s| s.revision),
+            Key::Volume(id) => self.volumes.get(id).map(|s| s.revision),
+            Key::Image(name) => self.images.get(name).map(|s| s.revision),
+            Key::Operation(id) => self.operations.get(id).map(|s| s.revision),
+            Key::Name(kind, name) => self.names.get(&(*kind, name.clone())).map(|s| s.revision),
+        }
+    }
+
+    /// The VM with this name.
+    pub fn vm_named(&self, name: &str) -> Option<&Stored<Vm>> {
+        self.vms.values().find(|vm| vm.spec.name.as_str() == name)
+    }
+
+    /// The volume with this name.
+    pub fn volume_named(&self, name: &str) -> Option<&Stored<Volume>> {
+        self.volumes.values().find(|volume| volume.name.as_str() == name)
+    }
+
+    /// The node with this name.
+    pub fn node_named(&self, name: &str) -> Option<&Stored<Node>> {
+        self.nodes.values().find(|node| node.name.as_str() == name)
+    }
+
+    /// What a node's name is, for people; its id if it is not known.
+    pub fn node_name(&self, node: NodeId) -> String {
+        self.nodes.get(&node).map_or_else(|| node.to_string(), |n| n.name.to_string())
+    }
+
+    /// What a node said last about a VM.
+    pub fn report(&self, vm: VmId, node: NodeId) -> Option<&VmReport> {
+        self.sessions.get(&node)?.vms.get(&vm)
+    }
+
+    /// What the VM's present owner (of a migration: the source) said last about it.
+    pub fn owner_report(&self, vm: &Vm) -> Option<&VmReport> {
+        let owner = vm.ownership.candidates().next()?;
+        self.report(vm.id, owner.node).filter(|report| report.epoch == owner.epoch)
+    }
+
+    /// The state of a node. `None`: no such node.
+    pub fn node_state(&self, node: NodeId) -> Option<NodeState> {
+        let stored = self.nodes.get(&node)?;
+        let liveness = self.sessions.get(&node).map_or(Liveness::Unheard, |s| s.liveness);
+        Some(match (&stored.fence, liveness) {
+            (NodeFence::Fencing { .. }, _) => NodeState::Fencing,
+            (NodeFence::Fenced(_), _) => NodeState::Fenced,
+            (NodeFence::Clear, Liveness::Alive) => NodeState::Ready,
+            (NodeFence::Clear, Liveness::Suspect) => NodeState::Suspect,
+            (NodeFence::Clear, Liveness::Unheard) => NodeState::Unknown,
+        })
+    }
+
+    /// What its VMs take of each node.
+    pub fn usage(&self) -> BTreeMap<NodeId, Usage> {
+        let mut usage: BTreeMap<NodeId, Usage> =
+            self.nodes.keys().map(|id| (*id, Usage::default())).collect();
+        for vm in self.vms.values() {
+            for candidate in vm.ownership.candidates() {
+                let entry = usage.entry(candidate.node).or_default();
+                entry.taken = entry.taken.plus(vm.spec.demand());
+                entry.vms += 1;
+            }
+        }
+        usage
+    }
+
+    /// The state of a VM for people.
+    pub fn vm_phase(&self, vm: &Vm) -> VmPhase {
+        let progress = self.progress.get(&vm.id);
+        let fencing = progress.is_some_and(|p| p.fencing);
+        match (vm.desired, vm.ownership.right()) {
+            (Desired::Deleted, _) => VmPhase::Deleting,
+            (Desired::Stopped, Right::Unowned) => VmPhase::Stopped,
+            (Desired::Running, Right::Unowned) if progress.is_some_and(|p| p.next_try.is_some()) => {
+                VmPhase::Backoff
+            }
+            (Desired::Running, Right::Unowned) => VmPhase::Pending,
+            _ if fencing => VmPhase::Fencing,
+            (Desired::Stopped, _) => VmPhase::Stopping,
+            (Desired::Running, Right::Migrating { .. }) => VmPhase::Migrating,
+            (Desired::Running, Right::Owned { claim, .. }) => match self.owner_report(vm).map(|r| r.state) {
+                Some(RunState::Running | RunState::Paused | RunState::MigratingOut) => VmPhase::Running,
+                // A settled VM whose node has not reported since this control plane started.
+                None if claim == Claim::Taken => VmPhase::Running,
+                _ => VmPhase::Starting,
+            },
+        }
+    }
+
+    fn put(&mut self, revision: Revision, record: Record) {
+        match record {
+            Record::Node(value) => {
+                self.nodes.insert(value.id, Stored { revision, value });
+            }
+            Record::Vm(value) => {
+                self.vms.insert(value.id, Stored { revision, value });
+            }
+            Record::Volume(value) => {
+                self.volumes.insert(value.id, Stored { revision, value });
+            }
+            Record::Image(value) => {
+                self.images.insert(value.name.clone(), Stored { revision, value });
+            }
+            Record::Operation(value) => {
+                self.operations.insert(value.id, Stored { revision, value });
+            }
+            Record::Name(value) => {
+                self.names.insert((value.kind, value.name.clone()), Stored { revision, value });
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        match key {
+            Key::Node(id) => {
+                self.nodes.remove(id);
+                self.sessions.remove(id);
+            }
+            Key::Vm(id) => {
+                self.vms.remove(id);
+                self.progress.remove(id);
+            }
+            Key::Volume(id) => {
+                self.volumes.remove(id);
+            }
+            Key::Image(name) => {
+                self.images.remove(name);
+            }
+            Key::Operation(id) => {
+                self.operations.remove(id);
+            }
+            Key::Name(kind, name) => {
+                self.names.remove(&(*kind, name.clone()));
+            }
+        }
+    }
+
+    fn bury(&mut self, key: Key, revision: Revision) {
+        self.tombstones.insert(key, revision);
+        if self.tombstones.len() > TOMBSTONES_MAX {
+            let oldest =
+                self.tombstones.iter().min_by_key(|(_, revision)| **revision).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest {
+                self.tombstones.remove(&oldest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Subject, VolumeState, WallTime};
+
+    fn volume(size: u64) -> Record {
+        Record::Volume(Volume {
+            id: VolumeId::from_u128(1),
+            name: Name::new("data").unwrap(),
+            pool: Name::new("default").unwrap(),
+            size: drover_units::Bytes::new(size),
+            state: VolumeState::Ready,
+            attached: None,
+            created_at: WallTime::default(),
+        })
+    }
+    fn put(revision: u64, size: u64) -> Change {
+        Change::Put { revision: Revision::new(revision), record: volume(size) }
+    }
+    fn delete(revision: u64) -> Change {
+        Change::Delete { revision: Revision::new(revision), key: Key::Volume(VolumeId::from_u128(1)) }
+    }
+
+    #[test]
+    fn the_newest_change_wins_in_any_order_of_arrival() {
+        let mut state = ClusterState::new();
+        assert!(state.apply(put(2, 1024)));
+        assert!(!state.apply(put(1, 512)));
+        assert!(!state.apply(put(2, 1024)));
+        assert_eq!(state.volumes[&VolumeId::from_u128(1)].size.get(), 1024);
+    }
+
+    #[test]
+    fn a_late_echo_does_not_bring_a_deleted_record_back() {
+        let mut state = ClusterState::new();
+        assert!(state.apply(put(1, 512)));
+        assert!(state.apply(delete(3)));
+        assert!(!state.apply(put(2, 1024)));
+        assert!(state.volumes.is_empty());
+        assert!(state.apply(put(4, 2048)), "a new record with the key is news");
+    }
+
+    #[test]
+    fn a_name_is_found_by_its_kind() {
+        let mut state = ClusterState::new();
+        let record = NameRecord {
+            kind: NameKind::Vm,
+            name: Name::new("web").unwrap(),
+            holder: Subject::Vm(VmId::from_u128(7)),
+        };
+        state.apply(Change::Put { revision: Revision::new(1), record: Record::Name(record) });
+        assert!(state.revision_of(&Key::Name(NameKind::Vm, Name::new("web").unwrap())).is_some());
+        assert!(state.revision_of(&Key::Name(NameKind::Node, Name::new("web").unwrap())).is_none());
+    }
+}
