@@ -1,0 +1,374 @@
+//! Reading a probe's console log.
+//!
+//! A log may begin in the middle of a line (it was rotated), end in one (its writer was killed), hold several lives (the
+//! VM was restarted) or continue one that began in another log (the VM was migrated): give the logs of all nodes in order
+//! of time. Lines that are not whole reports are counted, not refused.
+
+use std::time::Duration;
+
+use crate::event::{DiskState, Event};
+
+/// Error texts kept from each life; the rest is counted.
+const ERRORS_KEPT: usize = 32;
+
+/// The lives of one VM, in order.
+#[derive(Clone, Debug, Default)]
+pub struct ConsoleLog {
+    /// From boot to boot. The first has no boot line where the log begins later than that.
+    pub lives: Vec<LogLife>,
+    /// Lines that begin like a report and are not a whole one.
+    pub torn_lines: u64,
+    /// Lines of somebody else (firmware).
+    pub foreign_lines: u64,
+    first_line: Option<String>,
+    open: bool,
+}
+
+/// What one life of a probe reported.
+#[derive(Clone, Debug, Default)]
+pub struct LogLife {
+    /// The seed, where the log holds the boot line.
+    pub seed: Option<u64>,
+    /// vCPUs that run, 0 where the log does not hold the boot line.
+    pub vcpus: u32,
+    /// The TSC's frequency, where the log holds the boot line.
+    pub tsc_khz: Option<u64>,
+    /// The incarnation, where the log holds the boot line.
+    pub incarnation: Option<u64>,
+    /// What it found on the disk.
+    pub recovered: Option<RecoveredLine>,
+    /// The highest acknowledged sequence number, 0 for none.
+    pub acked_max: u64,
+    /// Acknowledgement lines.
+    pub ack_lines: u64,
+    /// Heartbeats in the log.
+    pub heartbeats: u64,
+    /// Heartbeats that were sent and are not in the log (rotated away or torn).
+    pub heartbeats_missing: u64,
+    /// The longest time between two heartbeats that follow each other, in TSC ticks.
+    longest: Option<TickGap>,
+    /// The longest time between two heartbeats as the guest itself saw it; it covers lines that the log has lost.
+    pub heartbeat_gap_reported: Option<Duration>,
+    last_heartbeat: Option<(u64, u64)>,
+    /// Blocks read back.
+    pub reads_verified: u64,
+    /// Pages rewritten, all vCPUs together.
+    pub pages_dirtied: u64,
+    pages_by_vcpu: Vec<(u32, u64, u64)>,
+    /// Blocks (at boot and read back) and pages that did not hold what they should.
+    pub bad: u64,
+    bad_reads: u64,
+    /// Error lines.
+    pub error_lines: u64,
+    /// The first of them.
+    pub errors: Vec<String>,
+    /// It stopped its machine itself.
+    pub halted: bool,
+}
+
+/// What a life found on its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveredLine {
+    /// The highest sequence number.
+    pub max_seq: u64,
+    /// The number it went on with.
+    pub next_seq: u64,
+    /// Blocks with a stamp.
+    pub blocks: u64,
+    /// Blocks with something else.
+    pub bad: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct TickGap {
+    after: u64,
+    ticks: u64,
+}
+
+/// A time between two heartbeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeartbeatGap {
+    /// The heartbeat before it.
+    pub after: u64,
+    /// From that heartbeat to the next: the period plus the time that the guest did not run.
+    pub length: Duration,
+}
+
+/// An acknowledged write that the next life did not find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostAtRestart {
+    /// The highest number acknowledged before the restart.
+    pub acked_max: u64,
+    /// The number that the next life went on with; all below it were on the disk.
+    pub next_seq: u64,
+}
+
+impl ConsoleLog {
+    /// Reads one log.
+    pub fn parse(text: &str) -> Self {
+        Self::parse_all([text])
+    }
+
+    /// Reads the logs of one VM, oldest first.
+    pub fn parse_all<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut log = ConsoleLog::default();
+        for text in texts {
+            log.append(text);
+        }
+        log
+    }
+
+    /// Reads more of it. Each call begins a new line.
+    pub fn append(&mut self, text: &str) {
+        for line in text.lines() {
+            // The VMM may have written the rest of a line that was torn by a rotation as a line of its own.
+            let line = line.trim_matches(|character: char| character.is_control() || character == ' ');
+            if line.is_empty() {
+                continue;
+            }
+            match Event::parse(line) {
+                Ok(event) => {
+                    self.first_line.get_or_insert_with(|| line.to_owned());
+                    self.take(event);
+                }
+                Err(_) if line.starts_with('{') || line.ends_with('}') => self.torn_lines += 1,
+                Err(_) => self.foreign_lines += 1,
+            }
+        }
+    }
+
+    /// The first whole report.
+    pub fn first_line(&self) -> Option<&str> {
+        self.first_line.as_deref()
+    }
+
+    /// The highest acknowledged sequence number of all lives, 0 for none.
+    pub fn acked_max(&self) -> u64 {
+        self.lives.iter().map(|life| life.acked_max).max().unwrap_or(0)
+    }
+
+    /// Heartbeats of all lives.
+    pub fn heartbeats(&self) -> u64 {
+        self.lives.iter().map(|life| life.heartbeats).sum()
+    }
+
+    /// Blocks and pages of all lives that did not hold what they should.
+    pub fn bad(&self) -> u64 {
+        self.lives.iter().map(|life| life.bad).sum()
+    }
+
+    /// The longest time between two heartbeats of one life.
+    pub fn longest_gap(&self) -> Option<HeartbeatGap> {
+        self.lives.iter().filter_map(LogLife::longest_gap).max_by_key(|gap| gap.length)
+    }
+
+    /// Restarts that did not find what had been acknowledged before. The new life writes the missing numbers anew, so the
+    /// disk does not show the loss afterwards.
+    pub fn lost_at_restarts(&self) -> Vec<LostAtRestart> {
+        let mut acked_max = 0;
+        let mut lost = Vec::new();
+        for life in &self.lives {
+            if let Some(RecoveredLine { next_seq, .. }) = life.recovered
+                && next_seq <= acked_max
+            {
+                lost.push(LostAtRestart { acked_max, next_seq });
+            }
+            acked_max = acked_max.max(life.acked_max);
+        }
+        lost
+    }
+
+    fn take(&mut self, event: Event<String>) {
+        if matches!(event, Event::Boot { .. }) || !self.open {
+            self.lives.push(LogLife::default());
+            self.open = true;
+        }
+        if let Some(life) = self.lives.last_mut() {
+            life.take(event);
+        }
+    }
+}
+
+impl LogLife {
+    /// The longest time between two heartbeats that follow each other in the log. `None` with fewer than two, or where the
+    /// log does not hold the boot line, which says how fast the TSC runs.
+    pub fn longest_gap(&self) -> Option<HeartbeatGap> {
+        let TickGap { after, ticks } = self.longest?;
+        let khz = self.tsc_khz.filter(|&khz| khz > 0)?;
+        let nanos = u128::from(ticks) * 1_000_000 / u128::from(khz);
+        let length = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        Some(HeartbeatGap { after, length })
+    }
+
+    fn take(&mut self, event: Event<String>) {
+        match event {
+            Event::Boot { seed, vcpus, tsc_khz, incarnation, .. } => {
+                self.seed = Some(seed);
+                self.vcpus = vcpus;
+                self.tsc_khz = Some(tsc_khz);
+                self.incarnation = Some(incarnation);
+            }
+            Event::Hb { n, tsc } => self.take_heartbeat(n, tsc),
+            Event::HbMax { gap_us } => {
+                let gap = Duration::from_micros(gap_us);
+                self.heartbeat_gap_reported = self.heartbeat_gap_reported.max(Some(gap));
+            }
+            Event::Disk { state: DiskState::Recovered, max_seq, next_seq, blocks, bad } => {
+                self.recovered = Some(RecoveredLine { max_seq, next_seq, blocks, bad });
+                self.bad += bad;
+            }
+            Event::Ack { seq, .. } => {
+                self.acked_max = self.acked_max.max(seq);
+                self.ack_lines += 1;
+            }
+            Event::Verify { reads, bad } => {
+                self.reads_verified = self.reads_verified.max(reads);
+                self.bad += bad.saturating_sub(self.bad_reads);
+                self.bad_reads = self.bad_reads.max(bad);
+            }
+            Event::Dirty { vcpu, pages, bad } => self.take_dirty(vcpu, pages, bad),
+            Event::Error { what } => {
+                self.error_lines += 1;
+                if self.errors.len() < ERRORS_KEPT {
+                    self.errors.push(what);
+                }
+            }
+            Event::Halt {} => self.halted = true,
+        }
+    }
+
+    fn take_heartbeat(&mut self, n: u64, tsc: u64) {
+        self.heartbeats += 1;
+        if let Some((after, before)) = self.last_heartbeat {
+            let skipped = n.saturating_sub(after).saturating_sub(1);
+            self.heartbeats_missing += skipped;
+            let ticks = tsc.saturating_sub(before);
+            if skipped == 0 && self.longest.is_none_or(|longest| longest.ticks < ticks) {
+                self.longest = Some(TickGap { after, ticks });
+            }
+        }
+        self.last_heartbeat = Some((n, tsc));
+    }
+
+    /// The counts are since boot, one series for each vCPU.
+    fn take_dirty(&mut self, vcpu: u32, pages: u64, bad: u64) {
+        let index = self.pages_by_vcpu.iter().position(|(known, ..)| *known == vcpu);
+        let index = index.unwrap_or_else(|| {
+            self.pages_by_vcpu.push((vcpu, 0, 0));
+            self.pages_by_vcpu.len() - 1
+        });
+        let (_, pages_before, bad_before) = &mut self.pages_by_vcpu[index];
+        self.pages_dirtied += pages.saturating_sub(*pages_before);
+        self.bad += bad.saturating_sub(*bad_before);
+        *pages_before = pages.max(*pages_before);
+        *bad_before = bad.max(*bad_before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BOOT: &str =
+        r#"{"ev":"boot","probe":1,"seed":7,"vcpus":2,"tsc":100,"tsc_khz":1000000,"incarnation":11}"#;
+
+    fn heartbeat(n: u64, ms: u64) -> String {
+        format!("{}\n", Event::<&str>::Hb { n, tsc: ms * 1_000_000 })
+    }
+
+    #[test]
+    fn a_life_is_summed_up() {
+        let text = format!(
+            "SeaBIOS\r\n{BOOT}\r\n{}",
+            r#"{"ev":"disk","state":"recovered","max_seq":8,"next_seq":7,"blocks":6,"bad":1}
+{"ev":"ack","seq":9,"tsc":200}
+{"ev":"ack","seq":12,"tsc":300}
+{"ev":"verify","reads":3,"bad":0}
+{"ev":"verify","reads":9,"bad":2}
+{"ev":"verify","reads":12,"bad":2}
+{"ev":"dirty","vcpu":1,"pages":100,"bad":0}
+{"ev":"dirty","vcpu":2,"pages":50,"bad":0}
+{"ev":"dirty","vcpu":1,"pages":180,"bad":1}
+{"ev":"error","what":"no"}
+{"ev":"halt"}
+"#
+        );
+        let log = ConsoleLog::parse(&text);
+        let [life] = &log.lives[..] else { panic!("one life: {log:?}") };
+        assert_eq!(log.first_line(), Some(BOOT));
+        assert_eq!((log.torn_lines, log.foreign_lines), (0, 1));
+        assert_eq!(
+            (life.seed, life.vcpus, life.tsc_khz, life.incarnation),
+            (Some(7), 2, Some(1_000_000), Some(11))
+        );
+        assert_eq!(life.recovered, Some(RecoveredLine { max_seq: 8, next_seq: 7, blocks: 6, bad: 1 }));
+        assert_eq!((life.acked_max, life.ack_lines), (12, 2));
+        assert_eq!((life.reads_verified, life.pages_dirtied), (12, 230));
+        assert_eq!(life.bad, 1 + 2 + 1);
+        assert_eq!((life.error_lines, &life.errors[..]), (1, &["no".to_owned()][..]));
+        assert!(life.halted);
+    }
+
+    #[test]
+    fn the_longest_gap_is_found() {
+        let text =
+            [BOOT.to_owned() + "\n", heartbeat(1, 10), heartbeat(2, 20), heartbeat(3, 57), heartbeat(4, 67)];
+        let gap = ConsoleLog::parse(&text.concat()).longest_gap();
+        assert_eq!(gap, Some(HeartbeatGap { after: 2, length: Duration::from_millis(37) }));
+    }
+
+    #[test]
+    fn lost_lines_are_no_gap() {
+        let text =
+            [BOOT.to_owned() + "\n", heartbeat(1, 10), heartbeat(2, 20), heartbeat(5, 50), heartbeat(6, 61)];
+        let log = ConsoleLog::parse(&text.concat());
+        assert_eq!(log.lives[0].heartbeats_missing, 2);
+        assert_eq!(log.longest_gap(), Some(HeartbeatGap { after: 5, length: Duration::from_millis(11) }));
+    }
+
+    #[test]
+    fn a_migrated_life_goes_on_in_the_next_log() {
+        let source = [BOOT.to_owned() + "\n", heartbeat(1, 10), heartbeat(2, 20)].concat();
+        let target = [heartbeat(3, 45), heartbeat(4, 55)].concat();
+        let log = ConsoleLog::parse_all([&source[..], &target]);
+        assert_eq!(log.lives.len(), 1);
+        assert_eq!(log.heartbeats(), 4);
+        assert_eq!(log.longest_gap(), Some(HeartbeatGap { after: 2, length: Duration::from_millis(25) }));
+    }
+
+    #[test]
+    fn torn_lines_at_either_end_are_counted() {
+        let log = ConsoleLog::parse(
+            "\"seq\":9,\"tsc\":200}\n{\"ev\":\"ack\",\"seq\":12,\"tsc\":300}\n{\"ev\":\"ack\",\"seq\":99",
+        );
+        assert_eq!((log.torn_lines, log.acked_max()), (2, 12));
+    }
+
+    #[test]
+    fn a_restart_that_misses_an_acknowledged_write_is_reported() {
+        let recovered = |next_seq: u64| {
+            let line = Event::<&str>::Disk {
+                state: DiskState::Recovered,
+                max_seq: 20,
+                next_seq,
+                blocks: 20,
+                bad: 0,
+            };
+            format!("{BOOT}\n{line}\n")
+        };
+        let first = format!("{}{}\n", recovered(1), Event::<&str>::Ack { seq: 12, tsc: 1 });
+        let kept = ConsoleLog::parse_all([&first[..], &recovered(13)]);
+        assert_eq!(kept.lost_at_restarts(), []);
+        let lost = ConsoleLog::parse_all([&first[..], &recovered(12)]);
+        assert_eq!(lost.lost_at_restarts(), [LostAtRestart { acked_max: 12, next_seq: 12 }]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_log_panics(text in "(\\PC|\n|\\{\"ev\":\"hb\",\"n\":[0-9]{1,20},\"tsc\":[0-9]{1,20}\\}\n){0,40}") {
+            let log = ConsoleLog::parse(&text);
+            let _gap = log.longest_gap();
+        }
+    }
+}
