@@ -80,7 +80,7 @@ impl<'a> Recovery<'a> {
             next_seq: missing.unwrap_or(max_seq + 1),
             blocks: self.blocks,
             bad: self.bad,
-            life_number: self.last_life + 1,
+            life_number: self.last_life.saturating_add(1),
         }
     }
 }

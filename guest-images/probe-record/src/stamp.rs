@@ -17,6 +17,8 @@ const HEADER_WORDS: usize = 7;
 const CHECKSUM_WORD: usize = WORDS - 1;
 /// "DRVPROB1": the digit is the version of this layout.
 const MAGIC: u64 = u64::from_le_bytes(*b"DRVPROB1");
+/// No probe lives to write more; a larger number on a disk is not from a probe, and nothing computed from it overflows.
+const SEQ_MAX: u64 = 1 << 62;
 /// Odd, so that all words of a block's pattern differ.
 const PATTERN_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -114,7 +116,8 @@ impl Slots {
     /// The block holds something else than a stamp of this seed and slot.
     pub fn read(&self, slot: u64, block: &Block) -> Result<Option<Stamp>, StampError> {
         let Some(stamp) = Stamp::read(self.seed, block)? else { return Ok(None) };
-        if stamp.slot != slot || self.slot_of(stamp.seq) != slot || stamp.seq == 0 {
+        let possible = (1..=SEQ_MAX).contains(&stamp.seq);
+        if !possible || stamp.slot != slot || self.slot_of(stamp.seq) != slot {
             return Err(StampError::Misplaced { slot: stamp.slot, seq: stamp.seq });
         }
         Ok(Some(stamp))
@@ -247,6 +250,12 @@ mod tests {
     }
 
     #[test]
+    fn a_number_beyond_all_probes_is_misplaced() {
+        let seq = u64::MAX;
+        assert_eq!(SLOTS.read(15, &stamped(seq)), Err(StampError::Misplaced { slot: 15, seq }));
+    }
+
+    #[test]
     fn the_last_number_of_a_slot_is_found() {
         let slots = Slots { seed: 0, count: 4 };
         let check =
@@ -263,7 +272,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_flipped_bit_is_seen(seq in 1u64.., offset in 0..BLOCK_BYTES, bit in 0..8) {
+        fn any_flipped_bit_is_seen(seq in 1..=SEQ_MAX, offset in 0..BLOCK_BYTES, bit in 0..8) {
             let mut block = stamped(seq);
             block[offset] ^= 1u8 << bit;
             prop_assert!(SLOTS.read(SLOTS.slot_of(seq), &block).is_err());
