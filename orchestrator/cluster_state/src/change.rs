@@ -108,6 +108,10 @@ impl Record {
 }
 
 /// What the store says has happened, in the order of its revisions.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are puts: a box would cost each of them an allocation"
+)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A record was written.
@@ -162,6 +166,10 @@ pub struct Guard {
 }
 
 /// One write of a transaction.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are puts: a box would cost each of them an allocation"
+)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
     /// Write a record.
