@@ -5,14 +5,18 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 3] =
+/// What is spoken between processes, and shown by reflection.
+const API: [&str; 3] =
     ["drover/vm/v1/vm.proto", "drover/node/v1/node.proto", "drover/control/v1/control.proto"];
+/// What one process keeps for itself.
+const STORED: [&str; 1] = ["drover/store/v1/store.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(FILES, ["proto"])?;
+    let descriptors = protox::compile(API, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure().compile_fds(protox::compile(STORED, ["proto"])?)?;
     Ok(())
 }

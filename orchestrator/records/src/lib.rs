@@ -1,1 +1,107 @@
-//! Stored form of cluster state.
+//! Stored form of cluster state: which key a record is under, and what its bytes mean.
+//!
+//! The messages are `drover.store.v1` in `drover-wire`. Domain types are converted explicitly, one file per type;
+//! what comes back from a store is checked like anything else that is read from a disk (B10): a record that is
+//! garbled, misfiled, or written by a version that knows more than this one is a [`RecordError`] that names the field.
+//!
+//! ```text
+//! node/<id>  vm/<id>  volume/<id>  operation/<id>  image/<name>  name/<kind>/<name>  event/<id>
+//! ```
+#![forbid(unsafe_code)]
+
+mod error;
+mod event;
+mod evidence;
+mod fields;
+mod image;
+mod key;
+mod name;
+mod node;
+mod operation;
+mod ownership;
+mod vm;
+mod volume;
+
+use drover_cluster_state::{ClusterEvent, Record};
+use drover_wire::store::v1 as stored;
+use prost::Message as _;
+use stored::stored_record::Record as StoredRecord;
+
+pub use error::RecordError;
+pub use key::{EVENT_PREFIX, StoredKey, event_key, key_text};
+
+use crate::fields::required;
+
+/// A domain type with a stored form.
+trait StoredForm: Sized {
+    /// The message.
+    type Message;
+
+    /// The stored form.
+    fn to_message(&self) -> Self::Message;
+
+    /// Back from a store.
+    fn from_message(message: Self::Message) -> Result<Self, RecordError>;
+}
+
+/// What a value in the store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A record of cluster state.
+    Record(Record),
+    /// A line of the event log.
+    Event(ClusterEvent),
+}
+
+/// The bytes of a record.
+pub fn encode(record: &Record) -> Vec<u8> {
+    encode_message(match record {
+        Record::Node(node) => StoredRecord::Node(node.to_message()),
+        Record::Vm(vm) => StoredRecord::Vm(vm.to_message()),
+        Record::Volume(volume) => StoredRecord::Volume(volume.to_message()),
+        Record::Image(image) => StoredRecord::Image(image.to_message()),
+        Record::Operation(operation) => StoredRecord::Operation(operation.to_message()),
+        Record::Name(name) => StoredRecord::Name(name.to_message()),
+    })
+}
+
+/// The bytes of an event.
+pub fn encode_event(event: &ClusterEvent) -> Vec<u8> {
+    encode_message(StoredRecord::Event(event.to_message()))
+}
+
+fn encode_message(record: StoredRecord) -> Vec<u8> {
+    stored::StoredRecord { record: Some(record) }.encode_to_vec()
+}
+
+/// What the bytes under `key` mean.
+///
+/// # Errors
+/// Bytes that are no record, fields that break a rule, a record that belongs under another key.
+pub fn decode(key: &StoredKey, bytes: &[u8]) -> Result<Value, RecordError> {
+    let message = stored::StoredRecord::decode(bytes)?;
+    let record = match required("record", message.record)? {
+        StoredRecord::Node(node) => Record::Node(StoredForm::from_message(node)?),
+        StoredRecord::Vm(vm) => Record::Vm(StoredForm::from_message(vm)?),
+        StoredRecord::Volume(volume) => Record::Volume(StoredForm::from_message(volume)?),
+        StoredRecord::Image(image) => Record::Image(StoredForm::from_message(image)?),
+        StoredRecord::Operation(operation) => Record::Operation(StoredForm::from_message(operation)?),
+        StoredRecord::Name(name) => Record::Name(StoredForm::from_message(name)?),
+        StoredRecord::Event(event) => {
+            let event = ClusterEvent::from_message(event)?;
+            return match key {
+                StoredKey::Event(_) => Ok(Value::Event(event)),
+                StoredKey::Record(key) => {
+                    Err(RecordError::Misfiled { key: key_text(key), found: "an event".to_owned() })
+                }
+            };
+        }
+    };
+    match key {
+        StoredKey::Record(key) if *key == record.key() => Ok(Value::Record(record)),
+        _ => Err(RecordError::Misfiled { key: key.to_string(), found: key_text(&record.key()) }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,10 +3,14 @@
 //! - [`vm::v1`]: one vmmd process, one VM; spoken over a unix socket on its host.
 //! - [`node::v1`]: the node agent, and the registry that agents report to.
 //! - [`control::v1`]: the control plane's users.
+//! - [`store::v1`]: what the control plane keeps in its store. Not spoken between processes.
 //!
 //! Wire types are not domain types: each user converts with `TryFrom` where messages arrive, and nothing that came
 //! over the wire is trusted before that.
-#![allow(missing_docs, reason = "generated code carries the comments of the .proto files where they have any")]
+#![allow(
+    missing_docs,
+    reason = "generated code carries the comments of the .proto files where they have any"
+)]
 #![allow(clippy::all, clippy::disallowed_types, reason = "generated code")]
 
 /// One vmmd process.
@@ -33,7 +37,15 @@ pub mod control {
     }
 }
 
-/// Encoded `FileDescriptorSet` of every package, for gRPC reflection.
+/// The control plane's stored records.
+pub mod store {
+    /// `drover.store.v1`
+    pub mod v1 {
+        tonic::include_proto!("drover.store.v1");
+    }
+}
+
+/// Encoded `FileDescriptorSet` of every package that has services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Largest message any Drover server or client accepts, bytes (B9). A heartbeat of a node with 1,000 VMs is about

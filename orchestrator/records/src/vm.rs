@@ -1,0 +1,141 @@
+//! VMs.
+
+use drover_cluster_state::{Desired, Restarts, StopCause, Vm, VmSpec, VolumeAttachment, WallTime};
+use drover_ids::{Generation, OperationId, VmId, VolumeId};
+use drover_units::{Bytes, VcpuCount};
+use drover_wire::store::v1 as stored;
+use stored::stop_cause::Cause;
+
+use crate::{
+    RecordError, StoredForm,
+    fields::{id, id_bytes, invalid, name, optional_id, optional_name, required},
+};
+
+impl StoredForm for Vm {
+    type Message = stored::Vm;
+
+    fn to_message(&self) -> stored::Vm {
+        let desired = match self.desired {
+            Desired::Running => stored::Desired::Running,
+            Desired::Stopped => stored::Desired::Stopped,
+            Desired::Deleted => stored::Desired::Deleted,
+        };
+        stored::Vm {
+            id: id_bytes(self.id.as_u128()),
+            spec: Some(self.spec.to_message()),
+            generation: self.generation.get(),
+            desired: desired.into(),
+            stop_cause: self.stop_cause.as_ref().map(StoredForm::to_message),
+            ownership: Some(self.ownership.to_message()),
+            restarts: Some(stored::Restarts {
+                count: self.restarts.count,
+                failures: self.restarts.failures,
+                last_reason: self.restarts.last_reason.clone(),
+            }),
+            operation_id: self.operation.map(|id| id_bytes(id.as_u128())).unwrap_or_default(),
+            created_at_ms: self.created_at.as_unix_millis(),
+        }
+    }
+
+    fn from_message(message: stored::Vm) -> Result<Self, RecordError> {
+        let desired = match message.desired() {
+            stored::Desired::Running => Desired::Running,
+            stored::Desired::Stopped => Desired::Stopped,
+            stored::Desired::Deleted => Desired::Deleted,
+            stored::Desired::Unspecified => return Err(invalid("vm.desired", message.desired)),
+        };
+        let restarts = required("vm.restarts", message.restarts)?;
+        Ok(Self {
+            id: id("vm.id", &message.id, VmId::from_u128)?,
+            spec: StoredForm::from_message(required("vm.spec", message.spec)?)?,
+            generation: Generation::new(message.generation),
+            desired,
+            stop_cause: message.stop_cause.map(StoredForm::from_message).transpose()?,
+            ownership: StoredForm::from_message(required("vm.ownership", message.ownership)?)?,
+            restarts: Restarts {
+                count: restarts.count,
+                failures: restarts.failures,
+                last_reason: restarts.last_reason,
+            },
+            operation: optional_id("vm.operation_id", &message.operation_id, OperationId::from_u128)?,
+            created_at: WallTime::from_unix_millis(message.created_at_ms),
+        })
+    }
+}
+
+impl StoredForm for StopCause {
+    type Message = stored::StopCause;
+
+    fn to_message(&self) -> stored::StopCause {
+        let cause = match self {
+            Self::Requested => Cause::Requested(stored::Empty {}),
+            Self::GuestShutdown => Cause::GuestShutdown(stored::Empty {}),
+            Self::StartFailed(reason) => Cause::StartFailed(reason.clone()),
+        };
+        stored::StopCause { cause: Some(cause) }
+    }
+
+    fn from_message(message: stored::StopCause) -> Result<Self, RecordError> {
+        Ok(match required("vm.stop_cause", message.cause)? {
+            Cause::Requested(_) => Self::Requested,
+            Cause::GuestShutdown(_) => Self::GuestShutdown,
+            Cause::StartFailed(reason) => Self::StartFailed(reason),
+        })
+    }
+}
+
+impl StoredForm for VmSpec {
+    type Message = stored::VmSpec;
+
+    fn to_message(&self) -> stored::VmSpec {
+        stored::VmSpec {
+            name: self.name.to_string(),
+            vcpus: self.vcpus.get(),
+            memory_bytes: self.memory.get(),
+            image: self.image.to_string(),
+            image_pool: self.image_pool.to_string(),
+            cmdline: self.cmdline.clone(),
+            volumes: self.volumes.iter().map(StoredForm::to_message).collect(),
+            anti_affinity_group: self
+                .anti_affinity_group
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            priority: self.priority,
+        }
+    }
+
+    fn from_message(message: stored::VmSpec) -> Result<Self, RecordError> {
+        Ok(Self {
+            name: name("vm.spec.name", &message.name)?,
+            vcpus: VcpuCount::new(message.vcpus),
+            memory: Bytes::new(message.memory_bytes),
+            image: name("vm.spec.image", &message.image)?,
+            image_pool: name("vm.spec.image_pool", &message.image_pool)?,
+            cmdline: message.cmdline,
+            volumes: message.volumes.into_iter().map(StoredForm::from_message).collect::<Result<_, _>>()?,
+            anti_affinity_group: optional_name("vm.spec.anti_affinity_group", &message.anti_affinity_group)?,
+            priority: message.priority,
+        })
+    }
+}
+
+impl StoredForm for VolumeAttachment {
+    type Message = stored::VolumeAttachment;
+
+    fn to_message(&self) -> stored::VolumeAttachment {
+        stored::VolumeAttachment {
+            volume_id: id_bytes(self.volume.as_u128()),
+            pool: self.pool.to_string(),
+            read_only: self.read_only,
+        }
+    }
+
+    fn from_message(message: stored::VolumeAttachment) -> Result<Self, RecordError> {
+        Ok(Self {
+            volume: id("volume_attachment.volume_id", &message.volume_id, VolumeId::from_u128)?,
+            pool: name("volume_attachment.pool", &message.pool)?,
+            read_only: message.read_only,
+        })
+    }
+}
