@@ -50,6 +50,8 @@ pub struct LogLife {
     /// The longest time between two heartbeats as the guest itself saw it; it covers lines that the log has lost.
     pub heartbeat_gap_reported: Option<Duration>,
     last_heartbeat: Option<(u64, u64)>,
+    /// Every time between two heartbeats of the log, whether lines between them are missing or not.
+    gaps: Vec<TickGap>,
     /// Blocks read back.
     pub reads_verified: u64,
     /// Pages rewritten, all vCPUs together.
@@ -193,7 +195,17 @@ impl LogLife {
     /// The longest time between two heartbeats that follow each other in the log. `None` with fewer than two, or where the
     /// log does not hold the boot line, which says how fast the TSC runs.
     pub fn longest_gap(&self) -> Option<HeartbeatGap> {
-        let TickGap { after, ticks } = self.longest?;
+        self.measure(self.longest?)
+    }
+
+    /// The longest time between two heartbeats of the log, of those that end after heartbeat `since`; heartbeats that the log has
+    /// lost count as not sent, so that a blackout never hides behind a torn line. `None` as for [`LogLife::longest_gap`].
+    pub fn longest_gap_since(&self, since: u64) -> Option<HeartbeatGap> {
+        let later = self.gaps.iter().skip_while(|gap| gap.after < since);
+        self.measure(*later.max_by_key(|gap| gap.ticks)?)
+    }
+
+    fn measure(&self, TickGap { after, ticks }: TickGap) -> Option<HeartbeatGap> {
         let khz = self.tsc_khz.filter(|&khz| khz > 0)?;
         let nanos = u128::from(ticks) * 1_000_000 / u128::from(khz);
         let length = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
@@ -243,6 +255,7 @@ impl LogLife {
             let skipped = n.saturating_sub(after).saturating_sub(1);
             self.heartbeats_missing = self.heartbeats_missing.saturating_add(skipped);
             let ticks = tsc.saturating_sub(before);
+            self.gaps.push(TickGap { after, ticks });
             if skipped == 0 && self.longest.is_none_or(|longest| longest.ticks < ticks) {
                 self.longest = Some(TickGap { after, ticks });
             }
@@ -316,6 +329,22 @@ mod tests {
             [BOOT.to_owned() + "\n", heartbeat(1, 10), heartbeat(2, 20), heartbeat(3, 57), heartbeat(4, 67)];
         let gap = ConsoleLog::parse(&text.concat()).longest_gap();
         assert_eq!(gap, Some(HeartbeatGap { after: 2, length: Duration::from_millis(37) }));
+    }
+
+    #[test]
+    fn the_longest_gap_since_a_heartbeat_leaves_out_what_was_before_and_counts_lost_lines() {
+        let text = [
+            BOOT.to_owned() + "\n",
+            heartbeat(1, 10),
+            heartbeat(2, 90),
+            heartbeat(3, 100),
+            heartbeat(6, 140),
+        ];
+        let log = ConsoleLog::parse(&text.concat());
+        let since = |n| log.lives[0].longest_gap_since(n).map(|gap| (gap.after, gap.length.as_millis()));
+        assert_eq!(since(0), Some((1, 80)));
+        assert_eq!(since(2), Some((3, 40)));
+        assert_eq!(since(6), None);
     }
 
     #[test]
