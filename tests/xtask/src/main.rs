@@ -1,1 +1,58 @@
-fn main() {}
+//! The one door for developers: `cargo xtask <command>`.
+//!
+//! - `demo`: the product's promise in one run, on real processes and real KVM
+//! - `test`: everything that is tested, with a count of what ran and what was skipped
+//! - `ci`: formatting, lints, `tidy` and `test`
+//! - `tidy`: crate edges and source rules
+//! - `setup`: what the machine lacks
+#![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "a developer tool measures time and waits for processes")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
+
+mod demo;
+mod setup;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The one door for Drover's developers", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the whole system here: places VMs, migrates one live, kills a node, verifies every acknowledged write
+    Demo(demo::Options),
+    /// Sets up what is missing and runs every test; prints how many ran and how many were skipped, and why
+    Test,
+    /// What must pass before a change lands: formatting, lints, tidy, tests
+    Ci,
+    /// Checks crate edges against ARCHITECTURE.md and the sources against the rules no lint knows
+    Tidy,
+    /// Installs what is missing, or prints the command that would
+    Setup,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Demo(options) => demo::run(&options),
+        Command::Test => test::run(),
+        Command::Ci => test::ci(),
+        Command::Tidy => tidy::run(),
+        Command::Setup => setup::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One sentence, without a backtrace that RUST_BACKTRACE would add.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

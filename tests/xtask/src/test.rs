@@ -1,0 +1,150 @@
+//! `cargo xtask test`: everything that is tested, counted.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, bail};
+use drover_test_prerequisites::{PROBE_VARIABLE, SKIPPED_VARIABLE, build_probe, workspace_root};
+
+use crate::{setup, tidy};
+
+/// End-to-end scenarios run one at a time: each starts a cluster, and leases are about real time.
+const END_TO_END: &str = "drover-e2e";
+
+/// Sets up, runs every test, prints the count.
+pub(crate) fn run() -> anyhow::Result<()> {
+    setup::install_missing()?;
+    tidy::run()?;
+    let start = Instant::now();
+    eprintln!("test: building the probe guest");
+    let probe = build_probe().map_err(anyhow::Error::msg).context("the probe guest does not build")?;
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let skips = folder.path().join("skipped");
+    let environment = [
+        (OsString::from(PROBE_VARIABLE), probe.into_os_string()),
+        (OsString::from(SKIPPED_VARIABLE), skips.clone().into_os_string()),
+    ];
+
+    let mut total = Count::default();
+    // The programs first: end-to-end tests find them beside themselves.
+    cargo(&["build", "--workspace", "--locked"], &environment, &mut total)?;
+    cargo(
+        &["test", "--workspace", "--locked", "--no-fail-fast", "--exclude", END_TO_END],
+        &environment,
+        &mut total,
+    )?;
+    cargo(
+        &["test", "--locked", "--no-fail-fast", "--package", END_TO_END, "--", "--test-threads=1"],
+        &environment,
+        &mut total,
+    )?;
+
+    let skipped = fs::read_to_string(&skips).unwrap_or_default();
+    let skipped: Vec<&str> = skipped.lines().collect();
+    eprintln!("test: {:.0} s", start.elapsed().as_secs_f64());
+    for line in &skipped {
+        let (test, reason) = line.split_once('\t').unwrap_or((line, "no reason given"));
+        println!("skipped: {test}: {reason}");
+    }
+    // A skipped test ends as passed for cargo: it did not run.
+    let ran = total.passed.saturating_sub(skipped.len());
+    println!("{ran} passed, {} failed, {} skipped", total.failed, skipped.len() + total.ignored);
+    if total.failed > 0 || total.broken {
+        bail!("there are failures above");
+    }
+    if ran == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+/// Formatting, lints, tests.
+pub(crate) fn ci() -> anyhow::Result<()> {
+    let mut total = Count::default();
+    cargo(&["fmt", "--all", "--check"], &[], &mut total)?;
+    cargo(
+        &["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"],
+        &[],
+        &mut total,
+    )?;
+    if total.broken {
+        bail!("formatting or lints: see above");
+    }
+    run()
+}
+
+/// What libtest's closing lines add up to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+    /// A command ended with an error: a build failure, or failures counted above.
+    broken: bool,
+}
+
+impl Count {
+    /// Adds a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; …`.
+    fn add_line(&mut self, line: &str) {
+        let Some(result) = line.trim_start().strip_prefix("test result: ") else { return };
+        let numbers = result.split_once(". ").map_or(result, |(_, numbers)| numbers);
+        for part in numbers.split("; ") {
+            let mut words = part.split(' ');
+            let (Some(number), Some(what)) = (words.next(), words.next()) else { continue };
+            let Ok(number) = number.parse::<usize>() else { continue };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs cargo, shows its output and counts its tests.
+fn cargo(arguments: &[&str], environment: &[(OsString, OsString)], total: &mut Count) -> anyhow::Result<()> {
+    eprintln!("test: cargo {}", arguments.join(" "));
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut child = Command::new(cargo)
+        .args(arguments)
+        .current_dir(workspace_root())
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run cargo")?;
+    let output = child.stdout.take().context("the output was piped")?;
+    for line in BufReader::new(output).lines() {
+        let line = line.context("cargo's output ended badly")?;
+        println!("{line}");
+        total.add_line(&line);
+    }
+    total.broken |= !child.wait().context("cannot wait for cargo")?.success();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_add_up_and_other_lines_do_not_count() {
+        let mut count = Count::default();
+        for line in [
+            "running 3 tests",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.1s",
+            "5 passed",
+        ] {
+            count.add_line(line);
+        }
+        assert_eq!(count, Count { passed: 5, failed: 1, ignored: 1, broken: false });
+    }
+}
