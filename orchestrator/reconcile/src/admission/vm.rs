@@ -1,0 +1,332 @@
+//! Create, start, stop and delete a VM.
+
+use std::collections::BTreeSet;
+
+use drover_cluster_state::{
+    ClusterEvent, ClusterState, Desired, Image, Key, Name, NameKind, NameRecord, Operation, OperationKind,
+    OperationState, Ownership, Record, Restarts, StopCause, Stored, Subject, Txn, Vm, VmSpec, Volume,
+    VolumeAttachment, VolumeState, WallTime, event_kind,
+};
+use drover_ids::{Generation, VolumeId};
+use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
+
+use super::{
+    AdmissionError, Admitted, RequestIdentity, find_vm, is_about, repeated, require_idle, running_operation,
+};
+
+/// Most vCPUs of a VM: xAPIC ids are 8 bits wide, and two of them are not for CPUs.
+const VCPUS_MAX: u32 = 254;
+/// Most disks of a VM: each takes one of the interrupt lines that a VM without PCI has to spare.
+const VOLUMES_MAX: usize = 8;
+/// Longest command line, bytes: Linux takes 2048, and the VMM adds a device per disk.
+const CMDLINE_LEN_MAX: usize = 1536;
+/// Most memory of a VM: what 46 bits of guest-physical address, the least that any CPU of the last ten years has, leave
+/// below the devices.
+const MEMORY_MAX: Bytes = Bytes::gib(16 << 10);
+
+/// A request for a new VM, as the client sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateVm {
+    /// Its name.
+    pub name: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory, bytes.
+    pub memory_bytes: u64,
+    /// Boot image, by name.
+    pub image: String,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Volumes, by name or id.
+    pub volumes: Vec<String>,
+    /// Empty: no group.
+    pub anti_affinity_group: String,
+    /// Higher is restarted first.
+    pub priority: u32,
+    /// Whether it is to run at once.
+    pub start: bool,
+}
+
+/// Admits a new VM: its record, its name, its volumes' attachment and its operation, all in one transaction.
+pub fn create_vm(
+    state: &ClusterState,
+    request: &CreateVm,
+    identity: &RequestIdentity,
+    now: WallTime,
+) -> Result<Admitted, AdmissionError> {
+    let id = identity.vm();
+    if let Some(earlier) = repeated(state, identity, |o| is_about(o, &OperationKind::VmCreate, id))? {
+        return Ok(earlier);
+    }
+    let name = parse_name("spec.name", &request.name)?;
+    if let Some(holder) = state.names.get(&(NameKind::Vm, name.clone())) {
+        return Err(AdmissionError::NameTaken {
+            field: "spec.name",
+            kind: "VM",
+            name: name.to_string(),
+            holder: holder.holder.to_string(),
+        });
+    }
+    let image = find_image(state, &request.image)?;
+    check_shape(request, image)?;
+    let volumes = find_volumes(state, &request.volumes)?;
+    let group = match request.anti_affinity_group.as_str() {
+        "" => None,
+        group => Some(parse_name("spec.anti_affinity_group", group)?),
+    };
+    let attach =
+        |v: &&Stored<Volume>| VolumeAttachment { volume: v.id, pool: v.pool.clone(), read_only: false };
+    let spec = VmSpec {
+        name: name.clone(),
+        vcpus: VcpuCount::new(request.vcpus),
+        memory: Bytes::new(request.memory_bytes),
+        image: image.name.clone(),
+        image_pool: image.pool.clone(),
+        cmdline: request.cmdline.clone(),
+        volumes: volumes.iter().map(attach).collect(),
+        anti_affinity_group: group,
+        priority: request.priority,
+    };
+    let operation = identity.operation();
+    let vm = Vm {
+        id,
+        spec,
+        generation: Generation::new(1),
+        desired: if request.start { Desired::Running } else { Desired::Stopped },
+        stop_cause: (!request.start).then_some(StopCause::Requested),
+        ownership: Ownership::new(),
+        restarts: Restarts::default(),
+        operation: Some(operation),
+        created_at: now,
+    };
+    let mut txn = Txn::new();
+    // Narrows the race with the image's removal; who wins it nevertheless gets a start that fails and says why.
+    txn.require(Key::Image(image.name.clone()), image);
+    for volume in volumes {
+        let attached = Volume { attached: Some(id), ..volume.value.clone() };
+        txn.update(volume.revision, Record::Volume(attached));
+    }
+    txn.create(Record::Name(NameRecord { kind: NameKind::Vm, name: name.clone(), holder: Subject::Vm(id) }));
+    let kind = OperationKind::VmCreate;
+    txn.create(Record::Operation(Operation::new(operation, kind, Subject::Vm(id), name, now)));
+    txn.event(event(now, event_kind::VM_CREATED, &vm, describe(&vm.spec)));
+    txn.create(Record::Vm(vm));
+    Ok(Admitted { operation, txn: Some(txn) })
+}
+
+/// Admits the start of a VM.
+pub fn start_vm(
+    state: &ClusterState,
+    vm: &str,
+    identity: &RequestIdentity,
+    now: WallTime,
+) -> Result<Admitted, AdmissionError> {
+    let vm = find_vm(state, "vm", vm)?;
+    if let Some(earlier) = repeated(state, identity, |o| is_about(o, &OperationKind::VmStart, vm.id))? {
+        return Ok(earlier);
+    }
+    require_not_deleted(vm)?;
+    require_idle(state, vm)?;
+    if vm.desired == Desired::Running {
+        let problem = format!("VM '{}' is already to run ({:?})", vm.spec.name, state.vm_phase(vm));
+        return Err(AdmissionError::wrong_state("vm", problem, "a stopped VM"));
+    }
+    Ok(admit(state, vm, OperationKind::VmStart, Desired::Running, identity, now))
+}
+
+/// Admits the stop of a VM. Takes the place of an operation that would have it run.
+pub fn stop_vm(
+    state: &ClusterState,
+    vm: &str,
+    identity: &RequestIdentity,
+    now: WallTime,
+) -> Result<Admitted, AdmissionError> {
+    let vm = find_vm(state, "vm", vm)?;
+    if let Some(earlier) = repeated(state, identity, |o| is_about(o, &OperationKind::VmStop, vm.id))? {
+        return Ok(earlier);
+    }
+    require_not_deleted(vm)?;
+    if vm.desired == Desired::Stopped {
+        require_idle(state, vm)?;
+        let problem = format!("VM '{}' is already to be stopped", vm.spec.name);
+        return Err(AdmissionError::wrong_state("vm", problem, "a running VM"));
+    }
+    Ok(admit(state, vm, OperationKind::VmStop, Desired::Stopped, identity, now))
+}
+
+/// Admits the removal of a VM, running or not. Its volumes stay. Takes the place of whatever works on it.
+pub fn delete_vm(
+    state: &ClusterState,
+    vm: &str,
+    identity: &RequestIdentity,
+    now: WallTime,
+) -> Result<Admitted, AdmissionError> {
+    // A repetition after the VM has gone still finds its operation.
+    let id = find_vm(state, "vm", vm).map(|vm| vm.id);
+    let is_same = |operation: &Operation| match &id {
+        Ok(id) => is_about(operation, &OperationKind::VmDelete, *id),
+        Err(_) => operation.kind == OperationKind::VmDelete && named(operation, vm),
+    };
+    if let Some(earlier) = repeated(state, identity, is_same)? {
+        return Ok(earlier);
+    }
+    let vm = find_vm(state, "vm", vm)?;
+    require_not_deleted(vm)?;
+    Ok(admit(state, vm, OperationKind::VmDelete, Desired::Deleted, identity, now))
+}
+
+/// Changes what is wanted of a VM, with an operation that follows it; an earlier one gives way.
+fn admit(
+    state: &ClusterState,
+    vm: &Stored<Vm>,
+    kind: OperationKind,
+    desired: Desired,
+    identity: &RequestIdentity,
+    now: WallTime,
+) -> Admitted {
+    let operation = identity.operation();
+    let mut txn = Txn::new();
+    if let Some(earlier) = running_operation(state, vm) {
+        let reason = format!("{kind} was asked for meanwhile (operation {operation})");
+        let ended = earlier.ended(OperationState::Cancelled, reason, now);
+        txn.update(earlier.revision, Record::Operation(ended));
+    }
+    let mut changed = vm.value.clone();
+    changed.desired = desired;
+    changed.generation = changed.generation.next();
+    changed.operation = Some(operation);
+    changed.stop_cause = (desired != Desired::Running).then_some(StopCause::Requested);
+    if desired == Desired::Running {
+        // Somebody has looked at it: earlier failures no longer slow its start.
+        changed.restarts.failures = 0;
+    }
+    let name = vm.spec.name.clone();
+    txn.create(Record::Operation(Operation::new(operation, kind, Subject::Vm(vm.id), name, now)));
+    txn.update(vm.revision, Record::Vm(changed));
+    Admitted { operation, txn: Some(txn) }
+}
+
+fn require_not_deleted(vm: &Vm) -> Result<(), AdmissionError> {
+    if vm.desired != Desired::Deleted {
+        return Ok(());
+    }
+    let problem = format!("VM '{}' is being deleted", vm.spec.name);
+    Err(AdmissionError::wrong_state("vm", problem, "a VM that is to stay"))
+}
+
+fn named(operation: &Operation, text: &str) -> bool {
+    operation.subject_name.as_str() == text || operation.subject.to_string() == text
+}
+
+fn describe(spec: &VmSpec) -> String {
+    format!(
+        "{} vCPU(s), {}, image '{}', {} volume(s)",
+        spec.vcpus,
+        spec.memory,
+        spec.image,
+        spec.volumes.len()
+    )
+}
+
+fn event(at: WallTime, kind: &'static str, vm: &Vm, message: String) -> ClusterEvent {
+    ClusterEvent {
+        at,
+        kind: kind.into(),
+        subject_id: vm.id.to_string(),
+        subject_name: vm.spec.name.to_string(),
+        message,
+    }
+}
+
+pub(super) fn parse_name(field: &'static str, text: &str) -> Result<Name, AdmissionError> {
+    Name::new(text).map_err(|error| AdmissionError::Invalid {
+        field,
+        problem: error.to_string(),
+        valid: "a name such as 'web-1'".to_owned(),
+    })
+}
+
+fn find_image<'a>(state: &'a ClusterState, text: &str) -> Result<&'a Stored<Image>, AdmissionError> {
+    let image = Name::new(text).ok().and_then(|name| state.images.get(&name));
+    image.ok_or_else(|| {
+        AdmissionError::not_found("spec.image", "image", text, state.images.keys().map(Name::as_str))
+    })
+}
+
+fn check_shape(request: &CreateVm, image: &Image) -> Result<(), AdmissionError> {
+    if request.vcpus == 0 || request.vcpus > VCPUS_MAX {
+        return Err(AdmissionError::invalid(
+            "spec.vcpus",
+            format!("it is {}", request.vcpus),
+            format!("1 to {VCPUS_MAX}"),
+        ));
+    }
+    let memory = Bytes::new(request.memory_bytes);
+    let exact = request.memory_bytes;
+    if memory < image.min_memory {
+        let problem = format!("{memory} ({exact} bytes) is less than image '{}' needs", image.name);
+        let valid = format!("at least {} ({} bytes)", image.min_memory, image.min_memory.get());
+        return Err(AdmissionError::invalid("spec.memory_bytes", problem, valid));
+    }
+    if memory == Bytes::ZERO || memory > MEMORY_MAX || memory.to_pages().is_none() {
+        let valid = format!("a multiple of {PAGE_SIZE}, more than 0, at most {MEMORY_MAX}");
+        return Err(AdmissionError::invalid("spec.memory_bytes", format!("it is {exact} bytes"), valid));
+    }
+    if request.cmdline.len() > CMDLINE_LEN_MAX {
+        let problem = format!("it has {} bytes", request.cmdline.len());
+        return Err(AdmissionError::invalid(
+            "spec.cmdline",
+            problem,
+            format!("at most {CMDLINE_LEN_MAX} bytes"),
+        ));
+    }
+    if !request.cmdline.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
+        return Err(AdmissionError::invalid(
+            "spec.cmdline",
+            "it has a character that is not printable ASCII",
+            "printable ASCII",
+        ));
+    }
+    if request.volumes.len() > VOLUMES_MAX {
+        let problem = format!("there are {}", request.volumes.len());
+        return Err(AdmissionError::invalid("spec.volumes", problem, format!("at most {VOLUMES_MAX}")));
+    }
+    Ok(())
+}
+
+fn find_volumes<'a>(
+    state: &'a ClusterState,
+    texts: &[String],
+) -> Result<Vec<&'a Stored<Volume>>, AdmissionError> {
+    const FIELD: &str = "spec.volumes";
+    let mut seen = BTreeSet::new();
+    let mut volumes = Vec::with_capacity(texts.len());
+    for text in texts {
+        let volume = find_volume(state, FIELD, text)?;
+        if !seen.insert(volume.id) {
+            let problem = format!("volume '{}' is listed twice", volume.name);
+            return Err(AdmissionError::invalid(FIELD, problem, "each volume once"));
+        }
+        if let Some(holder) = volume.attached {
+            let vm = state.vms.get(&holder).map_or_else(|| holder.to_string(), |vm| vm.spec.name.to_string());
+            return Err(AdmissionError::VolumeAttached { field: FIELD, volume: volume.name.clone(), vm });
+        }
+        if volume.state != VolumeState::Ready {
+            let problem = format!("volume '{}' is not ready ({:?})", volume.name, volume.state);
+            return Err(AdmissionError::wrong_state(FIELD, problem, "a volume that is ready"));
+        }
+        volumes.push(volume);
+    }
+    Ok(volumes)
+}
+
+pub(super) fn find_volume<'a>(
+    state: &'a ClusterState,
+    field: &'static str,
+    text: &str,
+) -> Result<&'a Stored<Volume>, AdmissionError> {
+    let by_id = text.parse::<VolumeId>().ok().and_then(|id| state.volumes.get(&id));
+    by_id.or_else(|| state.volume_named(text)).ok_or_else(|| {
+        AdmissionError::not_found(field, "volume", text, state.volumes.values().map(|v| v.name.as_str()))
+    })
+}

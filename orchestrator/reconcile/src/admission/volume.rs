@@ -1,0 +1,217 @@
+//! Volumes and boot images: their records. The bytes are the caller's, between two transactions:
+//! [`create_volume`], make the file, [`ready_volume`]; [`delete_volume`], remove the file, [`forget_volume`]. A volume
+//! whose caller died in between is still `Creating` or `Deleting` after a restart, and is removed then.
+
+use std::collections::BTreeSet;
+
+use drover_cluster_state::{
+    ClusterState, Image, Key, Name, NameKind, NameRecord, Record, Subject, Txn, Volume, VolumeState, WallTime,
+};
+use drover_ids::VolumeId;
+use drover_units::{Bytes, SECTOR_SIZE};
+
+use super::{
+    AdmissionError, RequestIdentity,
+    vm::{find_volume, parse_name},
+};
+use crate::ident;
+
+/// Largest volume: what a raw file can be on ext4 with 4 KiB blocks.
+const VOLUME_SIZE_MAX: Bytes = Bytes::gib(16 << 10);
+
+/// A request for a new volume, as the client sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateVolume {
+    /// Its name.
+    pub name: String,
+    /// Its pool. Empty: the only one there is.
+    pub pool: String,
+    /// A multiple of a sector.
+    pub size_bytes: u64,
+}
+
+/// A volume that may be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdmittedVolume {
+    /// The volume.
+    pub volume: VolumeId,
+    /// What to commit first. `None`: the request has been admitted before; look at the volume's state.
+    pub txn: Option<Txn>,
+}
+
+/// A boot image whose bytes are in the pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewImage {
+    /// Its name.
+    pub name: String,
+    /// Its pool. Empty: the only one there is.
+    pub pool: String,
+    /// Size of the file.
+    pub size: Bytes,
+    /// SHA-256, hex.
+    pub sha256: String,
+    /// The least memory a VM needs to load it.
+    pub min_memory: Bytes,
+}
+
+/// Admits a volume as `Creating`.
+pub fn create_volume(
+    state: &ClusterState,
+    pools: &BTreeSet<Name>,
+    request: &CreateVolume,
+    identity: &RequestIdentity,
+    now: WallTime,
+) -> Result<AdmittedVolume, AdmissionError> {
+    identity.check()?;
+    let id = match identity.request_id.as_str() {
+        "" => VolumeId::from_u128(identity.random),
+        request_id => ident::volume_of_request(request_id),
+    };
+    if let Some(earlier) = state.volumes.get(&id) {
+        if earlier.name.as_str() == request.name && earlier.size.get() == request.size_bytes {
+            return Ok(AdmittedVolume { volume: id, txn: None });
+        }
+        let name = earlier.name.to_string();
+        return Err(AdmissionError::RequestIdReused { kind: "volume.create", name });
+    }
+    let name = parse_name("name", &request.name)?;
+    if let Some(taken) = state.names.get(&(NameKind::Volume, name.clone())) {
+        let holder = taken.holder.to_string();
+        return Err(AdmissionError::NameTaken {
+            field: "name",
+            kind: "volume",
+            name: name.to_string(),
+            holder,
+        });
+    }
+    let pool = find_pool(pools, &request.pool)?;
+    let size = Bytes::new(request.size_bytes);
+    if size == Bytes::ZERO || size > VOLUME_SIZE_MAX || size.to_sectors().is_none() {
+        return Err(AdmissionError::invalid(
+            "size_bytes",
+            format!("it is {}", request.size_bytes),
+            format!("a multiple of {SECTOR_SIZE} (a sector), more than 0, at most {VOLUME_SIZE_MAX}"),
+        ));
+    }
+    let mut txn = Txn::new();
+    let holder = Subject::Volume(id);
+    txn.create(Record::Name(NameRecord { kind: NameKind::Volume, name: name.clone(), holder }));
+    let state = VolumeState::Creating;
+    txn.create(Record::Volume(Volume { id, name, pool, size, state, attached: None, created_at: now }));
+    Ok(AdmittedVolume { volume: id, txn: Some(txn) })
+}
+
+/// The volume's bytes are there. `None`: it is not being created (any more).
+pub fn ready_volume(state: &ClusterState, volume: VolumeId) -> Option<Txn> {
+    let volume = state.volumes.get(&volume).filter(|v| v.state == VolumeState::Creating)?;
+    let mut txn = Txn::new();
+    txn.update(volume.revision, Record::Volume(Volume { state: VolumeState::Ready, ..volume.value.clone() }));
+    Some(txn)
+}
+
+/// Admits the removal of a volume: nobody can attach it from now on.
+pub fn delete_volume(state: &ClusterState, volume: &str) -> Result<AdmittedVolume, AdmissionError> {
+    let volume = find_volume(state, "volume", volume)?;
+    if let Some(holder) = volume.attached {
+        let vm = state.vms.get(&holder).map_or_else(|| holder.to_string(), |vm| vm.spec.name.to_string());
+        return Err(AdmissionError::VolumeAttached { field: "volume", volume: volume.name.clone(), vm });
+    }
+    match volume.state {
+        VolumeState::Ready => {}
+        VolumeState::Creating => {
+            let problem = format!("volume '{}' is still being created", volume.name);
+            return Err(AdmissionError::wrong_state("volume", problem, "a volume that is ready"));
+        }
+        VolumeState::Deleting => return Ok(AdmittedVolume { volume: volume.id, txn: None }),
+    }
+    let mut txn = Txn::new();
+    txn.update(
+        volume.revision,
+        Record::Volume(Volume { state: VolumeState::Deleting, ..volume.value.clone() }),
+    );
+    Ok(AdmittedVolume { volume: volume.id, txn: Some(txn) })
+}
+
+/// The volume's bytes are gone, or were never there: removes its record and frees its name. `None`: it is in use, or
+/// has been forgotten.
+pub fn forget_volume(state: &ClusterState, volume: VolumeId) -> Option<Txn> {
+    let volume =
+        state.volumes.get(&volume).filter(|v| v.state != VolumeState::Ready && v.attached.is_none())?;
+    let mut txn = Txn::new();
+    if let Some(name) = state.names.get(&(NameKind::Volume, volume.name.clone())) {
+        txn.delete(Key::Name(NameKind::Volume, volume.name.clone()), name);
+    }
+    txn.delete(Key::Volume(volume.id), volume);
+    Some(txn)
+}
+
+/// Admits an image. Called with `size` zero before its bytes are taken in, to refuse early; then again, to commit.
+pub fn add_image(
+    state: &ClusterState,
+    pools: &BTreeSet<Name>,
+    image: &NewImage,
+    now: WallTime,
+) -> Result<(Name, Txn), AdmissionError> {
+    let name = parse_name("name", &image.name)?;
+    if let Some(taken) = state.images.get(&name) {
+        let holder = format!("with SHA-256 {}", taken.sha256);
+        return Err(AdmissionError::NameTaken {
+            field: "name",
+            kind: "image",
+            name: name.to_string(),
+            holder,
+        });
+    }
+    let pool = find_pool(pools, &image.pool)?;
+    let mut txn = Txn::new();
+    txn.create(Record::Image(Image {
+        name: name.clone(),
+        pool: pool.clone(),
+        size: image.size,
+        sha256: image.sha256.clone(),
+        min_memory: image.min_memory,
+        created_at: now,
+    }));
+    Ok((pool, txn))
+}
+
+/// Removes an image's record, if no VM boots from it.
+pub fn delete_image(state: &ClusterState, image: &str) -> Result<(Image, Txn), AdmissionError> {
+    let found = Name::new(image).ok().and_then(|name| state.images.get(&name));
+    let found = found.ok_or_else(|| {
+        AdmissionError::not_found("image", "image", image, state.images.keys().map(Name::as_str))
+    })?;
+    let users: Vec<&str> =
+        state.vms.values().filter(|vm| vm.spec.image == found.name).map(|vm| vm.spec.name.as_str()).collect();
+    if let Some(first) = users.first() {
+        let users = match users.len() {
+            1 => format!("VM '{first}'"),
+            n => format!("VM '{first}' and {} more", n - 1),
+        };
+        return Err(AdmissionError::InUse {
+            field: "image",
+            kind: "image",
+            name: found.name.to_string(),
+            users,
+        });
+    }
+    let mut txn = Txn::new();
+    txn.delete(Key::Image(found.name.clone()), found);
+    Ok((found.value.clone(), txn))
+}
+
+fn find_pool(pools: &BTreeSet<Name>, text: &str) -> Result<Name, AdmissionError> {
+    match (text, pools.len()) {
+        ("", 1) => Ok(pools.first().expect("there is one").clone()),
+        ("", _) => {
+            let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
+            Err(AdmissionError::invalid("pool", "none is named", format!("one of: {}", names.join(", "))))
+        }
+        (text, _) => {
+            let found = Name::new(text).ok().filter(|name| pools.contains(name));
+            found.ok_or_else(|| {
+                AdmissionError::not_found("pool", "pool", text, pools.iter().map(Name::as_str))
+            })
+        }
+    }
+}
