@@ -53,6 +53,8 @@ pub enum Phase {
         target_epoch: OwnerEpoch,
         /// The sending thread, which waits for the target's confirmation.
         link: Link,
+        /// The newer epoch that the sending thread has been told to take the VM back under.
+        granted: Option<OwnerEpoch>,
     },
     /// The target runs the VM.
     Migrated {

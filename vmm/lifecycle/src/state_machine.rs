@@ -30,9 +30,9 @@ pub enum Action {
     Pause(PauseCause),
     /// Let the vCPUs in again.
     Resume,
-    /// Take the volumes again, under this newer epoch, and run.
-    TakeBack {
-        /// The granted epoch.
+    /// Tell the sending thread to take the VM back. Done when it has been told; how it went is observed later.
+    Grant {
+        /// The epoch to take it back under.
         epoch: OwnerEpoch,
     },
     /// Quiesce, flush, release the volumes and drop the machine.
@@ -54,8 +54,10 @@ pub enum Action {
         /// The epoch under which the volumes are locked once the source has committed.
         epoch: OwnerEpoch,
     },
-    /// Tell the migrating thread to give up. Done at once; the thread's end is observed later.
-    AbortMigration,
+    /// Tell the migrating thread to give up unless it has committed. Done at once; its end is observed later.
+    CancelMigration,
+    /// Tell the sending thread to wait for its target no longer. Done at once; its end is observed later.
+    AbandonMigration,
 }
 
 /// How an [`Action`] ended.
@@ -75,8 +77,8 @@ pub enum Outcome {
 /// What happens by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
-    /// The guest or a device ended the machine.
-    GuestEnded {
+    /// The guest, a device, or whoever signals the process has ended the machine.
+    Ended {
         /// Why.
         reason: StopReason,
         /// For people.
@@ -93,6 +95,13 @@ pub enum Observation {
     SendConfirmed,
     /// The sending thread ended after Commit without the target's confirmation, and handed the machine back.
     SendUnconfirmed,
+    /// The sending thread has taken the VM back, as it was granted: it runs here.
+    TakenBack {
+        /// The epoch granted.
+        epoch: OwnerEpoch,
+    },
+    /// The sending thread could not take the VM back, and waits on.
+    GrantFailed,
     /// The guest has arrived and runs here.
     Arrived,
     /// The receiving thread ended without a guest.
@@ -109,6 +118,8 @@ pub enum Admission {
     Done,
     /// Perform this and answer with its outcome.
     Perform(Action),
+    /// Perform this, and then as for [`Admission::Wait`].
+    PerformAndWait(Action),
     /// Admitted, and other things have to happen first: perform what is [due](Lifecycle::due), and make the request
     /// again after the next observation. That it is made again has no effect of its own.
     Wait,
@@ -133,8 +144,8 @@ pub struct Lifecycle {
     in_flight: Option<InFlight>,
     /// The end that has been asked for or has happened, until the machine is gone.
     ending: Option<(StopReason, String)>,
-    /// A request waits for the migrating thread to give up.
-    abort_wanted: bool,
+    /// A CancelMigration waits for the sending thread to give up.
+    cancel_wanted: bool,
     last_aborted: Option<MigrationId>,
 }
 
@@ -154,7 +165,7 @@ impl Lifecycle {
             recent: RecentOperations::default(),
             in_flight: None,
             ending: None,
-            abort_wanted: false,
+            cancel_wanted: false,
             last_aborted: None,
         }
     }
@@ -212,14 +223,17 @@ impl Lifecycle {
         }
         self.admissible(command, verb)?;
         let admission = self.admit(now, command.epoch, request)?;
-        if let Admission::Perform(action) = &admission {
-            let lease = match request {
-                Request::Create { lease } | Request::MigrateIn { lease, .. } => lease,
-                _ => None,
-            };
-            let command = Some((command.operation, verb));
-            self.in_flight = Some(InFlight { action: action.clone(), command, lease });
-        }
+        let lease = match request {
+            Request::Create { lease } | Request::MigrateIn { lease, .. } => lease,
+            _ => None,
+        };
+        // What is waited for is remembered by its effect: its request is made again until it shows.
+        let (action, command) = match &admission {
+            Admission::Perform(action) => (action, Some((command.operation, verb))),
+            Admission::PerformAndWait(action) => (action, None),
+            Admission::Done | Admission::Wait => return Ok(admission),
+        };
+        self.in_flight = Some(InFlight { action: action.clone(), command, lease });
         Ok(admission)
     }
 
@@ -274,10 +288,10 @@ impl Lifecycle {
     /// Tells what happened by itself. What cannot happen in the present phase is ignored.
     pub fn observe(&mut self, observation: Observation) {
         match (observation, &self.phase) {
-            (Observation::GuestEnded { reason, detail }, _) => self.end(reason, detail),
+            (Observation::Ended { reason, detail }, _) => self.end(reason, detail),
             (Observation::SendAborted { broken }, &Phase::MigratingOut { migration, .. }) => {
                 self.last_aborted = Some(migration);
-                self.abort_wanted = false;
+                self.cancel_wanted = false;
                 self.phase = if broken.is_some() {
                     Phase::Paused { resume_on_renewal: false }
                 } else {
@@ -288,14 +302,14 @@ impl Lifecycle {
                 }
             }
             (Observation::SendCommitted, &Phase::MigratingOut { migration, target_epoch, .. }) => {
-                self.abort_wanted = false;
-                self.phase = Phase::Committed { migration, target_epoch, link: Link::Open };
+                self.cancel_wanted = false;
+                self.phase = Phase::Committed { migration, target_epoch, link: Link::Open, granted: None };
             }
             (
                 Observation::SendConfirmed,
                 &(Phase::MigratingOut { migration, .. } | Phase::Committed { migration, .. }),
             ) => {
-                self.abort_wanted = false;
+                self.cancel_wanted = false;
                 self.ending = None;
                 self.phase = Phase::Migrated { migration };
             }
@@ -304,11 +318,22 @@ impl Lifecycle {
                 &(Phase::MigratingOut { migration, target_epoch, .. }
                 | Phase::Committed { migration, target_epoch, .. }),
             ) => {
-                self.abort_wanted = false;
-                self.phase = Phase::Committed { migration, target_epoch, link: Link::Closed };
+                self.cancel_wanted = false;
+                self.phase = Phase::Committed { migration, target_epoch, link: Link::Closed, granted: None };
+            }
+            // Not only for the epoch noted: a grant that was thought to have failed may have been carried out.
+            (Observation::TakenBack { epoch }, &Phase::Committed { target_epoch, .. })
+                if epoch > target_epoch =>
+            {
+                self.epoch = epoch;
+                self.phase = Phase::Running;
+            }
+            (Observation::GrantFailed, Phase::Committed { .. }) => {
+                if let Phase::Committed { granted, .. } = &mut self.phase {
+                    *granted = None;
+                }
             }
             (Observation::Arrived, Phase::Incoming { .. }) => {
-                self.abort_wanted = false;
                 self.phase = Phase::Running;
             }
             (Observation::ReceiveFailed { detail }, Phase::Incoming { .. }) => {
@@ -329,18 +354,18 @@ impl Lifecycle {
         let action = match (&mut self.phase, ending) {
             (Phase::Migrated { .. } | Phase::Stopped { .. }, _) => None,
             (Phase::MigratingOut { link: link @ Link::Open, .. }, _)
-                if overdue || self.abort_wanted || ending.is_some() =>
+                if overdue || self.cancel_wanted || ending.is_some() =>
             {
                 *link = Link::Aborting;
-                Some(Action::AbortMigration)
+                Some(Action::CancelMigration)
             }
-            (
-                Phase::Incoming { link: link @ Link::Open, .. }
-                | Phase::Committed { link: link @ Link::Open, .. },
-                _,
-            ) if self.abort_wanted || ending.is_some() => {
+            (Phase::Incoming { link: link @ Link::Open, .. }, Some(_)) => {
                 *link = Link::Aborting;
-                Some(Action::AbortMigration)
+                Some(Action::CancelMigration)
+            }
+            (Phase::Committed { link: link @ Link::Open, .. }, Some(_)) => {
+                *link = Link::Aborting;
+                Some(Action::AbandonMigration)
             }
             (
                 Phase::Empty
@@ -428,18 +453,17 @@ impl Lifecycle {
             (Request::Pause, _) => needs(state, "RUNNING"),
 
             (Request::Resume, Phase::Paused { .. }) => Ok(Admission::Perform(Action::Resume)),
-            (Request::Resume, &Phase::Committed { target_epoch, link, .. }) => {
+            (Request::Resume, &Phase::Committed { target_epoch, granted, .. }) => {
                 if epoch <= target_epoch {
                     return Err(Refusal::HandedOver { given: epoch, target: target_epoch });
                 }
                 if overdue(self.lease) {
                     return Err(Refusal::LeaseOverdue { verb });
                 }
-                if link == Link::Closed {
-                    return Ok(Admission::Perform(Action::TakeBack { epoch }));
+                if granted == Some(epoch) {
+                    return Ok(Admission::Wait);
                 }
-                self.abort_wanted = true;
-                Ok(Admission::Wait)
+                Ok(Admission::PerformAndWait(Action::Grant { epoch }))
             }
             (Request::Resume, _) => needs(state, "PAUSED or COMMITTED"),
 
@@ -468,7 +492,7 @@ impl Lifecycle {
     fn cancel(&mut self, given: MigrationId) -> Result<Admission, Refusal> {
         match self.phase {
             Phase::MigratingOut { migration, .. } if migration == given => {
-                self.abort_wanted = true;
+                self.cancel_wanted = true;
                 Ok(Admission::Wait)
             }
             Phase::Committed { migration, .. } | Phase::Migrated { migration } if migration == given => {
@@ -493,9 +517,10 @@ impl Lifecycle {
                 self.phase = Phase::Incoming { migration, link: Link::Open };
             }
             Action::Start | Action::Resume => self.phase = Phase::Running,
-            Action::TakeBack { epoch } => {
-                self.epoch = epoch;
-                self.phase = Phase::Running;
+            Action::Grant { epoch } => {
+                if let Phase::Committed { granted, .. } = &mut self.phase {
+                    *granted = Some(epoch);
+                }
             }
             Action::Pause(cause) => {
                 self.phase = Phase::Paused { resume_on_renewal: cause == PauseCause::Lease };
@@ -503,7 +528,7 @@ impl Lifecycle {
             Action::Send { migration, target_epoch } => {
                 self.phase = Phase::MigratingOut { migration, target_epoch, link: Link::Open };
             }
-            Action::AbortMigration | Action::End { .. } => {}
+            Action::CancelMigration | Action::AbandonMigration | Action::End { .. } => {}
         }
     }
 }

@@ -77,7 +77,7 @@ impl Vm {
 
     fn repeat(&mut self, operation: u128, epoch: u64, request: Request) -> Result<Admission, Refusal> {
         let admission = self.lifecycle.request(self.now, command(operation, epoch), request);
-        if let Ok(Admission::Perform(_)) = admission {
+        if let Ok(Admission::Perform(_) | Admission::PerformAndWait(_)) = admission {
             self.lifecycle.finish(Outcome::Done);
         }
         self.settle();
@@ -234,7 +234,7 @@ fn only_the_owner_renews() {
 fn an_overdue_lease_gives_up_the_migration_first() {
     let mut vm = Vm::leased(State::MigratingOut, Some(lease(2_000, 3_000)));
     vm.now = BootTime::from_ns(2_500);
-    assert_eq!(vm.settle(), [Action::AbortMigration]);
+    assert_eq!(vm.settle(), [Action::CancelMigration]);
     assert_eq!(vm.settle(), [], "the abort is asked for once");
     vm.lifecycle.observe(Observation::SendAborted { broken: None });
     assert_eq!(vm.settle(), [Action::Pause(PauseCause::Lease)]);
@@ -292,22 +292,34 @@ fn after_commit_only_an_epoch_newer_than_the_targets_takes_the_vm_back() {
         let refusal = vm.ask(epoch, Request::Resume).unwrap_err();
         assert!(matches!(refusal, Refusal::HandedOver { .. }), "epoch {epoch}: {refusal}");
     }
-    // The thread that waits for the target's confirmation gives the machine back first.
-    assert_eq!(vm.ask(TARGET_EPOCH + 1, Request::Resume), Ok(Admission::Wait));
-    vm.lifecycle.observe(Observation::SendUnconfirmed);
     let epoch = OwnerEpoch::new(TARGET_EPOCH + 1);
-    assert_eq!(vm.ask(TARGET_EPOCH + 1, Request::Resume), Ok(Admission::Perform(Action::TakeBack { epoch })));
+    assert_eq!(
+        vm.repeat(1, TARGET_EPOCH + 1, Request::Resume),
+        Ok(Admission::PerformAndWait(Action::Grant { epoch }))
+    );
+    assert_eq!(vm.repeat(1, TARGET_EPOCH + 1, Request::Resume), Ok(Admission::Wait), "told once");
+    vm.lifecycle.observe(Observation::TakenBack { epoch });
+    assert_eq!(vm.repeat(1, TARGET_EPOCH + 1, Request::Resume), Ok(Admission::Done));
     assert_eq!((vm.lifecycle.state(), vm.lifecycle.epoch()), (State::Running, epoch));
 }
 
 #[test]
-fn a_grant_that_could_not_take_the_volumes_leaves_the_source_committed() {
+fn a_grant_that_failed_leaves_the_source_committed_and_may_be_repeated() {
     let mut vm = Vm::in_state(State::Committed);
-    vm.lifecycle.observe(Observation::SendUnconfirmed);
-    let command = command(1, TARGET_EPOCH + 1);
-    assert!(matches!(vm.lifecycle.request(NOW, command, Request::Resume), Ok(Admission::Perform(_))));
-    vm.lifecycle.finish(Outcome::NothingChanged);
+    let grant = Admission::PerformAndWait(Action::Grant { epoch: OwnerEpoch::new(TARGET_EPOCH + 1) });
+    assert_eq!(vm.repeat(1, TARGET_EPOCH + 1, Request::Resume), Ok(grant.clone()));
+    vm.lifecycle.observe(Observation::GrantFailed);
     assert_eq!((vm.lifecycle.state(), vm.lifecycle.epoch()), (State::Committed, OwnerEpoch::new(EPOCH)));
+    assert_eq!(vm.repeat(1, TARGET_EPOCH + 1, Request::Resume), Ok(grant));
+}
+
+#[test]
+fn stop_after_commit_waits_for_the_target_no_longer() {
+    let mut vm = Vm::in_state(State::Committed);
+    assert_eq!(vm.lifecycle.request(NOW, command(1, EPOCH), Request::Stop), Ok(Admission::Wait));
+    assert_eq!(vm.settle(), [Action::AbandonMigration]);
+    vm.lifecycle.observe(Observation::SendUnconfirmed);
+    assert_eq!(vm.settle(), [Action::End { reason: StopReason::Command }]);
 }
 
 #[test]
@@ -321,7 +333,7 @@ fn a_source_that_could_not_resume_after_an_abort_ends() {
 fn the_first_reason_to_end_is_the_one_reported() {
     let mut vm = Vm::in_state(State::Running);
     for reason in [StopReason::Fenced, StopReason::GuestFault] {
-        vm.lifecycle.observe(Observation::GuestEnded { reason, detail: format!("{reason:?}") });
+        vm.lifecycle.observe(Observation::Ended { reason, detail: format!("{reason:?}") });
     }
     assert_eq!(vm.settle(), [Action::End { reason: StopReason::Fenced }]);
     assert!(

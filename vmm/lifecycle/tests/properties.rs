@@ -52,12 +52,14 @@ fn outcome() -> impl Strategy<Value = Outcome> {
 fn observation() -> impl Strategy<Value = Observation> {
     let detail = || "why".to_owned();
     prop_oneof![
-        1 => Just(Observation::GuestEnded { reason: StopReason::GuestShutdown, detail: detail() }),
+        1 => Just(Observation::Ended { reason: StopReason::GuestShutdown, detail: detail() }),
         3 => Just(Observation::SendAborted { broken: None }),
         1 => Just(Observation::SendAborted { broken: Some(detail()) }),
         3 => Just(Observation::SendCommitted),
         3 => Just(Observation::SendConfirmed),
         3 => Just(Observation::SendUnconfirmed),
+        3 => Just(Observation::TakenBack { epoch: OwnerEpoch::default() }),
+        1 => Just(Observation::GrantFailed),
         3 => Just(Observation::Arrived),
         1 => Just(Observation::ReceiveFailed { detail: detail() }),
     ]
@@ -76,7 +78,12 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Random steps alone seldom get past Create: half of the sequences start from a VM that is on its way out.
 fn prefix() -> impl Strategy<Value = Vec<Step>> {
-    let ask = |operation, request| Step::Ask { operation, epoch: 2, request, outcome: Outcome::Done };
+    let ask = |operation, request| Step::Ask {
+        operation,
+        epoch: if operation == 104 { 5 } else { 2 },
+        request,
+        outcome: Outcome::Done,
+    };
     let migrate_out =
         Request::MigrateOut { migration: MigrationId::from_u128(1), target_epoch: OwnerEpoch::new(4) };
     let story = vec![
@@ -84,7 +91,7 @@ fn prefix() -> impl Strategy<Value = Vec<Step>> {
         ask(102, Request::Start),
         ask(103, migrate_out),
         Step::Observe(Observation::SendCommitted),
-        Step::Observe(Observation::SendUnconfirmed),
+        ask(104, Request::Resume),
     ];
     (0..=story.len(), any::<bool>()).prop_map(
         move |(length, used)| {
@@ -98,6 +105,8 @@ fn prefix() -> impl Strategy<Value = Vec<Step>> {
 struct Driver {
     vcpus_run: bool,
     handed_over: Option<OwnerEpoch>,
+    /// The sending thread was told, so it may take the VM back at any moment.
+    granted: Option<OwnerEpoch>,
 }
 
 impl Driver {
@@ -110,13 +119,17 @@ impl Driver {
                 assert_eq!(self.handed_over, None, "a source runs after Commit without a grant");
                 self.vcpus_run = true;
             }
-            Action::TakeBack { epoch } => {
-                let target = self.handed_over.take().expect("taken back without having been handed over");
-                assert!(*epoch > target, "taken back under {epoch}, handed over under {target}");
-                self.vcpus_run = true;
+            Action::Grant { epoch } => {
+                let target = self.handed_over.expect("granted without having been handed over");
+                assert!(*epoch > target, "granted {epoch}, handed over under {target}");
+                self.granted = Some(*epoch);
             }
             Action::Pause(_) | Action::End { .. } => self.vcpus_run = false,
-            Action::Build { .. } | Action::Send { .. } | Action::Receive { .. } | Action::AbortMigration => {}
+            Action::Build { .. }
+            | Action::Send { .. }
+            | Action::Receive { .. }
+            | Action::CancelMigration
+            | Action::AbandonMigration => {}
         }
     }
 
@@ -128,6 +141,10 @@ impl Driver {
             ) => {
                 self.vcpus_run = false;
                 self.handed_over = Some(*target_epoch);
+            }
+            (Observation::TakenBack { .. }, Phase::Committed { .. }) => {
+                self.handed_over = None;
+                self.vcpus_run = true;
             }
             (Observation::SendAborted { broken: Some(_) }, Phase::MigratingOut { .. }) => {
                 self.vcpus_run = false
@@ -159,6 +176,10 @@ proptest! {
                         Ok(_) if command.epoch < before.epoch() => {
                             prop_assert!(false, "an older epoch was admitted");
                         }
+                        Ok(Admission::PerformAndWait(action)) => {
+                            driver.perform(&action, &Outcome::Done);
+                            vm.finish(Outcome::Done);
+                        }
                         Ok(Admission::Perform(action)) => {
                             driver.perform(&action, &outcome);
                             let done = outcome == Outcome::Done;
@@ -172,7 +193,16 @@ proptest! {
                         Ok(Admission::Done | Admission::Wait) => {}
                     }
                 }
+                // A sending thread takes back what it was told to and nothing else.
+                Step::Observe(Observation::TakenBack { .. }) if driver.granted.is_none() => {}
                 Step::Observe(observation) => {
+                    let observation = match (observation, driver.granted) {
+                        (Observation::TakenBack { .. }, Some(epoch)) => {
+                            driver.granted = None;
+                            Observation::TakenBack { epoch }
+                        }
+                        (observation, _) => observation,
+                    };
                     driver.observe(before.phase(), &observation);
                     vm.observe(observation);
                 }
