@@ -1,4 +1,5 @@
 //! What comes into being in a pool, and what is refused.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::{fs, io, io::Read, os::unix::fs::MetadataExt};
 

@@ -1,4 +1,5 @@
 //! Who may write a volume, over its whole life.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs::{File, OpenOptions};
 

@@ -1,4 +1,5 @@
 //! The format: what it is, that it stays, and that nothing in it is trusted.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use drover_saved_state::{
     ENVELOPES_MAX, Envelope, Kind, Malformed, PAYLOAD_BYTES_MAX, PayloadReader, PayloadWriter, SavedState,
