@@ -91,7 +91,7 @@ impl VolumeLock {
     pub fn acquire(file: &File, sidecar: &Path, owner: Owner) -> Result<Self, LockError> {
         let locked = RawLock::try_lock(file, sidecar)?;
         if let Some(record) = read_record(sidecar)? {
-            admit(&record, &owner)?;
+            record.admit(&owner)?;
         }
         write_record(sidecar, &OwnerRecord::Acquired(owner))?;
         Ok(Self { locked, owner })
@@ -108,19 +108,24 @@ impl VolumeLock {
     }
 }
 
-/// Whether `owner` may acquire a volume with this record.
-fn admit(record: &OwnerRecord, owner: &Owner) -> Result<(), LockError> {
-    if record.vm() != owner.vm {
-        return Err(LockError::OtherVm { vm: record.vm() });
-    }
-    if record.floor() > owner.epoch {
-        return Err(LockError::StaleEpoch { recorded: record.floor(), offered: owner.epoch });
-    }
-    match record {
-        OwnerRecord::Acquired(other) if other.epoch == owner.epoch && other.node != owner.node => {
-            Err(LockError::EpochInUse { owner: *other })
+impl OwnerRecord {
+    /// Whether `owner` may acquire a volume with this record, provided that nobody holds its lock.
+    ///
+    /// # Errors
+    /// [`LockError::OtherVm`], [`LockError::StaleEpoch`] or [`LockError::EpochInUse`].
+    pub fn admit(&self, owner: &Owner) -> Result<(), LockError> {
+        if self.vm() != owner.vm {
+            return Err(LockError::OtherVm { vm: self.vm() });
         }
-        _ => Ok(()),
+        if self.floor() > owner.epoch {
+            return Err(LockError::StaleEpoch { recorded: self.floor(), offered: owner.epoch });
+        }
+        match self {
+            Self::Acquired(other) if other.epoch == owner.epoch && other.node != owner.node => {
+                Err(LockError::EpochInUse { owner: *other })
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -1,1 +1,35 @@
-//! Block backends, requests and their conformance suite.
+//! Disks as the VMM sees them: requests, backends that carry them out, and the suite every backend passes.
+//!
+//! ```text
+//! device worker --submit(batch)--> BackendQueue ----> storage
+//!      ^                              |   |
+//!      +---- reap(completions) <------+   +-- completion_event: readable when there is something to reap
+//! ```
+//!
+//! - [`Request`]: what to do, on which sectors, with which [segments](drover_guest_memory::Segment) of guest RAM. Data
+//!   moves between storage and guest RAM directly.
+//! - [`Token`]: the obligation to answer a request, exactly once (invariant B4). It cannot be cloned, and dropping it
+//!   unanswered is a caught bug.
+//! - [`Backend`]: an opened image, which must be [acquired](Backend::acquire) before I/O; [`BackendQueue`]: one worker's
+//!   way into it.
+//! - [`MemoryImage`] for tests, [`FileBackend`] for raw files over io_uring; [`decorators`] that delay and fail on purpose.
+//! - [`conformance`]: the contract as tests.
+//!
+//! Not here: virtio (drover-devices), image formats other than raw, Ceph (drover-block-rbd), throttling.
+#![deny(unsafe_code)]
+
+mod backend;
+pub mod conformance;
+pub mod decorators;
+mod error;
+mod file;
+mod gate;
+mod memory;
+mod request;
+
+pub use backend::{Backend, BackendInfo, BackendQueue, QueueConfig};
+pub use drover_dir_volume::Owner;
+pub use error::{BlockError, OpenError, OwnershipError};
+pub use file::{Access, FileBackend};
+pub use memory::{MemoryBackend, MemoryImage};
+pub use request::{Completion, Operation, Request, RequestBatch, Segments, Tag, Token};

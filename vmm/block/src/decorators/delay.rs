@@ -1,0 +1,119 @@
+//! A disk that takes its time.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::{
+    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
+    time::{TimeSpec, TimeValLike},
+    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+};
+
+use crate::{
+    Backend, BackendInfo, BackendQueue, Completion, Owner, OwnershipError, QueueConfig, RequestBatch,
+};
+
+/// Answers what the inner backend has finished, but not before `delay` has passed.
+///
+/// The inner storage is untouched by the delay: data is on it, or in guest RAM, before the answer comes. That is the
+/// order a real disk shows, and the one that catches a device which reports an answer it has not had.
+#[derive(Debug)]
+pub struct Delayed {
+    inner: Arc<dyn Backend>,
+    delay: Duration,
+}
+
+impl Delayed {
+    /// Delays every answer of `inner`, by up to twice `delay`: answers are given in bunches.
+    pub fn new(inner: Arc<dyn Backend>, delay: Duration) -> Self {
+        Self { inner, delay }
+    }
+}
+
+impl Backend for Delayed {
+    fn info(&self) -> BackendInfo {
+        self.inner.info()
+    }
+    fn acquire(&self, owner: &Owner) -> Result<(), OwnershipError> {
+        self.inner.acquire(owner)
+    }
+    fn release(&self) -> Result<(), OwnershipError> {
+        self.inner.release()
+    }
+    fn owner(&self) -> Option<Owner> {
+        self.inner.owner()
+    }
+    fn queue(&self, config: QueueConfig) -> io::Result<Box<dyn BackendQueue>> {
+        let inner = self.inner.queue(config)?;
+        let timer =
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
+        // Readable when one of the two is, as the contract of `completion_event` wants it.
+        let event = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        event.add(inner.completion_event(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        event.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, 1))?;
+        let (waiting, due) = (VecDeque::new(), VecDeque::new());
+        Ok(Box::new(DelayedQueue {
+            inner,
+            timer,
+            event,
+            delay: self.delay,
+            armed: false,
+            waiting,
+            due,
+            fresh: Vec::new(),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct DelayedQueue {
+    inner: Box<dyn BackendQueue>,
+    timer: TimerFd,
+    event: Epoll,
+    delay: Duration,
+    armed: bool,
+    /// Finished since the timer was armed.
+    waiting: VecDeque<Completion>,
+    /// Answered when the timer expires.
+    due: VecDeque<Completion>,
+    fresh: Vec<Completion>,
+}
+
+impl BackendQueue for DelayedQueue {
+    fn submit(&mut self, batch: &mut RequestBatch) {
+        self.inner.submit(batch);
+    }
+
+    fn completion_event(&self) -> BorrowedFd<'_> {
+        self.event.0.as_fd()
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        self.inner.reap(&mut self.fresh);
+        self.waiting.extend(self.fresh.drain(..));
+        // A timer that has not expired reads as EAGAIN.
+        if self.armed && self.timer.wait().is_ok() {
+            completions.extend(self.due.drain(..));
+            self.armed = false;
+        }
+        if !self.armed && !self.waiting.is_empty() {
+            self.due.append(&mut self.waiting);
+            // Zero would disarm the timer.
+            let nanoseconds = i64::try_from(self.delay.as_nanos()).unwrap_or(i64::MAX).max(1);
+            let expiration = Expiration::OneShot(TimeSpec::nanoseconds(nanoseconds));
+            self.timer
+                .set(expiration, TimerSetTimeFlags::empty())
+                .expect("a one-shot timer of a positive time can be set");
+            self.armed = true;
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight() + self.waiting.len() + self.due.len()
+    }
+}
