@@ -1,0 +1,158 @@
+//! What a machine looks like from outside: the two ends compare shapes before a byte of RAM moves.
+//!
+//! A saved state fits a machine built exactly like the one that it was saved from. Saying so at the start costs
+//! nothing; finding out in switchover would cost the guest a pause and the operator a riddle.
+
+use std::fmt;
+
+use drover_ids::VmId;
+use drover_units::{Bytes, Gpa, VcpuCount};
+
+/// A contiguous range of guest RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamRange {
+    /// Where it begins. Page-aligned.
+    pub start: Gpa,
+    /// How long it is. Whole pages, not zero.
+    pub size: Bytes,
+}
+
+/// One device, by what its saved state must fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceShape {
+    /// The kind of its saved state's envelope, for example `virtio-blk`.
+    pub kind: String,
+    /// Which one of its kind: the volume's id of a disk, a port, a slot. Empty where there is only one.
+    pub identity: String,
+    /// The version of its saved state that this end writes (source) or the newest that it reads (target).
+    pub version: u16,
+}
+
+/// What guest software may have found out about its processor and must find again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuShape {
+    /// CPUID's vendor string.
+    pub vendor: String,
+    /// Feature words of the CPUID that the guest was given, in an order that both ends share. The target must be
+    /// able to offer every bit that is set at the source. Empty: nothing to compare.
+    pub features: Vec<u32>,
+}
+
+/// The shape of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineShape {
+    /// Whose machine it is.
+    pub vm: VmId,
+    /// Virtual CPUs.
+    pub vcpus: VcpuCount,
+    /// Guest RAM in ascending order without overlap.
+    pub memory: Vec<RamRange>,
+    /// Bytes in a page of the dirty log; 4096 on x86-64.
+    pub page_size: u32,
+    /// Every device that saves state, in the order of the machine's construction.
+    pub devices: Vec<DeviceShape>,
+    /// The processor.
+    pub cpu: CpuShape,
+}
+
+/// Why a machine cannot take another's state. Displays the difference, source first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShapeMismatch {
+    what: &'static str,
+    source: String,
+    target: String,
+}
+
+impl From<&drover_guest_memory::RamRange> for RamRange {
+    fn from(range: &drover_guest_memory::RamRange) -> Self {
+        Self { start: range.start, size: range.len }
+    }
+}
+
+impl fmt::Display for ShapeMismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} differ: the source has {}, the target {}", self.what, self.source, self.target)
+    }
+}
+
+impl std::error::Error for ShapeMismatch {}
+
+impl MachineShape {
+    /// All guest RAM.
+    pub fn ram(&self) -> Bytes {
+        self.memory.iter().fold(Bytes::ZERO, |sum, range| sum.saturating_add(range.size))
+    }
+
+    /// Whether a machine of this shape can take the state of one shaped like `source`.
+    ///
+    /// # Errors
+    /// The first difference that matters.
+    pub fn accepts(&self, source: &Self) -> Result<(), ShapeMismatch> {
+        let differ = |what, source: String, target: String| Err(ShapeMismatch { what, source, target });
+        if self.vm != source.vm {
+            return differ("VMs", source.vm.to_string(), self.vm.to_string());
+        }
+        if self.vcpus != source.vcpus {
+            return differ("vCPU counts", source.vcpus.to_string(), self.vcpus.to_string());
+        }
+        if self.page_size != source.page_size {
+            return differ("page sizes", source.page_size.to_string(), self.page_size.to_string());
+        }
+        if self.memory != source.memory {
+            return differ(
+                "memory layouts",
+                Layout(&source.memory).to_string(),
+                Layout(&self.memory).to_string(),
+            );
+        }
+        self.accepts_devices(source)?;
+        self.accepts_cpu(&source.cpu)
+    }
+
+    fn accepts_devices(&self, source: &Self) -> Result<(), ShapeMismatch> {
+        let name = |device: Option<&DeviceShape>| match device {
+            Some(device) => format!("{} '{}' version {}", device.kind, device.identity, device.version),
+            None => "none".to_owned(),
+        };
+        for index in 0..self.devices.len().max(source.devices.len()) {
+            let (theirs, ours) = (source.devices.get(index), self.devices.get(index));
+            let fits = matches!((theirs, ours), (Some(theirs), Some(ours))
+                if theirs.kind == ours.kind && theirs.identity == ours.identity && theirs.version <= ours.version);
+            if !fits {
+                return Err(ShapeMismatch { what: "devices", source: name(theirs), target: name(ours) });
+            }
+        }
+        Ok(())
+    }
+
+    fn accepts_cpu(&self, source: &CpuShape) -> Result<(), ShapeMismatch> {
+        if self.cpu.vendor != source.vendor {
+            let (source, target) = (source.vendor.clone(), self.cpu.vendor.clone());
+            return Err(ShapeMismatch { what: "processor vendors", source, target });
+        }
+        let words = |n: usize| format!("{n} feature words");
+        if self.cpu.features.len() != source.features.len() {
+            let (source, target) = (words(source.features.len()), words(self.cpu.features.len()));
+            return Err(ShapeMismatch { what: "processor descriptions", source, target });
+        }
+        for (word, (theirs, ours)) in source.features.iter().zip(&self.cpu.features).enumerate() {
+            if theirs & !ours != 0 {
+                let (source, target) = (format!("word {word} = {theirs:#010x}"), format!("{ours:#010x}"));
+                return Err(ShapeMismatch { what: "processor features", source, target });
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Layout<'a>(&'a [RamRange]);
+
+impl fmt::Display for Layout<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, range) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { " + " };
+            write!(f, "{separator}{} at {}", range.size, range.start)?;
+        }
+        Ok(())
+    }
+}
