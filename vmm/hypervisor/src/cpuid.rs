@@ -1,0 +1,202 @@
+//! What CPUID tells a guest.
+
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+
+use crate::{HypervisorError, StateError};
+
+/// Leaf of features, and its bits that depend on us. Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E.
+const FEATURES: u32 = 1;
+const ECX_TSC_DEADLINE: u32 = 1 << 24;
+const ECX_HYPERVISOR: u32 = 1 << 31;
+const EDX_HYPER_THREADING: u32 = 1 << 28;
+/// Leaves of processor topology (the second is Intel's extended form of the first).
+const TOPOLOGY: u32 = 0xb;
+const TOPOLOGY_V2: u32 = 0x1f;
+/// First leaf of the hypervisor: EAX is the last such leaf.
+const HYPERVISOR: u32 = 0x4000_0000;
+/// Timing information: EAX is the TSC's frequency in kHz. VMware's convention, which Linux and the BSDs read under
+/// every hypervisor.
+const TIMING: u32 = 0x4000_0010;
+/// AMD: sizes (ECX: number of cores and width of the APIC id) and the core's own ids.
+const AMD_SIZES: u32 = 0x8000_0008;
+const AMD_CORE: u32 = 0x8000_001e;
+
+/// Which vCPU this is, what its machine has, and what the host can give.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Topology {
+    pub(crate) vcpu: u32,
+    pub(crate) vcpus: u32,
+    pub(crate) tsc_khz: Option<u32>,
+    pub(crate) tsc_deadline: bool,
+}
+
+impl Topology {
+    /// Bits of an APIC id that number the vCPUs of the one socket.
+    fn id_bits(self) -> u32 {
+        self.vcpus.next_power_of_two().trailing_zeros()
+    }
+}
+
+/// CPUID of one vCPU, from what KVM supports on this host.
+pub(crate) fn for_vcpu(supported: &CpuId, topology: Topology) -> Result<CpuId, HypervisorError> {
+    let has_topology_leaf = supported.as_slice().iter().any(|entry| entry.function == TOPOLOGY);
+    // KVM reports the topology of the host CPU that asked: ours replaces it.
+    let kept = |entry: &&kvm_cpuid_entry2| ![TOPOLOGY, TOPOLOGY_V2, TIMING].contains(&entry.function);
+    let mut entries: Vec<_> = supported.as_slice().iter().filter(kept).copied().collect();
+    for entry in &mut entries {
+        adjust(entry, topology);
+    }
+    if has_topology_leaf {
+        entries.extend(topology_leaves(topology));
+    }
+    if let Some(khz) = topology.tsc_khz {
+        entries.push(kvm_cpuid_entry2 { function: TIMING, eax: khz, ..Default::default() });
+    }
+    from_entries(&entries)
+}
+
+fn adjust(entry: &mut kvm_cpuid_entry2, topology: Topology) {
+    match entry.function {
+        FEATURES => {
+            entry.ebx = entry.ebx & 0x0000_ffff | topology.vcpu << 24 | topology.vcpus.min(255) << 16;
+            entry.ecx |= ECX_HYPERVISOR;
+            if topology.tsc_deadline {
+                entry.ecx |= ECX_TSC_DEADLINE;
+            }
+            if topology.vcpus > 1 {
+                entry.edx |= EDX_HYPER_THREADING;
+            }
+        }
+        HYPERVISOR if topology.tsc_khz.is_some() => entry.eax = entry.eax.max(TIMING),
+        AMD_SIZES => {
+            entry.ecx = entry.ecx & !0xf0ff | topology.id_bits() << 12 | (topology.vcpus - 1).min(255);
+        }
+        AMD_CORE => {
+            // One thread per core, one node.
+            entry.eax = topology.vcpu;
+            entry.ebx = topology.vcpu;
+            entry.ecx = 0;
+        }
+        _ => {}
+    }
+}
+
+/// Two levels: a thread (one per core), and the cores of the one socket.
+fn topology_leaves(topology: Topology) -> [kvm_cpuid_entry2; 3] {
+    const TYPE_THREAD: u32 = 1 << 8;
+    const TYPE_CORE: u32 = 2 << 8;
+    let level = |index, shift, count, kind| kvm_cpuid_entry2 {
+        function: TOPOLOGY,
+        index,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: shift,
+        ebx: count,
+        ecx: kind | index,
+        edx: topology.vcpu,
+        ..Default::default()
+    };
+    [level(0, 0, 1, TYPE_THREAD), level(1, topology.id_bits(), topology.vcpus, TYPE_CORE), level(2, 0, 0, 0)]
+}
+
+/// Registers that list features: a guest may use only what its host has.
+const FEATURE_WORDS: [(u32, u32, &str); 12] = [
+    (FEATURES, 0, "ECX"),
+    (FEATURES, 0, "EDX"),
+    (7, 0, "EBX"),
+    (7, 0, "ECX"),
+    (7, 0, "EDX"),
+    (7, 1, "EAX"),
+    (0xd, 0, "EAX"),
+    (0xd, 0, "EDX"),
+    (0xd, 1, "EAX"),
+    (0x8000_0001, 0, "ECX"),
+    (0x8000_0001, 0, "EDX"),
+    (AMD_SIZES, 0, "EBX"),
+];
+
+/// Whether a guest that was told `guest` can run where `host` could be told.
+pub(crate) fn check_features(guest: &CpuId, host: &CpuId) -> Result<(), StateError> {
+    for (function, index, register) in FEATURE_WORDS {
+        let bits = word(guest, function, index, register) & !word(host, function, index, register);
+        if bits != 0 {
+            return Err(StateError::CpuFeatures { function, index, register, bits });
+        }
+    }
+    Ok(())
+}
+
+fn word(cpuid: &CpuId, function: u32, index: u32, register: &str) -> u32 {
+    let entry = cpuid.as_slice().iter().find(|entry| entry.function == function && entry.index == index);
+    entry.map_or(0, |entry| match register {
+        "EAX" => entry.eax,
+        "EBX" => entry.ebx,
+        "ECX" => entry.ecx,
+        _ => entry.edx,
+    })
+}
+
+pub(crate) fn from_entries(entries: &[kvm_cpuid_entry2]) -> Result<CpuId, HypervisorError> {
+    CpuId::from_entries(entries).map_err(|_| HypervisorError::Call {
+        attempt: "take so many CPUID entries",
+        source: std::io::Error::other(format!("{} entries, at most {KVM_MAX_CPUID_ENTRIES}", entries.len())),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn supported() -> CpuId {
+        let entry =
+            |function, index| kvm_cpuid_entry2 { function, index, ecx: 0xf0ff_0001, ..Default::default() };
+        let leaves = [1, HYPERVISOR, TOPOLOGY, TOPOLOGY_V2, AMD_SIZES, AMD_CORE];
+        let entries: Vec<_> = leaves.into_iter().map(|function| entry(function, 0)).collect();
+        CpuId::from_entries(&entries).unwrap()
+    }
+
+    fn vcpu(vcpu: u32, vcpus: u32) -> CpuId {
+        for_vcpu(&supported(), Topology { vcpu, vcpus, tsc_khz: Some(2_000_000), tsc_deadline: true })
+            .unwrap()
+    }
+
+    fn check(vcpu_number: u32, vcpus: u32, function: u32, index: u32, expect: [u32; 4]) {
+        let cpuid = vcpu(vcpu_number, vcpus);
+        let found = ["EAX", "EBX", "ECX", "EDX"].map(|register| word(&cpuid, function, index, register));
+        assert_eq!(found, expect, "vCPU {vcpu_number}/{vcpus} leaf {function:#x}.{index}: {found:#x?}");
+    }
+
+    #[test]
+    fn every_vcpu_knows_its_id_and_how_many_there_are() {
+        check(3, 5, FEATURES, 0, [0, 3 << 24 | 5 << 16, 0xf1ff_0001, EDX_HYPER_THREADING]);
+        check(0, 1, FEATURES, 0, [0, 1 << 16, 0xf1ff_0001, 0]);
+        check(3, 5, TOPOLOGY, 0, [0, 1, 0x100, 3]);
+        check(3, 5, TOPOLOGY, 1, [3, 5, 0x201, 3]);
+        check(3, 5, TOPOLOGY, 2, [0, 0, 2, 3]);
+        check(3, 5, AMD_CORE, 0, [3, 3, 0, 0]);
+        check(3, 5, AMD_SIZES, 0, [0, 0, 0xf0ff_3004, 0]);
+        check(3, 5, TOPOLOGY_V2, 0, [0; 4]);
+    }
+
+    #[test]
+    fn the_tsc_frequency_is_told_where_it_is_known() {
+        check(0, 1, TIMING, 0, [2_000_000, 0, 0, 0]);
+        check(0, 1, HYPERVISOR, 0, [TIMING, 0, 0xf0ff_0001, 0]);
+        let unknown = Topology { vcpu: 0, vcpus: 1, tsc_khz: None, tsc_deadline: false };
+        let cpuid = for_vcpu(&supported(), unknown).unwrap();
+        assert_eq!((word(&cpuid, TIMING, 0, "EAX"), word(&cpuid, HYPERVISOR, 0, "EAX")), (0, 0));
+    }
+
+    #[test]
+    fn a_feature_that_the_host_lacks_is_named() {
+        let guest = vcpu(0, 1);
+        assert_eq!(check_features(&guest, &guest), Ok(()));
+        let mut host = vcpu(0, 1);
+        host.as_mut_slice()
+            .iter_mut()
+            .filter(|entry| entry.function == FEATURES)
+            .for_each(|entry| entry.ecx &= !1);
+        let expect = StateError::CpuFeatures { function: 1, index: 0, register: "ECX", bits: 1 };
+        assert_eq!(check_features(&guest, &host), Err(expect));
+        assert_eq!(check_features(&host, &guest), Ok(()), "a host may have more than the guest uses");
+    }
+}

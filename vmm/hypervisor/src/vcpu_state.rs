@@ -1,0 +1,270 @@
+//! What makes up a vCPU at rest.
+
+use std::fmt;
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+
+use crate::{
+    HypervisorError, StateError, TimeSample, Vcpu, VmState, cpuid,
+    msrs::{self, Msr},
+    sections::{SectionReader, SectionWriter},
+    time::ticks,
+    tsc,
+    xsave::{self, Xsave},
+};
+
+/// Section numbers. Never used again for something else.
+mod section {
+    pub(super) const MP_STATE: u16 = 1;
+    pub(super) const REGS: u16 = 2;
+    pub(super) const SREGS: u16 = 3;
+    pub(super) const XSAVE: u16 = 4;
+    pub(super) const XCRS: u16 = 5;
+    pub(super) const DEBUG_REGS: u16 = 6;
+    pub(super) const LOCAL_APIC: u16 = 7;
+    pub(super) const EVENTS: u16 = 8;
+    pub(super) const MSRS: u16 = 9;
+    pub(super) const CPUID: u16 = 10;
+    pub(super) const TSC: u16 = 11;
+}
+
+/// Most a host's TSC may differ from the guest's where it cannot be scaled: what Linux itself lets a clock drift
+/// before it distrusts it (250 ppm; KVM uses the same bound, `tsc_tolerance_ppm`).
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// The saved state of a [`Vcpu`].
+#[derive(Clone)]
+pub struct VcpuState {
+    mp_state: kvm_mp_state,
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    xsave: Xsave,
+    xcrs: kvm_xcrs,
+    debug_regs: kvm_debugregs,
+    local_apic: kvm_lapic_state,
+    events: kvm_vcpu_events,
+    msrs: Vec<Msr>,
+    cpuid: Vec<kvm_cpuid_entry2>,
+    tsc: Tsc,
+}
+
+/// The guest's counter at the moment that the machine's [`VmState`] names, and its frequency (0: not known).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tsc {
+    value: u64,
+    khz: u32,
+}
+
+impl fmt::Debug for VcpuState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VcpuState")
+            .field("rip", &format_args!("{:#x}", self.regs.rip))
+            .field("tsc", &self.tsc)
+            .field("msrs", &self.msrs.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl VcpuState {
+    /// The state as bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut writer = SectionWriter::default();
+        writer.put_plain(section::MP_STATE, &self.mp_state);
+        writer.put_plain(section::REGS, &self.regs);
+        writer.put_plain(section::SREGS, &self.sregs);
+        writer.put(section::XSAVE, self.xsave.as_bytes());
+        writer.put_plain(section::XCRS, &self.xcrs);
+        writer.put_plain(section::DEBUG_REGS, &self.debug_regs);
+        writer.put_plain(section::LOCAL_APIC, &self.local_apic);
+        writer.put_plain(section::EVENTS, &self.events);
+        let msrs: Vec<u8> = self
+            .msrs
+            .iter()
+            .flat_map(|msr| msr.index.to_le_bytes().into_iter().chain(msr.value.to_le_bytes()))
+            .collect();
+        writer.put(section::MSRS, &msrs);
+        let cpuid: Vec<u8> = self.cpuid.iter().flat_map(entry_words).flat_map(u32::to_le_bytes).collect();
+        writer.put(section::CPUID, &cpuid);
+        let tsc = [self.tsc.value.to_le_bytes(), u64::from(self.tsc.khz).to_le_bytes()].concat();
+        writer.put(section::TSC, &tsc);
+        writer.finish()
+    }
+
+    /// The state from bytes, which may come from anywhere.
+    ///
+    /// # Errors
+    /// [`StateError`] says which section is wrong, and how.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, StateError> {
+        let mut reader = SectionReader::new(bytes)?;
+        let xsave = reader.take(section::XSAVE)?;
+        let [value, khz] = reader.take_u64s(section::TSC)?;
+        let khz = u32::try_from(khz).map_err(|_| StateError::SectionLength {
+            id: section::TSC,
+            found: 16,
+            expected: "a frequency of 32 bits",
+        })?;
+        let state = Self {
+            mp_state: reader.take_plain(section::MP_STATE)?,
+            regs: reader.take_plain(section::REGS)?,
+            sregs: reader.take_plain(section::SREGS)?,
+            xsave: Xsave::from_bytes(xsave).ok_or(StateError::SectionLength {
+                id: section::XSAVE,
+                found: xsave.len(),
+                expected: "4096 bytes",
+            })?,
+            xcrs: reader.take_plain(section::XCRS)?,
+            debug_regs: reader.take_plain(section::DEBUG_REGS)?,
+            local_apic: reader.take_plain(section::LOCAL_APIC)?,
+            events: reader.take_plain(section::EVENTS)?,
+            msrs: decode_msrs(reader.take(section::MSRS)?)?,
+            cpuid: decode_cpuid(reader.take(section::CPUID)?)?,
+            tsc: Tsc { value, khz },
+        };
+        reader.finish()?;
+        Ok(state)
+    }
+}
+
+fn entry_words(entry: &kvm_cpuid_entry2) -> [u32; 7] {
+    [entry.function, entry.index, entry.flags, entry.eax, entry.ebx, entry.ecx, entry.edx]
+}
+
+/// Most registers a state may carry: KVM lists about 100 on the richest hosts.
+const MSRS_MAX: usize = 1024;
+
+fn decode_msrs(bytes: &[u8]) -> Result<Vec<Msr>, StateError> {
+    let (entries, rest) = bytes.as_chunks::<12>();
+    if !rest.is_empty() || entries.len() > MSRS_MAX {
+        let expected = "12 bytes for each of at most 1024 registers";
+        return Err(StateError::SectionLength { id: section::MSRS, found: bytes.len(), expected });
+    }
+    let decode = |entry: &[u8; 12]| {
+        let (index, value) = entry.split_first_chunk::<4>().expect("an entry has 12 bytes");
+        let value = value.try_into().expect("12 bytes less 4 are 8");
+        Msr { index: u32::from_le_bytes(*index), value: u64::from_le_bytes(value) }
+    };
+    Ok(entries.iter().map(decode).collect())
+}
+
+fn decode_cpuid(bytes: &[u8]) -> Result<Vec<kvm_cpuid_entry2>, StateError> {
+    let (entries, rest) = bytes.as_chunks::<28>();
+    if !rest.is_empty() || entries.len() > KVM_MAX_CPUID_ENTRIES {
+        let expected = "28 bytes for each of at most 256 entries";
+        return Err(StateError::SectionLength { id: section::CPUID, found: bytes.len(), expected });
+    }
+    let decode = |entry: &[u8; 28]| {
+        let (words, _) = entry.as_chunks::<4>();
+        let word = |n: usize| u32::from_le_bytes(words[n]);
+        kvm_cpuid_entry2 {
+            function: word(0),
+            index: word(1),
+            flags: word(2),
+            eax: word(3),
+            ebx: word(4),
+            ecx: word(5),
+            edx: word(6),
+            ..Default::default()
+        }
+    };
+    Ok(entries.iter().map(decode).collect())
+}
+
+impl Vcpu {
+    /// Finds out which registers a state of this machine's vCPUs has, if that is not known. [`save`](Self::save) does
+    /// it too; doing it before keeps it out of a migration's downtime. The vCPU must not be running.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`] where KVM refuses.
+    pub fn prepare_save(&self) -> Result<&[u32], HypervisorError> {
+        if let Some(known) = self.shared.saved_msrs.get() {
+            return Ok(known);
+        }
+        let savable = msrs::savable(&self.fd, self.shared.device.msr_indices()?)?;
+        Ok(self.shared.saved_msrs.get_or_init(|| savable))
+    }
+
+    /// Reads the state of a vCPU that does not run and whose last run ended with [`Exit::Interrupted`]. `time` is that
+    /// of the machine's state ([`VmState::time`]), the same for all its vCPUs.
+    ///
+    /// [`Exit::Interrupted`]: crate::Exit::Interrupted
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`] where KVM refuses.
+    pub fn save(&self, time: &TimeSample) -> Result<VcpuState, HypervisorError> {
+        let call = HypervisorError::call;
+        let fd = &self.fd;
+        // First: KVM settles a pending INIT or SIPI into the other registers when asked for this.
+        let mp_state = fd.get_mp_state().map_err(call("read a processor's run state"))?;
+        let msrs = msrs::read_all(fd, self.prepare_save()?)?;
+        Ok(VcpuState {
+            mp_state,
+            regs: fd.get_regs().map_err(call("read a processor's registers"))?,
+            sregs: fd.get_sregs().map_err(call("read a processor's state"))?,
+            xsave: xsave::read(fd)?,
+            xcrs: fd.get_xcrs().map_err(call("read a processor's extended control registers"))?,
+            debug_regs: fd.get_debug_regs().map_err(call("read a processor's debug registers"))?,
+            local_apic: fd.get_lapic().map_err(call("read a local APIC"))?,
+            events: fd.get_vcpu_events().map_err(call("read a processor's pending events"))?,
+            msrs,
+            cpuid: self.cpuid.as_slice().to_vec(),
+            tsc: Tsc { value: tsc::read(fd, time)?, khz: self.topology.tsc_khz.unwrap_or(0) },
+        })
+    }
+
+    /// Gives a vCPU that has not run this state. Its TSC goes on by the time from `machine`'s save up to `now`, which is
+    /// the same for all vCPUs of a machine.
+    ///
+    /// # Errors
+    /// [`StateError::CpuFeatures`], [`StateError::TscFrequency`] or [`StateError::MsrRefused`] where this host cannot
+    /// carry the guest; [`HypervisorError::Call`] where KVM refuses the state.
+    pub fn restore(
+        &mut self,
+        state: &VcpuState,
+        machine: &VmState,
+        now: &TimeSample,
+    ) -> Result<(), HypervisorError> {
+        let call = HypervisorError::call;
+        self.restore_cpuid(&state.cpuid)?;
+        let khz = self.check_tsc_frequency(state.tsc.khz)?;
+        let fd = &self.fd;
+        fd.set_mp_state(state.mp_state).map_err(call("set a processor's run state"))?;
+        fd.set_sregs(&state.sregs).map_err(call("set a processor's state"))?;
+        fd.set_regs(&state.regs).map_err(call("set a processor's registers"))?;
+        fd.set_xcrs(&state.xcrs).map_err(call("set a processor's extended control registers"))?;
+        xsave::write(fd, &state.xsave)?;
+        fd.set_debug_regs(&state.debug_regs).map_err(call("set a processor's debug registers"))?;
+        let elapsed = ticks(now.ns_since(machine.time()), khz);
+        tsc::write(fd, now, state.tsc.value.wrapping_add(elapsed))?;
+        // The APIC before the registers: a TSC deadline counts only in an APIC in deadline mode.
+        fd.set_lapic(&state.local_apic).map_err(call("set a local APIC"))?;
+        msrs::write_all(fd, &state.msrs)?;
+        // Last: setting the other registers clears pending exceptions.
+        fd.set_vcpu_events(&state.events).map_err(call("set a processor's pending events"))
+    }
+
+    /// The guest keeps the CPUID it has seen, if this host has all of its features.
+    fn restore_cpuid(&mut self, entries: &[kvm_cpuid_entry2]) -> Result<(), HypervisorError> {
+        let guest: CpuId = cpuid::from_entries(entries)?;
+        cpuid::check_features(&guest, &self.cpuid)?;
+        self.fd.set_cpuid2(&guest).map_err(HypervisorError::call("set a virtual processor's features"))?;
+        self.cpuid = guest;
+        Ok(())
+    }
+
+    /// The frequency at which the guest's counter goes on, or an error if this host's differs too much.
+    fn check_tsc_frequency(&self, guest_khz: u32) -> Result<u32, StateError> {
+        let host_khz = self.topology.tsc_khz.unwrap_or(0);
+        if guest_khz == 0 || host_khz == 0 {
+            // One of the hosts does not know: there is nothing to compare.
+            return Ok(guest_khz.max(host_khz));
+        }
+        let difference_ppm = u64::from(guest_khz.abs_diff(host_khz)) * 1_000_000 / u64::from(host_khz);
+        if difference_ppm > TSC_TOLERANCE_PPM {
+            return Err(StateError::TscFrequency { guest_khz, host_khz });
+        }
+        Ok(host_khz)
+    }
+}

@@ -1,0 +1,148 @@
+//! A virtual machine: memory slots, interrupt controllers, dirty log.
+#![expect(unsafe_code, reason = "registers guest RAM with KVM")]
+
+use std::sync::{Arc, OnceLock};
+
+use drover_guest_memory::{GuestMemory, HostRegion};
+use drover_units::VcpuCount;
+use kvm_bindings::{
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::VmFd;
+
+use crate::{HypervisorError, Vcpu, kvm::Device};
+
+/// Three pages that KVM needs on Intel hosts to emulate real mode (KVM_SET_TSS_ADDR), below the 64 KiB of firmware
+/// under 4 GiB and inside the hole that the RAM layout leaves.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+/// One more page for the same purpose (KVM_SET_IDENTITY_MAP_ADDR), right before those.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+/// The most vCPUs of one machine: xAPIC ids have 8 bits, and 255 is the broadcast.
+const MAX_VCPUS: u32 = 255;
+
+/// What a machine may do without.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmOptions {
+    /// The PC's interval timer (8254). Costs a kernel thread; guests that know their TSC's frequency or have kvm-clock
+    /// do without.
+    pub pit: bool,
+}
+
+/// A virtual machine. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What vCPUs and interrupt lines keep alive beside the machine's own handle: above all the RAM that the kernel's
+/// memory slots point to.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) fd: VmFd,
+    pub(crate) device: Arc<Device>,
+    pub(crate) options: VmOptions,
+    /// The registers of a vCPU's saved state, found out once.
+    pub(crate) saved_msrs: OnceLock<Vec<u32>>,
+    memory: GuestMemory,
+}
+
+impl Vm {
+    pub(crate) fn new(
+        device: Arc<Device>,
+        memory: &GuestMemory,
+        options: VmOptions,
+    ) -> Result<Self, HypervisorError> {
+        let fd = device.kvm.create_vm().map_err(HypervisorError::call("create a virtual machine"))?;
+        fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .map_err(HypervisorError::call("place its identity map"))?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(HypervisorError::call("place its task segment"))?;
+        fd.create_irq_chip().map_err(HypervisorError::call("create interrupt controllers"))?;
+        if options.pit {
+            let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+            fd.create_pit2(config).map_err(HypervisorError::call("create an interval timer"))?;
+        }
+        let shared = Shared { fd, device, options, saved_msrs: OnceLock::new(), memory: memory.clone() };
+        for (slot, region) in memory.regions().enumerate() {
+            shared
+                .set_slot(slot, region, 0)
+                .map_err(HypervisorError::call("give the virtual machine its memory"))?;
+        }
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Makes the vCPU with this number, one of `of`: both are part of what CPUID tells the guest.
+    ///
+    /// vCPU 0 starts running; the others wait for the guest to start them.
+    ///
+    /// # Errors
+    /// [`HypervisorError::VcpuCount`], or [`HypervisorError::Call`] where KVM refuses.
+    pub fn create_vcpu(&self, number: u32, of: VcpuCount) -> Result<Vcpu, HypervisorError> {
+        let max = u32::try_from(self.shared.device.kvm.get_max_vcpus()).unwrap_or(MAX_VCPUS).min(MAX_VCPUS);
+        if of.get() > max || number >= of.get() {
+            return Err(HypervisorError::VcpuCount { asked: of.get(), max });
+        }
+        Vcpu::new(&self.shared, number, of)
+    }
+
+    /// Logs, from now on, which pages the guest writes. Does nothing if it does already.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`]; no region is logged then.
+    pub fn start_dirty_log(&self) -> Result<(), HypervisorError> {
+        let result = self.set_all_slots(KVM_MEM_LOG_DIRTY_PAGES);
+        if result.is_err() {
+            // The cause is already on its way to the caller; logging that stays on costs speed only.
+            let _ = self.set_all_slots(0);
+        }
+        result.map_err(HypervisorError::call("start logging the guest's writes"))
+    }
+
+    /// Ends logging. Does nothing if there is none.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`]; logging may go on, which costs speed only.
+    pub fn stop_dirty_log(&self) -> Result<(), HypervisorError> {
+        self.set_all_slots(0).map_err(HypervisorError::call("stop logging the guest's writes"))
+    }
+
+    /// The pages of one region (its index in `GuestMemory::regions`) that the guest has written since the last call,
+    /// one bit each, starting with the region's first page in bit 0; clears them.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`] if there is no such region or no logging.
+    pub fn take_dirty_log(&self, region: usize) -> Result<Vec<u64>, HypervisorError> {
+        let len = self.shared.memory.regions().nth(region).map_or(0, |region| region.len.get());
+        // Too many regions or too long a region means there is none of that number: KVM says so.
+        let slot = u32::try_from(region).unwrap_or(u32::MAX);
+        let len = usize::try_from(len).unwrap_or(0);
+        self.shared
+            .fd
+            .get_dirty_log(slot, len)
+            .map_err(HypervisorError::call("read the log of the guest's writes"))
+    }
+
+    fn set_all_slots(&self, flags: u32) -> Result<(), vmm_sys_util::errno::Error> {
+        let mut regions = self.shared.memory.regions().enumerate();
+        regions.try_for_each(|(slot, region)| self.shared.set_slot(slot, region, flags))
+    }
+}
+
+impl Shared {
+    fn set_slot(
+        &self,
+        slot: usize,
+        region: HostRegion,
+        flags: u32,
+    ) -> Result<(), vmm_sys_util::errno::Error> {
+        let region = kvm_userspace_memory_region {
+            slot: u32::try_from(slot).expect("RAM has at most two regions"),
+            flags,
+            guest_phys_addr: region.start.get(),
+            memory_size: region.len.get(),
+            userspace_addr: region.host_address.addr() as u64,
+        };
+        // SAFETY: the addresses are those of `self.memory`, which stays mapped until this value is gone, and every
+        // handle to the VM's file (vCPUs, interrupt lines) holds this value.
+        unsafe { self.fd.set_user_memory_region(region) }
+    }
+}

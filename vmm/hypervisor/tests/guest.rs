@@ -1,0 +1,324 @@
+//! A guest of a few instructions, run on real KVM.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test: it measures real time and may panic"
+)]
+
+use std::{sync::mpsc, thread, time::Instant};
+
+use drover_guest_memory::GuestMemory;
+use drover_hypervisor::{
+    Exit, Gsi, Hypervisor, HypervisorError, IoEvent, IoEventAddress, ProtectedModeEntry, StateError,
+    TimeSample, Vcpu, VcpuState, Vm, VmOptions, VmState,
+};
+use drover_test_prerequisites::kvm;
+use drover_units::{Bytes, Gpa, PAGE_SIZE, Pages, VcpuCount};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const CODE: Gpa = Gpa::new(0x1000);
+const COUNTER: Gpa = Gpa::new(0x2000);
+const COPY: Gpa = Gpa::new(0x3000);
+
+/// Talks to a port and to an MMIO register, then counts, writing the port once for each step.
+const TALK_AND_COUNT: &[u8] = &[
+    0xba, 0xf8, 0x03, 0x00, 0x00, // mov edx, 0x3f8
+    0xb0, b'A', // mov al, 'A'
+    0xee, // out dx, al
+    0xec, // in al, dx
+    0xa2, 0x00, 0x30, 0x00, 0x00, // mov [0x3000], al
+    0xa1, 0x00, 0x00, 0x00, 0xd0, // mov eax, [0xd0000000]
+    0xa3, 0x04, 0x00, 0x00, 0xd0, // mov [0xd0000004], eax
+    0xff, 0x05, 0x00, 0x20, 0x00, 0x00, // again: inc dword [0x2000]
+    0xee, // out dx, al
+    0xeb, 0xf7, // jmp again
+];
+
+/// Waits for ever with interrupts off.
+const HALT: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfd]; // cli; hlt; jmp hlt
+
+/// Writes two bytes of its own code to the port with one instruction.
+const STRING: &[u8] = &[
+    0xba, 0xf8, 0x03, 0x00, 0x00, // mov edx, 0x3f8
+    0xbe, 0x00, 0x10, 0x00, 0x00, // mov esi, 0x1000
+    0xb9, 0x02, 0x00, 0x00, 0x00, // mov ecx, 2
+    0xf3, 0x6e, // rep outsb
+    0xf4, // hlt
+];
+
+struct Guest {
+    memory: GuestMemory,
+    vm: Vm,
+    vcpu: Vcpu,
+}
+
+impl Guest {
+    fn empty(options: VmOptions) -> Self {
+        let memory = GuestMemory::anonymous(Bytes::mib(2));
+        let vm = Hypervisor::open().unwrap().create_vm(&memory, options).unwrap();
+        let vcpu = vm.create_vcpu(0, VcpuCount::new(1)).unwrap();
+        Self { memory, vm, vcpu }
+    }
+
+    fn new(code: &[u8]) -> Self {
+        let guest = Self::empty(VmOptions::default());
+        guest.memory.write(CODE, code).unwrap();
+        guest.vcpu.enter_protected_mode(ProtectedModeEntry { rip: CODE, ebx: Gpa::ZERO }).unwrap();
+        guest
+    }
+
+    fn counter(&self) -> u32 {
+        let mut bytes = [0; 4];
+        self.memory.read(COUNTER, &mut bytes).unwrap();
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Runs the guest past its talk, to the port write of step `step`.
+    fn count_to(&mut self, step: u32) {
+        while self.counter() < step {
+            self.run_to_port_write();
+        }
+    }
+
+    fn run_to_port_write(&mut self) {
+        let mut bound = self.vcpu.bind().unwrap();
+        loop {
+            match bound.run().unwrap() {
+                Exit::PortWrite { .. } => return,
+                Exit::PortRead { data, .. } | Exit::MmioRead { data, .. } => data.fill(0x5a),
+                Exit::MmioWrite { .. } | Exit::Interrupted => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Completes the pending access, so that the vCPU can be saved.
+    fn settle(&mut self) {
+        self.vcpu.kicker().kick();
+        let mut bound = self.vcpu.bind().unwrap();
+        assert_eq!(bound.run().unwrap(), Exit::Interrupted);
+    }
+
+    fn save(&self) -> (Vec<u8>, Vec<u8>) {
+        let machine = self.vm.save().unwrap();
+        let vcpu = self.vcpu.save(machine.time()).unwrap();
+        (machine.to_bytes(), vcpu.to_bytes())
+    }
+
+    /// A second guest with the same memory and this state.
+    fn clone_with(&self, (machine, vcpu): &(Vec<u8>, Vec<u8>)) -> Result<Self, HypervisorError> {
+        let mut copy = Self::empty(VmOptions::default());
+        let mut ram = vec![0; 2 << 20];
+        self.memory.read(Gpa::ZERO, &mut ram).unwrap();
+        copy.memory.write(Gpa::ZERO, &ram).unwrap();
+        let machine = VmState::from_bytes(machine)?;
+        let now = TimeSample::now();
+        copy.vm.restore(&machine, &now)?;
+        copy.vcpu.restore(&VcpuState::from_bytes(vcpu)?, &machine, &now)?;
+        Ok(copy)
+    }
+}
+
+#[test]
+fn a_guest_talks_to_ports_and_addresses() {
+    if !kvm() {
+        return;
+    }
+    let mut guest = Guest::new(TALK_AND_COUNT);
+    let mut bound = guest.vcpu.bind().unwrap();
+    let port = 0x3f8;
+    assert_eq!(bound.run().unwrap(), Exit::PortWrite { port, width: 1, data: b"A" });
+    match bound.run().unwrap() {
+        Exit::PortRead { port: 0x3f8, width: 1, data } => data.copy_from_slice(b"z"),
+        other => panic!("{other:?}"),
+    }
+    match bound.run().unwrap() {
+        Exit::MmioRead { address, data } if address == Gpa::new(0xd000_0000) => {
+            data.copy_from_slice(&[1, 2, 3, 4]);
+        }
+        other => panic!("{other:?}"),
+    }
+    let address = Gpa::new(0xd000_0004);
+    assert_eq!(bound.run().unwrap(), Exit::MmioWrite { address, data: &[1, 2, 3, 4] });
+    assert_eq!(bound.run().unwrap(), Exit::PortWrite { port, width: 1, data: &[1] });
+    drop(bound);
+    let mut read_from_port = [0];
+    guest.memory.read(COPY, &mut read_from_port).unwrap();
+    assert_eq!(&read_from_port, b"z");
+    assert_eq!(guest.counter(), 1);
+}
+
+#[test]
+fn a_string_instruction_brings_all_of_its_bytes() {
+    if !kvm() {
+        return;
+    }
+    let mut guest = Guest::new(STRING);
+    let mut bound = guest.vcpu.bind().unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        match bound.run().unwrap() {
+            Exit::PortWrite { port: 0x3f8, width: 1, data } => seen.extend_from_slice(data),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(seen, STRING[..2]);
+}
+
+#[test]
+fn a_kick_ends_a_run_whether_it_comes_before_or_during_it() {
+    if !kvm() {
+        return;
+    }
+    let mut guest = Guest::new(HALT);
+    guest.settle();
+    for _ in 0..20 {
+        let kicker = guest.vcpu.kicker();
+        let (started, wait_for_start) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut bound = guest.vcpu.bind().unwrap();
+                started.send(()).unwrap();
+                assert_eq!(bound.run().unwrap(), Exit::Interrupted);
+            });
+            wait_for_start.recv().unwrap();
+            kicker.kick();
+        });
+    }
+    let kicker = guest.vcpu.kicker();
+    drop(guest);
+    kicker.kick();
+}
+
+#[test]
+fn the_log_has_the_pages_that_the_guest_wrote() {
+    if !kvm() {
+        return;
+    }
+    let mut guest = Guest::new(TALK_AND_COUNT);
+    guest.count_to(1);
+    guest.vm.start_dirty_log().unwrap();
+    guest.vm.take_dirty_log(0).unwrap();
+    guest.count_to(3);
+    let page = |gpa: Gpa| 1_u64 << (gpa.get() / PAGE_SIZE);
+    assert_eq!(guest.vm.take_dirty_log(0).unwrap()[0], page(COUNTER));
+    assert_eq!(guest.vm.take_dirty_log(0).unwrap()[0], 0, "taken once");
+    guest.vm.stop_dirty_log().unwrap();
+    assert!(guest.vm.take_dirty_log(0).is_err());
+    assert!(guest.vm.take_dirty_log(7).is_err());
+    assert_eq!(Pages::new(512).to_bytes(), Some(guest.memory.size()));
+}
+
+#[test]
+fn a_state_moves_and_the_guest_goes_on_where_it_was() {
+    if !kvm() {
+        return;
+    }
+    let mut source = Guest::new(TALK_AND_COUNT);
+    source.count_to(5);
+    source.settle();
+    source.vcpu.prepare_save().unwrap();
+    let begin = Instant::now();
+    let state = source.save();
+    let saved = begin.elapsed();
+    let mut target = source.clone_with(&state).unwrap();
+    println!(
+        "saved in {saved:?}: {} + {} bytes; moved in {:?}",
+        state.0.len(),
+        state.1.len(),
+        begin.elapsed()
+    );
+    // What a vCPU is after a restore is what it was before: nothing of it was forgotten on the way.
+    let again = target.vcpu.save(&TimeSample::now()).unwrap().to_bytes();
+    assert_eq!(again.len(), state.1.len());
+    assert_eq!(target.counter(), 5);
+    target.count_to(8);
+    assert_eq!(source.counter(), 5);
+}
+
+/// Where in a state the bytes of a section are.
+fn section(state: &[u8], id: u8) -> std::ops::Range<usize> {
+    let mut at = 0;
+    loop {
+        let start = at + 6;
+        let end = start + u32::from_le_bytes(state[at + 2..start].try_into().unwrap()) as usize;
+        if state[at..at + 2] == [id, 0] {
+            return start..end;
+        }
+        at = end;
+    }
+}
+
+#[test]
+fn hostile_states_are_refused_and_change_no_running_guest() {
+    if !kvm() {
+        return;
+    }
+    let mut source = Guest::new(TALK_AND_COUNT);
+    source.count_to(1);
+    source.settle();
+    let (machine, vcpu) = source.save();
+    for len in [0, 1, 6, 7, vcpu.len() / 2, vcpu.len() - 1] {
+        assert!(source.clone_with(&(machine.clone(), vcpu[..len].to_vec())).is_err(), "{len} bytes");
+    }
+    // Ask for a feature that no host has: bit 10 of leaf 1's EDX is reserved.
+    let mut greedy = vcpu.clone();
+    let cpuid = section(&greedy, 10);
+    let leaf_1 = cpuid.clone().step_by(28).find(|&at| greedy[at..at + 4] == [1, 0, 0, 0]).unwrap();
+    greedy[leaf_1 + 25] |= 1 << 2;
+    match source.clone_with(&(machine, greedy)) {
+        Err(HypervisorError::State(StateError::CpuFeatures {
+            function: 1,
+            register: "EDX",
+            bits: 0x400,
+            ..
+        })) => {}
+        Err(other) => panic!("{other:?}"),
+        Ok(_) => panic!("a feature that does not exist was accepted"),
+    }
+    source.count_to(3);
+}
+
+#[test]
+fn doorbells_ring_without_an_exit_until_they_are_disconnected() {
+    if !kvm() {
+        return;
+    }
+    let mut guest = Guest::new(TALK_AND_COUNT);
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    // The port write of each step carries the step's AL, which is 0x5a from `run_to_port_write`.
+    let doorbell = IoEvent { address: IoEventAddress::Mmio(Gpa::new(0xd000_0004)), value: Some(0x5a5a_5a5a) };
+    guest.vm.connect_io_event(doorbell, &event).unwrap();
+    assert!(guest.vm.connect_io_event(doorbell, &event).is_err(), "twice");
+    guest.count_to(1);
+    assert_eq!(event.read().unwrap(), 1);
+    guest.vm.disconnect_io_event(doorbell, &event).unwrap();
+    assert!(guest.vm.disconnect_io_event(doorbell, &event).is_err(), "twice");
+}
+
+#[test]
+fn interrupt_lines_pulse_and_pins_that_do_not_exist_are_refused() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::empty(VmOptions { pit: true });
+    guest.vm.irq_line(Gsi(5)).unwrap().pulse().unwrap();
+    assert!(matches!(guest.vm.irq_line(Gsi(24)), Err(HypervisorError::NoSuchPin { .. })));
+    // With an interval timer the state has one section more, and only such a machine takes it.
+    let state = VmState::from_bytes(&guest.vm.save().unwrap().to_bytes()).unwrap();
+    let now = TimeSample::now();
+    Guest::empty(VmOptions { pit: true }).vm.restore(&state, &now).unwrap();
+    assert!(Guest::empty(VmOptions::default()).vm.restore(&state, &now).is_err());
+}
+
+#[test]
+fn vcpus_that_cannot_be_are_refused() {
+    if !kvm() {
+        return;
+    }
+    let guest = Guest::empty(VmOptions::default());
+    for (number, of) in [(0, 0), (1, 1), (0, 256)] {
+        let error = guest.vm.create_vcpu(number, VcpuCount::new(of)).unwrap_err();
+        assert!(matches!(error, HypervisorError::VcpuCount { .. }), "{number} of {of}: {error}");
+    }
+}
