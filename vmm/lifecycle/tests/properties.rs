@@ -86,7 +86,7 @@ fn prefix() -> impl Strategy<Value = Vec<Step>> {
     };
     let migrate_out =
         Request::MigrateOut { migration: MigrationId::from_u128(1), target_epoch: OwnerEpoch::new(4) };
-    let story = vec![
+    let story = [
         ask(101, Request::Create { lease: None }),
         ask(102, Request::Start),
         ask(103, migrate_out),
