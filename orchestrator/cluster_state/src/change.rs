@@ -11,9 +11,20 @@ use crate::{ClusterEvent, Image, Name, Node, Operation, Stored, Subject, Vm, Vol
 pub struct Revision(u64);
 
 impl Revision {
+    /// The empty store's.
+    pub const ZERO: Self = Self(0);
+
     /// Wraps a stored value.
     pub const fn new(value: u64) -> Self {
         Self(value)
+    }
+    /// That of the transaction after this one.
+    ///
+    /// # Panics
+    /// After 2^64 transactions, which no store takes.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.checked_add(1).expect("2^64 transactions are never made"))
     }
     /// The number.
     pub const fn get(self) -> u64 {
