@@ -8,10 +8,11 @@ mod error;
 mod key;
 mod txn;
 
-use std::{fmt, future::Future};
+use std::future::Future;
 
 use bytes::Bytes;
 
+pub use drover_cluster_state::Revision;
 pub use error::StoreError;
 pub use key::{InvalidKey, Key, MAX_KEY_BYTES};
 pub use txn::{Guard, MAX_TXN_BYTES, MAX_TXN_OPS, MAX_VALUE_BYTES, Txn, Write};
@@ -23,40 +24,6 @@ pub const MAX_LIST_ENTRIES: usize = 1024;
 
 /// Most changes that one [`Watch::next`] returns.
 pub const MAX_WATCH_BATCH: usize = 1024;
-
-/// The point in the store's history right after some transaction. Zero is the empty store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Revision(u64);
-
-impl Revision {
-    /// Before the first transaction.
-    pub const ZERO: Self = Self(0);
-
-    /// Wraps a stored number.
-    pub const fn new(value: u64) -> Self {
-        Self(value)
-    }
-
-    /// The number.
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-
-    /// The revision of the transaction after this one.
-    ///
-    /// # Panics
-    /// After 2^64 transactions, which no store takes.
-    #[must_use]
-    pub const fn next(self) -> Self {
-        Self(self.0.checked_add(1).expect("2^64 transactions are never made"))
-    }
-}
-
-impl fmt::Display for Revision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
 
 /// A key with its current value.
 #[derive(Clone, Debug, PartialEq, Eq)]
