@@ -1,0 +1,81 @@
+//! Commands on VMs.
+
+use drover_client::{
+    LogRange,
+    api::{MigrateVmRequest, Operation, VmSpec},
+};
+
+use crate::{
+    Session,
+    arguments::{CreateVm, VmCommand},
+    output::{OperationRow, VmRow, print_details, print_row, print_rows},
+    terminal::{self, Ended},
+};
+
+use super::{rows, settle};
+
+pub(super) async fn run(session: &Session, command: VmCommand) -> anyhow::Result<()> {
+    let client = &session.client;
+    match command {
+        VmCommand::Create(arguments) => {
+            let operation = client.create_vm(spec(arguments)).await?;
+            settle_and_show(session, operation).await
+        }
+        VmCommand::List => print_rows(session.format, &rows::<_, VmRow>(client.list_vms().await?)),
+        VmCommand::Show { vm } => print_details(session.format, &VmRow::from(client.get_vm(&vm).await?)),
+        VmCommand::Start { vm } => settle_and_show(session, client.start_vm(&vm).await?).await,
+        VmCommand::Stop { vm } => settle_and_show(session, client.stop_vm(&vm).await?).await,
+        VmCommand::Migrate { vm, to, downtime } => {
+            let request = MigrateVmRequest {
+                vm,
+                target_node: to.unwrap_or_default(),
+                downtime_target_ms: downtime.unwrap_or_default(),
+                ..MigrateVmRequest::default()
+            };
+            let operation = client.migrate_vm(request).await?;
+            match settle(session, operation).await? {
+                Some(ended) => print_details(session.format, &OperationRow::from(ended)),
+                None => Ok(()),
+            }
+        }
+        VmCommand::Delete { vm } => settle(session, client.delete_vm(&vm).await?).await.map(|_ended| ()),
+        VmCommand::Console { vm } => {
+            let console = client.console(&vm).await?;
+            match terminal::attach(console).await? {
+                Ended::Detached => eprintln!("\ndetached"),
+                Ended::ByTheVm => eprintln!("\nthe console of {vm} has ended"),
+            }
+            Ok(())
+        }
+        VmCommand::Logs { vm, follow, tail } => {
+            let mut log = client.logs(&vm, LogRange { tail, follow }).await?;
+            while let Some(part) = log.message().await? {
+                terminal::show(&part.data, part.lost)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Shows the VM as it is once the operation has ended.
+async fn settle_and_show(session: &Session, operation: Operation) -> anyhow::Result<()> {
+    match settle(session, operation).await? {
+        Some(ended) => {
+            print_row(session.format, &VmRow::from(session.client.get_vm(&ended.subject_id).await?))
+        }
+        None => Ok(()),
+    }
+}
+
+fn spec(arguments: CreateVm) -> VmSpec {
+    VmSpec {
+        name: arguments.name,
+        vcpus: arguments.vcpus,
+        memory_bytes: arguments.memory.get(),
+        image: arguments.image,
+        cmdline: arguments.cmdline,
+        volumes: arguments.volumes,
+        anti_affinity_group: arguments.anti_affinity,
+        priority: arguments.priority,
+    }
+}

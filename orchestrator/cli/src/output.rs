@@ -1,0 +1,115 @@
+//! Results: tables for people, JSON for scripts.
+//!
+//! The field names of the JSON form are those of the rows in [`rows`] and only grow.
+
+mod rows;
+
+use std::io::{self, Write as _};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use comfy_table::{ContentArrangement, Table, presets};
+use drover_client::api::Operation;
+use serde::Serialize;
+
+pub(crate) use rows::{EventRow, ImageRow, NodeRow, OperationRow, VmRow, VolumeRow};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For scripts: field names are stable
+    Json,
+}
+
+/// One line of a table, one object of a JSON list.
+pub(crate) trait Row: Serialize {
+    /// Titles of the columns.
+    const TITLES: &'static [&'static str];
+    /// One cell for each title.
+    fn cells(&self) -> Vec<String>;
+}
+
+/// Prints a list.
+pub(crate) fn print_rows<R: Row>(format: Format, rows: &[R]) -> anyhow::Result<()> {
+    match format {
+        Format::Json => print_json(&rows),
+        Format::Table => print_table(R::TITLES, rows.iter().map(Row::cells)),
+    }
+}
+
+/// Prints one thing: as a table of one line, or as a JSON object.
+pub(crate) fn print_row<R: Row>(format: Format, row: &R) -> anyhow::Result<()> {
+    match format {
+        Format::Json => print_json(row),
+        Format::Table => print_table(R::TITLES, [row.cells()]),
+    }
+}
+
+/// Prints one thing in full: a line for each of its fields that has something to say.
+pub(crate) fn print_details<R: Row>(format: Format, row: &R) -> anyhow::Result<()> {
+    if format == Format::Json {
+        return print_json(row);
+    }
+    let serde_json::Value::Object(fields) = serde_json::to_value(row)? else {
+        return print_row(format, row);
+    };
+    let mut lines = Vec::new();
+    for (name, value) in fields {
+        let text = match value {
+            serde_json::Value::Null => continue,
+            serde_json::Value::String(text) if text.is_empty() => continue,
+            serde_json::Value::Array(items) if items.is_empty() => continue,
+            serde_json::Value::String(text) => text,
+            other => other.to_string(),
+        };
+        lines.push(vec![name, text]);
+    }
+    print_table(&["FIELD", "VALUE"], lines)
+}
+
+/// Prints one JSON object on a line of its own, for streams.
+pub(crate) fn print_json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    print_text(&format!("{}\n", serde_json::to_string(value)?))
+}
+
+/// Writes text to standard output at once.
+pub(crate) fn print_text(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
+}
+
+/// Prints why each node refused a VM, on standard error.
+pub(crate) fn print_rejections(operation: &Operation) {
+    if operation.rejections.is_empty() {
+        return;
+    }
+    let rows = operation
+        .rejections
+        .iter()
+        .map(|rejection| vec![rejection.node_name.clone(), rejection.reasons.join("\n")]);
+    eprintln!("{}", table(&["NODE", "REFUSED BECAUSE"], rows));
+}
+
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print_text(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+fn print_table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> anyhow::Result<()> {
+    // Without trailing blanks, so that tables can be pasted and compared.
+    let table = table(titles, rows).to_string();
+    let lines = table.lines().map(|line| format!("{}\n", line.trim_end()));
+    print_text(&lines.collect::<String>())
+}
+
+fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(titles);
+    for row in rows {
+        table.add_row(row);
+    }
+    table
+}

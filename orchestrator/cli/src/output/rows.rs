@@ -1,0 +1,382 @@
+//! What the tables and the JSON form say of each kind of thing.
+
+use std::time::SystemTime;
+
+use drover_client::api::{Event, Image, Node, NodeRejection, Operation, Vm, Volume};
+use drover_units::Bytes;
+use serde::Serialize;
+
+use super::Row;
+
+/// RFC 3339, or nothing for a time that is not set or lies outside what the clock can say.
+macro_rules! time {
+    ($timestamp:expr) => {
+        $timestamp
+            .and_then(|timestamp| SystemTime::try_from(timestamp).ok())
+            .map(|time| humantime::format_rfc3339_millis(time).to_string())
+            .unwrap_or_default()
+    };
+}
+
+/// `RUNNING` of `VM_PHASE_RUNNING`, in lower case.
+fn state(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix).unwrap_or(name).to_lowercase()
+}
+
+fn bytes(value: u64) -> String {
+    Bytes::new(value).to_string()
+}
+
+/// A node.
+#[derive(Debug, Serialize)]
+pub(crate) struct NodeRow {
+    pub(crate) name: String,
+    id: String,
+    state: String,
+    address: String,
+    vcpus: u32,
+    vcpus_used: u32,
+    memory_bytes: u64,
+    memory_used_bytes: u64,
+    vm_count: u32,
+    last_heartbeat_ms: u64,
+    fence_evidence: String,
+    version: String,
+}
+
+impl From<Node> for NodeRow {
+    fn from(node: Node) -> Self {
+        Self {
+            state: state(node.state().as_str_name(), "NODE_STATE_"),
+            name: node.name,
+            id: node.id,
+            address: node.address,
+            vcpus: node.vcpus,
+            vcpus_used: node.vcpus_used,
+            memory_bytes: node.memory_bytes,
+            memory_used_bytes: node.memory_used_bytes,
+            vm_count: node.vm_count,
+            last_heartbeat_ms: node.last_heartbeat_ms,
+            fence_evidence: node.fence_evidence,
+            version: node.version,
+        }
+    }
+}
+
+impl Row for NodeRow {
+    const TITLES: &'static [&'static str] =
+        &["NAME", "STATE", "VMS", "VCPUS", "MEMORY", "HEARTBEAT", "ADDRESS"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.state.clone(),
+            self.vm_count.to_string(),
+            format!("{}/{}", self.vcpus_used, self.vcpus),
+            format!("{} / {}", bytes(self.memory_used_bytes), bytes(self.memory_bytes)),
+            format!("{} ms ago", self.last_heartbeat_ms),
+            self.address.clone(),
+        ]
+    }
+}
+
+/// A VM.
+#[derive(Debug, Serialize)]
+pub(crate) struct VmRow {
+    pub(crate) name: String,
+    id: String,
+    phase: String,
+    node: String,
+    owner_epoch: u64,
+    restarts: u32,
+    vcpus: u32,
+    memory_bytes: u64,
+    image: String,
+    cmdline: String,
+    volumes: Vec<String>,
+    anti_affinity_group: String,
+    priority: u32,
+    detail: String,
+    boot_spawn_to_first_byte_us: Option<u64>,
+    last_fence_evidence: String,
+    pid: Option<u64>,
+    created_at: String,
+}
+
+impl From<Vm> for VmRow {
+    fn from(vm: Vm) -> Self {
+        let phase = state(vm.phase().as_str_name(), "VM_PHASE_");
+        let spec = vm.spec.unwrap_or_default();
+        Self {
+            name: spec.name,
+            id: vm.id,
+            phase,
+            node: vm.node_name,
+            owner_epoch: vm.owner_epoch,
+            restarts: vm.restarts,
+            vcpus: spec.vcpus,
+            memory_bytes: spec.memory_bytes,
+            image: spec.image,
+            cmdline: spec.cmdline,
+            volumes: spec.volumes,
+            anti_affinity_group: spec.anti_affinity_group,
+            priority: spec.priority,
+            detail: vm.detail,
+            boot_spawn_to_first_byte_us: vm
+                .boot
+                .map(|boot| boot.spawn_to_first_byte_us)
+                .filter(|micros| *micros > 0),
+            last_fence_evidence: vm.last_fence_evidence,
+            pid: Some(vm.pid).filter(|pid| *pid > 0),
+            created_at: time!(vm.created_at),
+        }
+    }
+}
+
+impl Row for VmRow {
+    const TITLES: &'static [&'static str] =
+        &["NAME", "PHASE", "NODE", "VCPUS", "MEMORY", "EPOCH", "RESTARTS", "DETAIL"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.phase.clone(),
+            self.node.clone(),
+            self.vcpus.to_string(),
+            bytes(self.memory_bytes),
+            self.owner_epoch.to_string(),
+            self.restarts.to_string(),
+            self.detail.clone(),
+        ]
+    }
+}
+
+/// A volume.
+#[derive(Debug, Serialize)]
+pub(crate) struct VolumeRow {
+    pub(crate) name: String,
+    id: String,
+    pool: String,
+    size_bytes: u64,
+    vm: String,
+    created_at: String,
+}
+
+impl From<Volume> for VolumeRow {
+    fn from(volume: Volume) -> Self {
+        Self {
+            name: volume.name,
+            id: volume.id,
+            pool: volume.pool,
+            size_bytes: volume.size_bytes,
+            vm: volume.vm_name,
+            created_at: time!(volume.created_at),
+        }
+    }
+}
+
+impl Row for VolumeRow {
+    const TITLES: &'static [&'static str] = &["NAME", "POOL", "SIZE", "VM", "ID"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![self.name.clone(), self.pool.clone(), bytes(self.size_bytes), self.vm.clone(), self.id.clone()]
+    }
+}
+
+/// A boot image.
+#[derive(Debug, Serialize)]
+pub(crate) struct ImageRow {
+    pub(crate) name: String,
+    pool: String,
+    size_bytes: u64,
+    min_memory_bytes: u64,
+    sha256: String,
+    created_at: String,
+}
+
+impl From<Image> for ImageRow {
+    fn from(image: Image) -> Self {
+        Self {
+            name: image.name,
+            pool: image.pool,
+            size_bytes: image.size_bytes,
+            min_memory_bytes: image.min_memory_bytes,
+            sha256: image.sha256,
+            created_at: time!(image.created_at),
+        }
+    }
+}
+
+impl Row for ImageRow {
+    const TITLES: &'static [&'static str] = &["NAME", "POOL", "SIZE", "NEEDS MEMORY", "SHA256"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.name.clone(),
+            self.pool.clone(),
+            bytes(self.size_bytes),
+            bytes(self.min_memory_bytes),
+            self.sha256.chars().take(12).collect(),
+        ]
+    }
+}
+
+/// An operation.
+#[derive(Debug, Serialize)]
+pub(crate) struct OperationRow {
+    pub(crate) id: String,
+    kind: String,
+    subject: String,
+    subject_id: String,
+    pub(crate) state: String,
+    percent: u32,
+    step: String,
+    reason: String,
+    placement_us: Option<u64>,
+    migration: Option<MigrationRow>,
+    rejections: Vec<RejectionRow>,
+    created_at: String,
+    ended_at: String,
+}
+
+/// What a migration cost.
+#[derive(Debug, Serialize)]
+struct MigrationRow {
+    source_node: String,
+    target_node: String,
+    rounds: u32,
+    bytes: u64,
+    total_us: u64,
+    downtime_us: u64,
+}
+
+/// Why a node refused.
+#[derive(Debug, Serialize)]
+struct RejectionRow {
+    node: String,
+    reasons: Vec<String>,
+}
+
+impl From<NodeRejection> for RejectionRow {
+    fn from(rejection: NodeRejection) -> Self {
+        Self { node: rejection.node_name, reasons: rejection.reasons }
+    }
+}
+
+impl From<Operation> for OperationRow {
+    fn from(operation: Operation) -> Self {
+        Self {
+            state: state(operation.state().as_str_name(), "OPERATION_STATE_"),
+            id: operation.id,
+            kind: operation.kind,
+            subject: operation.subject_name,
+            subject_id: operation.subject_id,
+            percent: operation.percent,
+            step: operation.step,
+            reason: operation.reason,
+            placement_us: Some(operation.placement_us).filter(|micros| *micros > 0),
+            migration: operation.migration.map(|result| MigrationRow {
+                source_node: result.source_node,
+                target_node: result.target_node,
+                rounds: result.rounds,
+                bytes: result.bytes,
+                total_us: result.total_us,
+                downtime_us: result.downtime_us,
+            }),
+            rejections: operation.rejections.into_iter().map(RejectionRow::from).collect(),
+            created_at: time!(operation.created_at),
+            ended_at: time!(operation.ended_at),
+        }
+    }
+}
+
+impl Row for OperationRow {
+    const TITLES: &'static [&'static str] =
+        &["ID", "KIND", "SUBJECT", "STATE", "PROGRESS", "STARTED", "REASON"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.id.clone(),
+            self.kind.clone(),
+            self.subject.clone(),
+            self.state.clone(),
+            format!("{}% {}", self.percent, self.step).trim_end().to_owned(),
+            self.created_at.clone(),
+            self.reason.clone(),
+        ]
+    }
+}
+
+/// An event.
+#[derive(Debug, Serialize)]
+pub(crate) struct EventRow {
+    sequence: u64,
+    at: String,
+    kind: String,
+    subject: String,
+    subject_id: String,
+    message: String,
+}
+
+impl From<Event> for EventRow {
+    fn from(event: Event) -> Self {
+        Self {
+            sequence: event.sequence,
+            at: time!(event.at),
+            kind: event.kind,
+            subject: event.subject_name,
+            subject_id: event.subject_id,
+            message: event.message,
+        }
+    }
+}
+
+impl EventRow {
+    /// The event on one line, for a stream of them.
+    pub(crate) fn line(&self) -> String {
+        format!("{}  {:<20} {:<16} {}\n", self.at, self.kind, self.subject, self.message)
+    }
+}
+
+impl Row for EventRow {
+    const TITLES: &'static [&'static str] = &["SEQUENCE", "AT", "KIND", "SUBJECT", "MESSAGE"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.sequence.to_string(),
+            self.at.clone(),
+            self.kind.clone(),
+            self.subject.clone(),
+            self.message.clone(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use drover_client::api::{VmPhase, VmSpec};
+
+    #[test]
+    fn states_are_said_in_plain_words() {
+        let vm = Vm {
+            spec: Some(VmSpec { name: "web".to_owned(), memory_bytes: 256 << 20, ..VmSpec::default() }),
+            phase: VmPhase::Running.into(),
+            ..Vm::default()
+        };
+        let row = VmRow::from(vm);
+        assert_eq!(row.cells()[..2], ["web", "running"]);
+        assert_eq!(row.cells()[4], "256 MiB");
+        assert_eq!(serde_json::to_value(&row).unwrap()["phase"], "running");
+    }
+
+    #[test]
+    fn rows_have_a_cell_for_each_title() {
+        assert_eq!(NodeRow::from(Node::default()).cells().len(), NodeRow::TITLES.len());
+        assert_eq!(VmRow::from(Vm::default()).cells().len(), VmRow::TITLES.len());
+        assert_eq!(VolumeRow::from(Volume::default()).cells().len(), VolumeRow::TITLES.len());
+        assert_eq!(ImageRow::from(Image::default()).cells().len(), ImageRow::TITLES.len());
+        assert_eq!(OperationRow::from(Operation::default()).cells().len(), OperationRow::TITLES.len());
+        assert_eq!(EventRow::from(Event::default()).cells().len(), EventRow::TITLES.len());
+    }
+}
