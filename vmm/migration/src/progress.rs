@@ -51,6 +51,8 @@ pub struct MigrationProgress {
     /// From the source's request to stop the vCPUs to the target's word that they run, by the source's clock.
     /// Zero before, and at the target.
     pub downtime: Duration,
+    /// How many grants did not bring the guest back here; `detail` says why the last one did not.
+    pub grants_failed: u32,
     /// For people: why it was aborted, or what is wrong after Commit. Empty: nothing is.
     pub detail: String,
 }
