@@ -17,6 +17,7 @@ mod cluster;
 pub mod ledger;
 mod memory;
 pub mod observer;
+pub mod probe_vm;
 mod process;
 mod wait;
 

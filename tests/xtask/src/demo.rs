@@ -40,14 +40,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     // Before anything is built: a demo without KVM would be a long wait for one sentence.
     check_kvm()?;
     let binaries = build(options.json)?;
-    let probe = build_probe().map_err(anyhow::Error::msg).context("the probe guest does not build")?;
+    build_probe().map_err(anyhow::Error::msg).context("the probe guest does not build")?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot make a runtime")?;
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
-            outcome = demo(options, binaries, probe) => outcome,
+            outcome = demo(options, binaries) => outcome,
             // Dropping the scenario ends every process it started.
             _ = interrupt.recv() => bail!("interrupted; the cluster has been taken down"),
             _ = terminate.recv() => bail!("terminated; the cluster has been taken down"),
@@ -55,7 +55,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     })
 }
 
-async fn demo(options: &Options, binaries: Binaries, probe: PathBuf) -> anyhow::Result<()> {
+async fn demo(options: &Options, binaries: Binaries) -> anyhow::Result<()> {
     let state = State::make(options.state_dir.as_deref())?;
     let timeline = Timeline::start(!options.json);
     let cli = binaries.cli();
@@ -73,7 +73,7 @@ async fn demo(options: &Options, binaries: Binaries, probe: PathBuf) -> anyhow::
         cluster.server()
     ));
 
-    let outcome = scenario::run(&mut cluster, &timeline, &probe).await;
+    let outcome = scenario::run(&mut cluster, &timeline).await;
     if outcome.is_err() || options.keep {
         // What is left behind is what one needs to find out why.
         eprintln!("state and logs: {}", state.keep().display());

@@ -1,32 +1,27 @@
 //! What happens in the demo, step by step.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use drover_client::{
-    Client, Import, Waited,
-    api::{CreateVolumeRequest, MigrateVmRequest, NodeState, Operation, Vm, VmPhase, VmSpec},
+    Client,
+    api::{MigrateVmRequest, NodeState, Vm, VmPhase},
 };
 use drover_probe_record::{DirtyWork, DiskWork, Workload};
 use drover_test_framework::{
     TestCluster, eventually, eventually_async,
-    ledger::{self, Subject, Verdict},
+    ledger::{self, Verdict},
     observer::OwnershipObserver,
     overhead_pss,
+    probe_vm::{Launch, ProbeVm, STEP_DEADLINE, finish, import_probe},
 };
 use drover_units::Bytes;
 
 use super::report::{HaSummary, MigrationSummary, Summary, Timeline, rounded};
 
-const IMAGE: &str = "probe";
-const GUEST_MEMORY: Bytes = Bytes::mib(256);
-const VOLUME_SIZE: Bytes = Bytes::mib(64);
-/// Every 4 KiB block of the volume.
-const SLOTS: u64 = VOLUME_SIZE.get() / 4096;
-/// What migration has to keep up with.
+/// A volume of 64 MiB.
+const SLOTS: u64 = 16_384;
+/// What migration has to keep up with, in a guest of 256 MiB.
 const DIRTY: DirtyWork = DirtyWork { mib: 128, mib_per_s: 64 };
 /// The resolution with which the guest sees its own blackouts.
 const HEARTBEAT_MS: u64 = 5;
@@ -35,18 +30,12 @@ const DISK_IOPS: u64 = 400;
 const QUEUE_DEPTH: u64 = 4;
 /// Acknowledged writes to wait for before something is done to a guest, and again afterwards.
 const WRITES_TO_SEE: u64 = 200;
-/// For any single step, on a slow machine.
-const STEP_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs the scenario on a cluster that is up.
-pub(super) async fn run(
-    cluster: &mut TestCluster,
-    timeline: &Timeline,
-    probe: &Path,
-) -> anyhow::Result<Summary> {
+pub(super) async fn run(cluster: &mut TestCluster, timeline: &Timeline) -> anyhow::Result<Summary> {
     let client = cluster.client().await?;
     let observer = OwnershipObserver::start(cluster.folder())?;
-    import_probe(&client, probe).await?;
+    import_probe(&client).await?;
     timeline.say("imported the probe as a boot image");
 
     let first = launch(cluster, &client, timeline, "demo-a", 0xa).await?;
@@ -62,15 +51,14 @@ pub(super) async fn run(
         boot_ms(&first.vm)
     ));
     for running in [&first, &second] {
-        wait_for_writes(cluster, &running.subject, WRITES_TO_SEE)?;
+        running.wait_for_writes(cluster, WRITES_TO_SEE)?;
     }
     timeline.say("both guests write their disks and have acknowledged writes");
 
     let migration = migrate(cluster, &client, timeline, &first).await?;
     let ha = kill_a_node(cluster, &client, timeline, &second).await?;
     for running in [&first, &second] {
-        let acked = ledger::console(cluster, &running.subject.vm_id)?.acked_max();
-        wait_for_writes(cluster, &running.subject, acked + WRITES_TO_SEE)?;
+        running.wait_for_more_writes(cluster, WRITES_TO_SEE)?;
     }
     timeline.say("both guests write on");
 
@@ -99,35 +87,13 @@ pub(super) async fn run(
     })
 }
 
-/// A VM of the demo.
-struct Running {
-    subject: Subject,
-    vm: Vm,
-    placement_us: u64,
-}
-
-async fn import_probe(client: &Client, probe: &Path) -> anyhow::Result<()> {
-    let file = tokio::fs::File::open(probe).await.context("cannot open the probe")?;
-    let size = Bytes::new(file.metadata().await?.len());
-    let import = Import { name: IMAGE.to_owned(), pool: String::new(), size };
-    client.import_image(import, file, |_| {}).await.context("the probe is not a boot image")?;
-    Ok(())
-}
-
 async fn launch(
     cluster: &TestCluster,
     client: &Client,
     timeline: &Timeline,
     name: &str,
     seed: u64,
-) -> anyhow::Result<Running> {
-    let volume = CreateVolumeRequest {
-        name: format!("{name}-disk"),
-        pool: cluster.pool().to_owned(),
-        size_bytes: VOLUME_SIZE.get(),
-        ..CreateVolumeRequest::default()
-    };
-    let volume = client.create_volume(volume).await?;
+) -> anyhow::Result<ProbeVm> {
     let workload = Workload {
         seed,
         heartbeat_ms: Some(HEARTBEAT_MS),
@@ -135,50 +101,32 @@ async fn launch(
         dirty: Some(DIRTY),
         ..Workload::default()
     };
-    let spec = VmSpec {
-        name: name.to_owned(),
-        vcpus: 2,
-        memory_bytes: GUEST_MEMORY.get(),
-        image: IMAGE.to_owned(),
-        cmdline: workload.to_string(),
-        volumes: vec![volume.name],
-        anti_affinity_group: "demo".to_owned(),
-        ..VmSpec::default()
-    };
-    let operation = client.create_vm(spec).await?;
-    let operation = finish(client, operation).await?;
-    let vm = eventually_async("the guest's first byte", STEP_DEADLINE, || async {
-        let vm = client.get_vm(name).await?;
-        let booted = vm.boot.is_some_and(|boot| boot.spawn_to_first_byte_us > 0);
-        Ok((booted && vm.phase() == VmPhase::Running).then_some(vm))
-    })
-    .await?;
+    let launch = Launch { name: name.to_owned(), workload, group: "demo".to_owned(), vcpus: 2 };
+    let running = ProbeVm::launch(cluster, client, launch).await?;
     timeline.say(&format!(
         "{name} runs on {} (epoch {}); placed in {} us, booted in {:.1} ms from spawn to the guest's first byte",
-        vm.node_name,
-        vm.owner_epoch,
-        operation.placement_us,
-        boot_ms(&vm)
+        running.vm.node_name,
+        running.vm.owner_epoch,
+        running.placement_us,
+        boot_ms(&running.vm)
     ));
-    let subject = Subject { vm_id: vm.id.clone(), volume_id: volume.id, workload };
-    Ok(Running { subject, vm, placement_us: operation.placement_us })
+    Ok(running)
 }
 
 async fn migrate(
     cluster: &TestCluster,
     client: &Client,
     timeline: &Timeline,
-    running: &Running,
+    running: &ProbeVm,
 ) -> anyhow::Result<MigrationSummary> {
-    let name = vm_name(&running.vm);
+    let name = running.name();
     let before = ledger::console(cluster, &running.subject.vm_id)?;
     let last_before = before.lives.last().map_or(0, |life| life.heartbeats + life.heartbeats_missing);
     let request = MigrateVmRequest { vm: name.to_owned(), ..MigrateVmRequest::default() };
     let operation = client.migrate_vm(request).await?;
     let operation = finish(client, operation).await?;
     let result = operation.migration.context("a migration that is done has a result")?;
-    let acked = ledger::console(cluster, &running.subject.vm_id)?.acked_max();
-    wait_for_writes(cluster, &running.subject, acked + WRITES_TO_SEE)?;
+    running.wait_for_more_writes(cluster, WRITES_TO_SEE)?;
 
     let after = ledger::console(cluster, &running.subject.vm_id)?;
     let life = after.lives.last().context("the guest has a console")?;
@@ -214,9 +162,9 @@ async fn kill_a_node(
     cluster: &mut TestCluster,
     client: &Client,
     timeline: &Timeline,
-    running: &Running,
+    running: &ProbeVm,
 ) -> anyhow::Result<HaSummary> {
-    let name = vm_name(&running.vm);
+    let name = running.name();
     let vm = client.get_vm(name).await?;
     let node = cluster.node_index(&vm.node_name).context("the VM is on a node of this cluster")?;
     let lives = ledger::console(cluster, &running.subject.vm_id)?.lives.len();
@@ -271,34 +219,20 @@ async fn stop_and_judge(
     cluster: &TestCluster,
     client: &Client,
     timeline: &Timeline,
-    all: &[&Running],
+    all: &[&ProbeVm],
 ) -> anyhow::Result<Vec<Verdict>> {
     let mut verdicts = Vec::new();
     for running in all {
-        let operation = client.stop_vm(vm_name(&running.vm)).await?;
+        let operation = client.stop_vm(running.name()).await?;
         finish(client, operation).await?;
         let verdict = ledger::judge(cluster, &running.subject)?;
-        timeline.say(&format!("{} stopped; its disk: {}", vm_name(&running.vm), verdict.disk));
+        timeline.say(&format!("{} stopped; its disk: {}", running.name(), verdict.disk));
         if let Some(error) = verdict.console.lives.iter().flat_map(|life| &life.errors).next() {
-            bail!("{}: the guest reported: {error}", vm_name(&running.vm));
+            bail!("{}: the guest reported: {error}", running.name());
         }
         verdicts.push(verdict);
     }
     Ok(verdicts)
-}
-
-fn wait_for_writes(cluster: &TestCluster, subject: &Subject, acked: u64) -> anyhow::Result<()> {
-    eventually(&format!("{acked} acknowledged writes"), STEP_DEADLINE, || {
-        Ok((ledger::console(cluster, &subject.vm_id)?.acked_max() >= acked).then_some(()))
-    })
-}
-
-async fn finish(client: &Client, operation: Operation) -> anyhow::Result<Operation> {
-    Ok(client.wait_operation(&operation.id, Waited::at_most(STEP_DEADLINE), |_| {}).await?)
-}
-
-fn vm_name(vm: &Vm) -> &str {
-    vm.spec.as_ref().map_or(&vm.id, |spec| &spec.name)
 }
 
 fn boot_ms(vm: &Vm) -> f64 {
