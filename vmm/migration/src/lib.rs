@@ -30,9 +30,13 @@
 mod control;
 pub mod convergence;
 pub mod driver;
+#[cfg(test)]
+mod fake;
 mod guest;
 mod progress;
 pub mod shape;
+#[cfg(test)]
+mod simulation;
 pub mod source;
 pub mod target;
 pub mod transport;

@@ -68,7 +68,7 @@ pub struct TargetPlan {
 /// What the machine wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Send a message. No answer; what goes wrong is a [`Event::PeerLost`].
+    /// Send a message. No answer: that it did not arrive shows where the next frame was due.
     Send(Message),
     /// Write the pages of the frame just received to guest RAM. No answer unless it fails: `Failed{WriteMemory}`.
     ApplyPages,

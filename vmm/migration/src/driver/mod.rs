@@ -13,9 +13,17 @@ mod outgoing;
 mod receive;
 mod send;
 mod sink;
+#[cfg(test)]
+mod tests;
 
 pub use receive::receive;
 pub use send::send;
+#[cfg(test)]
+pub(crate) use {
+    incoming::{Arrival, Incoming},
+    outgoing::Outgoing,
+    sink::{FrameSink, SinkError},
+};
 
 use crate::{
     guest::chain,
@@ -23,7 +31,7 @@ use crate::{
 };
 
 /// What a read that failed means for the migration.
-fn peer_lost(error: &ReadError) -> AbortReason {
+pub(crate) fn peer_lost(error: &ReadError) -> AbortReason {
     let code = match error {
         ReadError::Wire(_) => AbortCode::Protocol,
         ReadError::Closed | ReadError::Truncated | ReadError::Io(_) => AbortCode::PeerLost,

@@ -21,7 +21,7 @@ use crate::{
     guest::{MigratableGuest, chain},
     progress::{MigrationProgress, ProgressHandle},
     source::{Effect, Event, Outcome, Source, SourcePlan, Step},
-    transport::{Close, Connect},
+    transport::{Close, Connect, IO_SLICE},
     wire::{AbortCode, AbortReason, FrameReader, Message},
 };
 
@@ -133,6 +133,7 @@ impl<G: MigratableGuest> Driver<'_, G> {
             }
             if self.outgoing.is_sending() {
                 match self.outgoing.advance(&mut self.sink) {
+                    Ok(Some(Event::PeerLost(reason))) => return self.last_word(reason),
                     Ok(Some(event)) => return event,
                     Ok(None) => self.publish(),
                     Err(error) => self.interrupted(&error),
@@ -140,6 +141,18 @@ impl<G: MigratableGuest> Driver<'_, G> {
             } else if let Some(input) = self.control.wait(left) {
                 return event_of(input);
             }
+        }
+    }
+
+    /// Writing failed. Why the target closed says more than a broken pipe: it is on its way through the reading thread.
+    fn last_word(&mut self, reason: AbortReason) -> Event {
+        let broken = Event::PeerLost(reason);
+        match self.control.wait(Some(IO_SLICE)) {
+            Some(input) => {
+                self.events.push_back(broken);
+                event_of(input)
+            }
+            None => broken,
         }
     }
 
