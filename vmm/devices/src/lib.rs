@@ -1,1 +1,31 @@
-//! Device models.
+//! Device models. None of them knows KVM: they meet the machine through `drover-bus` and guest RAM through
+//! `drover-guest-memory`.
+//!
+//! Every device is a folder with the same file names:
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `device.rs` | registers and life cycle |
+//! | `request.rs` | parsing of what the guest asks for: pure, hostile numbers in, typed values out |
+//! | `state.rs` | what is saved and restored |
+//! | `worker.rs` | the thread that moves data, where there is one |
+//!
+//! The machine holds every device as a [`Device`] (pause, save, restore, resume) and most of them also on a bus.
+//!
+//! Virtio devices come in two halves: a transport ([`VirtioMmio`]) with registers, queues and interrupts, and a
+//! [`VirtioDevice`] behind it ([`VirtioBlk`]). Another transport changes nothing in the devices.
+#![forbid(unsafe_code)]
+
+mod device;
+mod i8042;
+mod serial;
+mod virtio;
+
+pub use device::{Device, DeviceError, DeviceEvent, DeviceEvents, Saved};
+pub use i8042::I8042;
+pub use serial::{ConsoleSink, Serial};
+pub use virtio::{
+    ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt,
+    blk::{BlkConfig, BlkMetrics, BlkMetricsSnapshot, VirtioBlk},
+    mmio::{MmioConfig, VirtioMmio},
+};

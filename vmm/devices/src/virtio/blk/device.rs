@@ -1,0 +1,277 @@
+//! Life cycle of a disk and its workers.
+
+use std::{
+    fmt, mem,
+    sync::{Arc, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use drover_block::{Backend, QueueConfig};
+use drover_saved_state::{Envelope, SavedState};
+use virtio_bindings::{virtio_blk::VIRTIO_BLK_F_FLUSH, virtio_ids::VIRTIO_ID_BLOCK};
+use virtio_queue::QueueT;
+
+use super::{
+    config,
+    control::{Control, Doing, Order},
+    metrics::BlkMetrics,
+    state::BlkState,
+    worker::{ID_LEN, Setup, Worker},
+};
+use crate::{ActivateError, Activation, ActiveQueue, DeviceError, DeviceEvents, VirtioDevice};
+
+/// Largest size of a queue. What Linux and others use: deep enough for any storage, 12 KiB of rings.
+const QUEUE_SIZE: u16 = 256;
+
+/// How long requests under way may take before a pause or a reset gives up waiting for them. Storage that is alive
+/// answers within seconds; a control plane has answered otherwise by then.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a disk is made from.
+#[derive(Debug)]
+pub struct BlkConfig {
+    /// For people, for instance `disk0`.
+    pub name: String,
+    /// How the driver finds the disk again: GET_ID, `/dev/disk/by-id/virtio-…`. Its first 20 bytes count.
+    pub id: String,
+    /// Where it learns that the VM must stop.
+    pub events: Arc<dyn DeviceEvents>,
+}
+
+/// A virtio block device.
+pub struct VirtioBlk {
+    name: String,
+    id: [u8; ID_LEN],
+    backend: Arc<dyn Backend>,
+    events: Arc<dyn DeviceEvents>,
+    metrics: Arc<BlkMetrics>,
+    paused: bool,
+    workers: Vec<Running>,
+}
+
+/// A worker's thread and its orders.
+struct Running {
+    control: Arc<Control>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl fmt::Debug for VirtioBlk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtioBlk")
+            .field("name", &self.name)
+            .field("backend", &self.backend)
+            .field("paused", &self.paused)
+            .field("workers", &self.workers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl VirtioBlk {
+    /// A disk over a backend. The backend must be owned before the driver uses the disk; the device neither acquires
+    /// nor releases it.
+    pub fn new(config: BlkConfig, backend: Arc<dyn Backend>) -> Self {
+        let mut id = [0; ID_LEN];
+        let len = config.id.len().min(ID_LEN);
+        id[..len].copy_from_slice(&config.id.as_bytes()[..len]);
+        Self {
+            name: config.name,
+            id,
+            backend,
+            events: config.events,
+            metrics: Arc::default(),
+            paused: false,
+            workers: Vec::new(),
+        }
+    }
+
+    /// The disk's counters.
+    pub fn metrics(&self) -> Arc<BlkMetrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    fn start(&self, activation: &Activation, queue: ActiveQueue) -> Result<Running, ActivateError> {
+        let refused = |attempt| move |source| ActivateError::Host { attempt, source };
+        let order = if self.paused { Order::Pause } else { Order::Run };
+        let control = Arc::new(Control::new(order).map_err(refused("make an event"))?);
+        let depth = queue.queue.lock().unwrap_or_else(PoisonError::into_inner).size();
+        let backend =
+            self.backend.queue(QueueConfig { depth }).map_err(refused("open a queue to the storage"))?;
+        let setup = Setup {
+            name: self.name.clone(),
+            id: self.id,
+            write_through: activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0,
+            memory: activation.memory.clone(),
+            interrupt: Arc::clone(&activation.interrupt),
+            metrics: Arc::clone(&self.metrics),
+            events: Arc::clone(&self.events),
+            control: Arc::clone(&control),
+        };
+        // Linux cuts a thread's name off after 15 bytes.
+        let name = format!("{}/{}", self.name, queue.index);
+        let worker = Worker::new(setup, queue, backend);
+        // The order it was made with counts as the first.
+        control.give(order);
+        let thread = thread::Builder::new()
+            .name(name)
+            .stack_size(STACK_BYTES)
+            .spawn(move || worker.run())
+            .map_err(refused("start a thread"))?;
+        Ok(Running { control, thread })
+    }
+
+    /// Waits until no worker runs, and says what one of them has to say.
+    fn wait(&self) -> Result<(), DeviceError> {
+        let device = || self.name.clone();
+        for worker in &self.workers {
+            match worker.control.wait(DRAIN_LIMIT) {
+                Doing::Paused | Doing::Stopped => {}
+                Doing::Running => {
+                    return Err(DeviceError::DrainTimeout { device: device(), waited: DRAIN_LIMIT });
+                }
+                Doing::Fenced => return Err(DeviceError::Fenced { device: device() }),
+                Doing::Died => {
+                    let reason = "the thread of its queue has died".to_owned();
+                    return Err(DeviceError::Failed { device: device(), reason });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn give(&self, order: Order) {
+        for worker in &self.workers {
+            worker.control.give(order);
+        }
+    }
+
+    /// The id as the saved state has it: without padding.
+    fn id(&self) -> &[u8] {
+        let len = self.id.iter().position(|byte| *byte == 0).unwrap_or(ID_LEN);
+        &self.id[..len]
+    }
+
+    fn segments_max(&self) -> u16 {
+        config::segments_max(&self.backend.info(), QUEUE_SIZE)
+    }
+}
+
+/// A worker recurses nowhere and keeps its buffers on the heap; the rest is for the panic machinery and logging.
+const STACK_BYTES: usize = 256 << 10;
+
+impl VirtioDevice for VirtioBlk {
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        config::features(&self.backend.info())
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        config::read(&self.backend.info(), QUEUE_SIZE, offset, data);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        debug_assert!(self.workers.is_empty(), "a device is reset before it is activated again");
+        let queues = mem::take(&mut activation.queues);
+        if queues.is_empty() {
+            return Err(ActivateError::QueueNotReady(0));
+        }
+        for queue in queues {
+            match self.start(&activation, queue) {
+                Ok(worker) => self.workers.push(worker),
+                Err(error) => {
+                    if let Err(error) = self.reset() {
+                        tracing::error!(disk = self.name, %error, "a queue's worker does not end");
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        self.give(Order::Stop);
+        // One that has lost its disk or its life has nothing more to answer.
+        if let Err(error @ DeviceError::DrainTimeout { .. }) = self.wait() {
+            return Err(error);
+        }
+        for worker in self.workers.drain(..) {
+            // A panic has been reported where it happened.
+            let _ = worker.thread.join();
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), DeviceError> {
+        if self.paused {
+            return Ok(());
+        }
+        self.give(Order::Pause);
+        match self.wait() {
+            Ok(()) => {
+                self.paused = true;
+                Ok(())
+            }
+            Err(error) => {
+                self.give(Order::Run);
+                Err(error)
+            }
+        }
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        for worker in &self.workers {
+            let device = self.name.clone();
+            match worker.control.doing() {
+                Doing::Fenced => return Err(DeviceError::Fenced { device }),
+                Doing::Died => {
+                    let reason = "the thread of its queue has died".to_owned();
+                    return Err(DeviceError::Failed { device, reason });
+                }
+                Doing::Running | Doing::Paused | Doing::Stopped => {}
+            }
+        }
+        self.paused = false;
+        self.give(Order::Run);
+        Ok(())
+    }
+
+    fn save(&self) -> Envelope {
+        let info = self.backend.info();
+        BlkState {
+            capacity: info.capacity,
+            block_size: info.block_size,
+            read_only: info.read_only,
+            segments_max: self.segments_max(),
+            id: self.id().to_vec(),
+        }
+        .to_envelope(0)
+    }
+
+    fn restore(&mut self, envelope: &Envelope) -> Result<(), DeviceError> {
+        let device = || self.name.clone();
+        let state = BlkState::from_envelope(envelope)
+            .map_err(|source| DeviceError::State { device: device(), source })?;
+        state
+            .fits(&self.backend.info(), self.segments_max(), self.id())
+            .map_err(|reason| DeviceError::Incompatible { device: device(), reason })?;
+        self.paused = true;
+        Ok(())
+    }
+}
+
+impl Drop for VirtioBlk {
+    fn drop(&mut self) {
+        if let Err(error) = self.reset() {
+            // The thread keeps what it uses; the process is about to end anyhow.
+            tracing::error!(disk = self.name, %error, "a disk was dropped with requests under way");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What a descriptor chain asks of a disk (section 5.2.6).
+//!
+//! Pure parsing of hostile numbers (invariant B3): every descriptor is read once, the header is copied out once, and
+//! what comes back holds only ranges of RAM that are known to exist. A chain may be cut into descriptors in any way
+//! (2.7.4): the header is the first 16 bytes the device may read, the status byte is the last it may write, and what
+//! is between is data.
+
+use drover_block::Segments;
+use drover_guest_memory::{GuestMemory, MemoryError};
+use drover_units::{Gpa, Sectors};
+use smallvec::SmallVec;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
+use virtio_queue::desc::split::Descriptor;
+
+/// Length of a request's header: type, reserved, sector.
+const HEADER_LEN: usize = 16;
+
+/// A request that can be answered.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    /// Where the status byte goes.
+    pub(super) status: Gpa,
+    /// What to do.
+    pub(super) action: Action,
+}
+
+/// What a request asks for.
+#[derive(Debug)]
+pub(super) enum Action {
+    /// Fill these from the disk.
+    Read(Sectors, Segments),
+    /// Write these to the disk.
+    Write(Sectors, Segments),
+    /// Make completed writes durable.
+    Flush,
+    /// Fill these with the disk's name.
+    GetId(Segments),
+    /// A type that was not offered.
+    Unsupported(u32),
+    /// A buffer that is not RAM. The driver is told that the request failed.
+    NotRam(MemoryError),
+}
+
+/// A chain that cannot even be answered: the driver has broken the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Malformed {
+    /// More descriptors than a chain may have (2.7.5).
+    #[error("a chain of more than {0} descriptors")]
+    TooLong(u16),
+    /// A descriptor that cannot be read, a loop, or a bad indirect table.
+    #[error("a chain that breaks off")]
+    BrokenOff,
+    /// A descriptor to read from after one to write to (2.7.4.2).
+    #[error("a readable descriptor after a writable one")]
+    OutOfOrder,
+    /// Fewer than 16 bytes to read from, or a header that is not RAM.
+    #[error("a request without a header")]
+    NoHeader,
+    /// No byte to write the status to, or one that is not RAM.
+    #[error("a request without a status byte")]
+    NoStatus,
+}
+
+/// A buffer as a descriptor names it. Never empty.
+#[derive(Clone, Copy)]
+struct Buffer {
+    start: Gpa,
+    len: u32,
+}
+
+type Buffers = SmallVec<[Buffer; 8]>;
+
+/// Parses one chain of at most `length_max` descriptors. `descriptors` ends early where the chain is broken.
+pub(super) fn parse(
+    descriptors: impl Iterator<Item = Descriptor>,
+    length_max: u16,
+    memory: &GuestMemory,
+) -> Result<Parsed, Malformed> {
+    let (mut readable, mut writable) = collect(descriptors, length_max)?;
+    let header = take_header(&mut readable, memory)?;
+    let status = take_status(&mut writable, memory)?;
+    let sector = Sectors::new(u64::from_le_bytes(header[8..].try_into().expect("8 bytes")));
+    let kind = u32::from_le_bytes(header[..4].try_into().expect("4 bytes"));
+    let action = match kind {
+        VIRTIO_BLK_T_IN => segments(&writable, memory).map(|data| Action::Read(sector, data)),
+        VIRTIO_BLK_T_OUT => segments(&readable, memory).map(|data| Action::Write(sector, data)),
+        VIRTIO_BLK_T_FLUSH => Ok(Action::Flush),
+        VIRTIO_BLK_T_GET_ID => segments(&writable, memory).map(Action::GetId),
+        other => Ok(Action::Unsupported(other)),
+    };
+    Ok(Parsed { status, action: action.unwrap_or_else(Action::NotRam) })
+}
+
+fn collect(
+    descriptors: impl Iterator<Item = Descriptor>,
+    length_max: u16,
+) -> Result<(Buffers, Buffers), Malformed> {
+    let (mut readable, mut writable) = (Buffers::new(), Buffers::new());
+    let mut complete = false;
+    for (count, descriptor) in descriptors.enumerate() {
+        if count >= usize::from(length_max) {
+            return Err(Malformed::TooLong(length_max));
+        }
+        complete = !descriptor.has_next();
+        let buffer = Buffer { start: Gpa::new(descriptor.addr().0), len: descriptor.len() };
+        if buffer.len == 0 {
+            continue;
+        }
+        if descriptor.is_write_only() {
+            writable.push(buffer);
+        } else if writable.is_empty() {
+            readable.push(buffer);
+        } else {
+            return Err(Malformed::OutOfOrder);
+        }
+    }
+    // The iterator ends without a word where the next descriptor cannot be had.
+    if complete { Ok((readable, writable)) } else { Err(Malformed::BrokenOff) }
+}
+
+/// Takes the first 16 bytes off the front.
+fn take_header(readable: &mut Buffers, memory: &GuestMemory) -> Result<[u8; HEADER_LEN], Malformed> {
+    let mut header = [0; HEADER_LEN];
+    let mut filled = 0;
+    while filled < HEADER_LEN {
+        let buffer = readable.first_mut().ok_or(Malformed::NoHeader)?;
+        let piece = (HEADER_LEN - filled).min(buffer.len as usize);
+        memory.read(buffer.start, &mut header[filled..filled + piece]).map_err(|_| Malformed::NoHeader)?;
+        filled += piece;
+        if piece == buffer.len as usize {
+            readable.remove(0);
+        } else {
+            // The bytes just read are RAM, so the address after them does not wrap.
+            buffer.start = Gpa::new(buffer.start.get() + piece as u64);
+            buffer.len -= piece as u32;
+        }
+    }
+    Ok(header)
+}
+
+/// Takes the last byte off the end.
+fn take_status(writable: &mut Buffers, memory: &GuestMemory) -> Result<Gpa, Malformed> {
+    let last = writable.last_mut().ok_or(Malformed::NoStatus)?;
+    last.len -= 1;
+    let start = last.start.get().checked_add(u64::from(last.len)).map(Gpa::new).ok_or(Malformed::NoStatus)?;
+    if last.len == 0 {
+        writable.pop();
+    }
+    memory.segment(start, 1).map(|_| start).map_err(|_| Malformed::NoStatus)
+}
+
+fn segments(buffers: &Buffers, memory: &GuestMemory) -> Result<Segments, MemoryError> {
+    buffers.iter().map(|buffer| memory.segment(buffer.start, buffer.len as usize)).collect()
+}

@@ -1,0 +1,454 @@
+//! The thread of one queue.
+//!
+//! It waits for three things: the doorbell (the driver has something), the backend's event (the storage has), and its
+//! orders. All work happens between two waits and is bounded by the queue's size, so that a driver which never stops
+//! asking cannot keep the worker from its orders.
+
+use std::{
+    fmt,
+    os::fd::AsRawFd,
+    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
+};
+
+use drover_block::{BackendQueue, BlockError, Completion, Request, RequestBatch, Segments, Tag, Token};
+use drover_guest_memory::GuestMemory;
+use drover_units::Gpa;
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use virtio_bindings::{
+    virtio_blk::{VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP},
+    virtio_ring::VRING_AVAIL_F_NO_INTERRUPT,
+};
+use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{
+    control::{Control, Doing, Order},
+    metrics::{self, BlkMetrics},
+    request::{self, Action, Malformed, Parsed},
+};
+use crate::{ActiveQueue, DeviceEvent, DeviceEvents, VirtioInterrupt};
+
+/// How many failed requests are logged one by one. A broken disk fails every request of every guest for days; the
+/// counter goes on.
+const ERRORS_LOGGED: u64 = 32;
+
+/// Length of a disk's id as GET_ID answers it.
+pub(super) const ID_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
+
+/// What a worker needs of its device.
+pub(super) struct Setup {
+    pub(super) name: String,
+    pub(super) id: [u8; ID_LEN],
+    /// The driver did not negotiate FLUSH, so a write is answered when it is durable (5.2.6.2).
+    pub(super) write_through: bool,
+    pub(super) memory: GuestMemory,
+    pub(super) interrupt: Arc<dyn VirtioInterrupt>,
+    pub(super) metrics: Arc<BlkMetrics>,
+    pub(super) events: Arc<dyn DeviceEvents>,
+    pub(super) control: Arc<Control>,
+}
+
+/// One queue's rings, its way into the backend, and what is between them.
+pub(super) struct Worker {
+    setup: Setup,
+    queue: ActiveQueue,
+    backend: Box<dyn BackendQueue>,
+    /// Requests that the backend has, or that wait in the batch; a request's tag is its index.
+    pending: Vec<Option<Pending>>,
+    free: Vec<u16>,
+    batch: RequestBatch,
+    completions: Vec<Completion>,
+    answers: Vec<Answer>,
+    order: Order,
+    /// The avail ring may hold chains that were left there for lack of room.
+    starved: bool,
+    halted: Option<Halt>,
+    finished: bool,
+}
+
+/// Why a worker takes no more requests, whatever its orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Halt {
+    /// The driver broke the rules; its reset will end this worker.
+    NeedsReset,
+    /// This process has lost the disk.
+    Fenced,
+}
+
+/// What is remembered of a request while the backend has it.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    head: u16,
+    status: Gpa,
+    operation: Pended,
+    length: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pended {
+    Read,
+    Write,
+    /// The second half of a write that is answered when it is durable.
+    WriteFlush,
+    Flush,
+}
+
+/// What the driver is told about one chain.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    head: u16,
+    status: Gpa,
+    code: u32,
+    /// Bytes written before the status byte.
+    written: u32,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("disk", &self.setup.name)
+            .field("queue", &self.queue.index)
+            .field("under_way", &self.under_way())
+            .field("halted", &self.halted)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    pub(super) fn new(setup: Setup, queue: ActiveQueue, backend: Box<dyn BackendQueue>) -> Self {
+        let size = queue.queue.lock().unwrap_or_else(PoisonError::into_inner).size();
+        Self {
+            setup,
+            queue,
+            backend,
+            pending: vec![None; size.into()],
+            free: (0..size).rev().collect(),
+            batch: RequestBatch::with_capacity(size.into()),
+            completions: Vec::with_capacity(size.into()),
+            answers: Vec::with_capacity(size.into()),
+            // Until the first order has been seen.
+            order: Order::Pause,
+            starved: false,
+            halted: None,
+            finished: false,
+        }
+    }
+
+    /// Serves the queue until it is told to stop. The thread's main function.
+    pub(super) fn run(self) {
+        let control = Arc::clone(&self.setup.control);
+        let _died =
+            ReportDeath { control, name: self.setup.name.clone(), events: Arc::clone(&self.setup.events) };
+        // Three descriptors are waited for.
+        let mut manager =
+            EventManager::new_with_capacity(4).expect("a process that makes disks may make an epoll");
+        let id = manager.add_subscriber(self);
+        while !manager.subscriber_mut(id).expect("added just above").finished {
+            manager
+                .run()
+                .expect("waiting on an epoll of our own fails only by a signal, which is no error here");
+        }
+    }
+
+    /// The driver has rung.
+    fn on_doorbell(&mut self) {
+        // Fails only where there is nothing to read.
+        let _ = self.queue.doorbell.read();
+        self.starved = true;
+        self.advance();
+    }
+
+    /// The storage has something to say.
+    fn on_completion(&mut self) {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.backend.reap(&mut completions);
+        for completion in completions.drain(..) {
+            self.finish(completion);
+        }
+        self.completions = completions;
+        self.advance();
+    }
+
+    /// There is an order. The first comes with the start.
+    fn on_order(&mut self) {
+        self.order = self.setup.control.order();
+        // Notifications may have come while nobody looked, or to another process before a restore.
+        self.starved = true;
+        self.advance();
+    }
+
+    /// Moves everything on as far as it goes without waiting.
+    fn advance(&mut self) {
+        if self.starved && self.order == Order::Run && self.halted.is_none() {
+            self.take();
+        }
+        self.backend.submit(&mut self.batch);
+        self.publish();
+        if self.order != Order::Run && self.under_way() == 0 && self.halted != Some(Halt::Fenced) {
+            self.finished = self.order == Order::Stop;
+            let doing = if self.finished { Doing::Stopped } else { Doing::Paused };
+            self.setup.control.report(self.order, doing);
+        }
+        if self.order == Order::Stop && self.halted == Some(Halt::Fenced) && self.backend.in_flight() == 0 {
+            self.finished = true;
+            self.setup.control.report(self.order, Doing::Stopped);
+        }
+    }
+
+    /// Requests taken from the ring and not answered.
+    fn under_way(&self) -> usize {
+        self.pending.len() - self.free.len()
+    }
+
+    /// Takes chains from the avail ring until it is empty, or there is no room, or a queue's worth has been taken.
+    fn take(&mut self) {
+        match self.try_take() {
+            Ok(()) => {}
+            Err(error) => self.give_up(&error),
+        }
+    }
+
+    fn try_take(&mut self) -> Result<(), RingError> {
+        let shared = Arc::clone(&self.queue.queue);
+        let mut queue = lock(&shared);
+        let memory = self.setup.memory.clone();
+        let ram = memory.as_vm_memory();
+        let mut budget = queue.size();
+        loop {
+            queue.disable_notification(ram)?;
+            while budget > 0
+                && !self.free.is_empty()
+                && let Some(chain) = queue.iter(ram)?.next()
+            {
+                budget -= 1;
+                let head = chain.head_index();
+                let parsed = request::parse(chain, queue.max_size(), &memory)?;
+                self.begin(head, parsed);
+            }
+            if budget == 0 {
+                // The worker rings for itself, after looking for orders.
+                let _ = self.queue.doorbell.write(1);
+                return Ok(());
+            }
+            if self.free.is_empty() {
+                // Completions make room.
+                return Ok(());
+            }
+            if !queue.enable_notification(ram)? {
+                self.starved = false;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Starts one request: into the batch, or straight to the answers.
+    fn begin(&mut self, head: u16, Parsed { status, action }: Parsed) {
+        let answer = |code, written| Answer { head, status, code, written };
+        match action {
+            Action::Read(sector, segments) => {
+                let length = length(&segments);
+                let token = self.pend(Pending { head, status, operation: Pended::Read, length });
+                self.batch.push(Request::read(sector, segments, token));
+            }
+            Action::Write(sector, segments) => {
+                let length = length(&segments);
+                let token = self.pend(Pending { head, status, operation: Pended::Write, length });
+                self.batch.push(Request::write(sector, segments, token));
+            }
+            Action::Flush => {
+                let token = self.pend(Pending { head, status, operation: Pended::Flush, length: 0 });
+                self.batch.push(Request::flush(token));
+            }
+            Action::GetId(segments) => {
+                let written = write_id(&self.setup.id, &segments);
+                self.answers.push(answer(VIRTIO_BLK_S_OK, written));
+            }
+            Action::Unsupported(kind) => {
+                self.note_error(&format_args!("request type {kind} is not supported"));
+                self.answers.push(answer(VIRTIO_BLK_S_UNSUPP, 0));
+            }
+            Action::NotRam(error) => {
+                self.note_error(&error);
+                self.answers.push(answer(VIRTIO_BLK_S_IOERR, 0));
+            }
+        }
+    }
+
+    fn pend(&mut self, pending: Pending) -> Token {
+        let slot = self.free.pop().expect("a chain is taken only where there is room");
+        self.pending[usize::from(slot)] = Some(pending);
+        Token::new(Tag(slot.into()))
+    }
+
+    /// The storage has answered.
+    fn finish(&mut self, completion: Completion) {
+        let slot = u16::try_from(completion.tag().0).expect("a tag is a slot's number");
+        let pending = self.pending[usize::from(slot)].expect("an answer is to a request that is under way");
+        let code = match completion.into_result() {
+            Ok(()) if pending.operation == Pended::Write && self.setup.write_through => {
+                self.pending[usize::from(slot)] = Some(Pending { operation: Pended::WriteFlush, ..pending });
+                self.batch.push(Request::flush(Token::new(Tag(slot.into()))));
+                return;
+            }
+            Ok(()) => {
+                self.count(pending);
+                VIRTIO_BLK_S_OK
+            }
+            Err(error) if error.is_loss_of_ownership() => return self.fence(&error),
+            Err(error) => {
+                self.note_error(&error);
+                VIRTIO_BLK_S_IOERR
+            }
+        };
+        let read = pending.operation == Pended::Read && code == VIRTIO_BLK_S_OK;
+        let written = if read { pending.length } else { 0 };
+        self.answers.push(Answer { head: pending.head, status: pending.status, code, written });
+        self.pending[usize::from(slot)] = None;
+        self.free.push(slot);
+    }
+
+    fn count(&self, pending: Pending) {
+        let metrics = &self.setup.metrics;
+        match pending.operation {
+            Pended::Read => {
+                metrics::add(&metrics.reads, 1);
+                metrics::add(&metrics.bytes_read, pending.length.into());
+            }
+            Pended::Write | Pended::WriteFlush => {
+                metrics::add(&metrics.writes, 1);
+                metrics::add(&metrics.bytes_written, pending.length.into());
+            }
+            Pended::Flush => metrics::add(&metrics.flushes, 1),
+        }
+    }
+
+    fn note_error(&self, error: &dyn fmt::Display) {
+        let before = self.setup.metrics.errors.fetch_add(1, Ordering::Relaxed);
+        if before < ERRORS_LOGGED {
+            tracing::warn!(disk = self.setup.name, %error, "a disk request failed");
+        }
+    }
+
+    /// The disk is not ours any more. What the driver has asked for stays unanswered: the VM must stop.
+    fn fence(&mut self, error: &BlockError) {
+        if self.halted == Some(Halt::Fenced) {
+            return;
+        }
+        tracing::error!(disk = self.setup.name, %error, "the disk has been lost to another owner");
+        self.halted = Some(Halt::Fenced);
+        while let Some(request) = self.batch.pop() {
+            request.abandon("the disk has been lost to another owner");
+        }
+        self.setup.control.report(self.order, Doing::Fenced);
+        self.setup.events.notify(DeviceEvent::Fenced { device: self.setup.name.clone() });
+    }
+
+    /// The driver has broken the rules of the ring.
+    fn give_up(&mut self, error: &RingError) {
+        tracing::warn!(disk = self.setup.name, %error, "the driver broke the rules: the disk needs a reset");
+        self.halted = Some(Halt::NeedsReset);
+        self.setup.interrupt.needs_reset();
+    }
+
+    /// Writes the answers to the used ring and interrupts the driver where it wants that.
+    fn publish(&mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        match self.try_publish() {
+            Ok(true) => self.setup.interrupt.queue_used(self.queue.index),
+            Ok(false) => {}
+            Err(error) => self.give_up(&error),
+        }
+    }
+
+    fn try_publish(&mut self) -> Result<bool, RingError> {
+        let ram = self.setup.memory.as_vm_memory();
+        let mut queue = lock(&self.queue.queue);
+        for answer in self.answers.drain(..) {
+            let code = u8::try_from(answer.code).expect("status codes are bytes");
+            self.setup.memory.write(answer.status, &[code]).expect("checked when the request was parsed");
+            queue.add_used(ram, answer.head, answer.written.saturating_add(1))?;
+        }
+        let wanted = queue.needs_notification(ram)?;
+        // virtio-queue looks at the event index only.
+        if queue.event_idx_enabled() {
+            return Ok(wanted);
+        }
+        let flags: u16 = ram
+            .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(QueueError::GuestMemory)?;
+        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+}
+
+/// Why the rings cannot be served any more.
+#[derive(Debug, thiserror::Error)]
+enum RingError {
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error(transparent)]
+    Chain(#[from] Malformed),
+}
+
+fn lock(queue: &std::sync::Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How much data a request moves. A chain is shorter than 2^32 bytes (2.7.5.2), which virtio-queue sees to.
+fn length(segments: &Segments) -> u32 {
+    segments
+        .iter()
+        .fold(0, |sum: u32, segment| sum.saturating_add(u32::try_from(segment.len()).unwrap_or(u32::MAX)))
+}
+
+/// Spreads the id over the segments as far as they go. Returns how many bytes that was.
+fn write_id(id: &[u8], segments: &Segments) -> u32 {
+    let mut rest = id;
+    for segment in segments {
+        let (now, later) = rest.split_at(rest.len().min(segment.len()));
+        if now.is_empty() {
+            break;
+        }
+        segment.write(0, now).expect("cut to the segment's length");
+        rest = later;
+    }
+    (id.len() - rest.len()) as u32
+}
+
+impl MutEventSubscriber for Worker {
+    fn init(&mut self, ops: &mut EventOps) {
+        let add = |ops: &mut EventOps, fd| {
+            ops.add(Events::new_raw(fd, EventSet::IN)).expect("a new epoll takes three descriptors");
+        };
+        add(ops, self.queue.doorbell.as_raw_fd());
+        add(ops, self.backend.completion_event().as_raw_fd());
+        add(ops, self.setup.control.wake().as_raw_fd());
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+        match events.fd() {
+            fd if fd == self.queue.doorbell.as_raw_fd() => self.on_doorbell(),
+            fd if fd == self.setup.control.wake().as_raw_fd() => self.on_order(),
+            _ => self.on_completion(),
+        }
+    }
+}
+
+/// Tells the machine when the thread ends by a panic.
+struct ReportDeath {
+    control: Arc<Control>,
+    name: String,
+    events: Arc<dyn DeviceEvents>,
+}
+
+impl Drop for ReportDeath {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.control.report(Order::Run, Doing::Died);
+            let reason = "the thread of its queue has died".to_owned();
+            self.events.notify(DeviceEvent::Failed { device: self.name.clone(), reason });
+        }
+    }
+}

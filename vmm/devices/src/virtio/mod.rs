@@ -1,0 +1,7 @@
+//! Virtio: the seam between transports and devices. Section numbers are of virtio 1.2.
+
+pub(crate) mod blk;
+mod device;
+pub(crate) mod mmio;
+
+pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
