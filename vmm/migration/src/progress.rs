@@ -51,8 +51,10 @@ pub struct MigrationProgress {
     /// From the source's request to stop the vCPUs to the target's word that they run, by the source's clock.
     /// Zero before, and at the target.
     pub downtime: Duration,
-    /// How many grants did not bring the guest back here; `detail` says why the last one did not.
+    /// How many grants did not bring the guest back here.
     pub grants_failed: u32,
+    /// Why the last of them did not. Empty: none has failed.
+    pub grant_failure: String,
     /// For people: why it was aborted, or what is wrong after Commit. Empty: nothing is.
     pub detail: String,
 }

@@ -539,7 +539,8 @@ impl Source {
             (State::Granting { .. }, Event::Failed { step: Step::AcquireVolumes | Step::Resume, reason }) => {
                 self.state = State::Committed { deadline: None };
                 self.progress.grants_failed = self.progress.grants_failed.saturating_add(1);
-                self.problem(format!("granted, but the guest cannot run here: {reason}"))
+                self.progress.grant_failure = format!("granted, but the guest cannot run here: {reason}");
+                self.problem(self.progress.grant_failure.clone())
             }
             (State::Committed { .. }, event) => self.unconfirmed(now, event),
             _ => Vec::new(),
