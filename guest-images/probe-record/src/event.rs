@@ -5,13 +5,18 @@
 
 use core::fmt::{self, Display, Write};
 
+/// The version of this vocabulary, as the boot line tells it.
+pub const VOCABULARY: u32 = 1;
+/// How a boot line of this version starts: the guest writes it before it knows the rest.
+pub const BOOT_LINE_START: &str = r#"{"ev":"boot","probe":1,"#;
+
 /// One line of a probe's report. `Text` is whatever the writer can display or the reader keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "std", derive(serde::Deserialize), serde(tag = "ev", rename_all = "lowercase"))]
 pub enum Event<Text> {
     /// The first line of every life.
     Boot {
-        /// Version of this vocabulary: 1.
+        /// The guest's [`VOCABULARY`].
         probe: u32,
         /// The seed from the command line.
         seed: u64,
@@ -181,6 +186,13 @@ mod tests {
         check(Event::Dirty { vcpu: 1, pages: 3, bad: 0 }, r#"{"ev":"dirty","vcpu":1,"pages":3,"bad":0}"#);
         check(Event::Error { what: "a \"b\"\n" }, r#"{"ev":"error","what":"a \"b\"\u000a"}"#);
         check(Event::Halt {}, r#"{"ev":"halt"}"#);
+    }
+
+    #[test]
+    fn the_boot_line_starts_as_announced() {
+        let boot: Event<&str> =
+            Event::Boot { probe: VOCABULARY, seed: 2, vcpus: 2, tsc: 3, tsc_khz: 4, incarnation: 5 };
+        assert!(boot.to_string().starts_with(BOOT_LINE_START));
     }
 
     #[test]

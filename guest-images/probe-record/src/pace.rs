@@ -27,6 +27,14 @@ impl Pace {
         self.rest = earned % 1_000_000;
         units.min(self.burst)
     }
+
+    /// When the next unit becomes due, always after the last call of [`due`](Self::due); never at a rate of 0.
+    pub fn next_us(&self) -> u64 {
+        if self.per_s == 0 {
+            return u64::MAX;
+        }
+        self.accounted_us.saturating_add((1_000_000 - self.rest).div_ceil(self.per_s))
+    }
 }
 
 #[cfg(test)]
@@ -55,6 +63,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_next_unit_comes_when_it_was_announced(per_s in 1u64..100_000, now in 0u64..1_000_000) {
+            let mut pace = Pace::new(per_s, u64::MAX, 0);
+            pace.due(now);
+            let next = pace.next_us();
+            prop_assert!(next > now);
+            prop_assert_eq!(pace.clone().due(next - 1), 0);
+            prop_assert_eq!(pace.due(next), 1.max(per_s / 1_000_000));
+        }
+
         #[test]
         fn the_rate_is_exact_however_often_it_is_asked(per_s in 0u64..100_000, steps in prop::collection::vec(0u64..5000, 1..100)) {
             let mut pace = Pace::new(per_s, u64::MAX, 0);

@@ -76,6 +76,14 @@ impl WriteWindow {
         self.base += u64::from(whole);
     }
 
+    /// Takes the failure of a write that is in flight. Nothing from it on is acknowledged any more: once the window is
+    /// idle, a new one goes on behind [`acknowledged`](Self::acknowledged).
+    pub fn complete_failed(&mut self, seq: u64) {
+        if (self.base..self.next).contains(&seq) {
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
+    }
+
     /// Whether a flush would acknowledge anything and none is under way.
     pub fn wants_flush(&self) -> bool {
         self.flushing.is_none() && self.written() > self.acknowledged
@@ -174,6 +182,19 @@ mod tests {
         window.flush_failed();
         assert_eq!(window.acknowledged(), 0);
         assert!(window.wants_flush());
+    }
+
+    #[test]
+    fn nothing_from_a_failed_write_on_is_acknowledged() {
+        let mut window = WriteWindow::new(1, 100, 4);
+        let _issued = [window.issue(), window.issue(), window.issue()];
+        window.complete(1);
+        window.complete_failed(2);
+        window.complete(3);
+        assert!(window.is_idle());
+        window.flush_submitted();
+        assert_eq!(window.flush_done(), Some(1));
+        assert!(!window.wants_flush());
     }
 
     #[test]

@@ -1,0 +1,163 @@
+//! The first vCPU's work: heartbeat, disk, the way to the end, and RAM where there is no other vCPU.
+
+use drover_probe_record::{CommandLine, DirtyWork, Event, MmioDevice, Workload};
+
+use crate::clock::{Alarm, Clock};
+use crate::dirty::{Region, Sweep};
+use crate::disk::Disk;
+use crate::gate;
+use crate::heartbeat::Heartbeat;
+use crate::instructions::out_byte;
+use crate::pvh::Loaded;
+use crate::ram::Ram;
+use crate::serial::{report, report_error};
+use crate::smp::{self, Plan};
+
+/// How long a halt waits for the disk.
+const SETTLE_US_MAX: u64 = 2_000_000;
+/// How long the keyboard controller has to stop the machine before a triple fault does.
+const RESET_US_MAX: u64 = 500_000;
+const KEYBOARD_COMMAND: u16 = 0x64;
+const KEYBOARD_RESET: u8 = 0xfe;
+
+/// Who this probe is.
+#[derive(Clone, Copy)]
+pub(crate) struct Identity {
+    /// From the command line.
+    pub(crate) seed: u64,
+    /// Random, of this boot.
+    pub(crate) incarnation: u64,
+}
+
+/// All that the first vCPU does.
+pub(crate) struct FirstVcpu {
+    clock: Clock,
+    alarm: Alarm,
+    heartbeat: Option<Heartbeat>,
+    disk: Option<Disk>,
+    sweep: Option<Sweep>,
+    halt: Halt,
+}
+
+/// The way to the end.
+#[derive(Clone, Copy)]
+enum Halt {
+    Never,
+    At(u64),
+    /// The disk is settling, until then at most.
+    Settling(u64),
+}
+
+impl FirstVcpu {
+    /// Hands out the work. What cannot be done is reported, the rest is done.
+    pub(crate) fn new(
+        command_line: &CommandLine,
+        loaded: &Loaded,
+        vcpus: u32,
+        mut clock: Clock,
+        identity: Identity,
+    ) -> Self {
+        let Workload { heartbeat_ms, disk, dirty, halt_after_ms, .. } = command_line.workload;
+        let mut ram = Ram::new(loaded.ram());
+        let now = clock.now_us();
+        let disk = disk.and_then(|work| {
+            let places: &[MmioDevice] = command_line.mmio_devices();
+            let started = Disk::start(places, &work, &mut ram, identity);
+            started.inspect_err(|why| report_error(format_args!("no work on the disk: {why}"))).ok()
+        });
+        let region = dirty.and_then(|work| take_region(&mut ram, &work, identity.seed));
+        let alone = vcpus <= 1;
+        let sweep = region.as_ref().filter(|_| alone).map(|region| {
+            // SAFETY: the only share, as there is no other vCPU.
+            unsafe { region.share(0, 1, 0, now) }
+        });
+        let dirty = region.filter(|_| !alone).map(|region| (region, vcpus - 1));
+        // SAFETY: once, as there is one first vCPU.
+        unsafe { smp::assign(Plan { clock: clock.clone(), dirty }) };
+        FirstVcpu {
+            alarm: Alarm::new(0),
+            heartbeat: heartbeat_ms.map(|period_ms| Heartbeat::new(period_ms, now)),
+            disk,
+            sweep,
+            halt: halt_after_ms.map_or(Halt::Never, |ms| Halt::At(ms * 1000)),
+            clock,
+        }
+    }
+
+    /// Works until the machine ends.
+    pub(crate) fn run(mut self) -> ! {
+        loop {
+            let now = self.clock.now_us();
+            if let Some(heartbeat) = &mut self.heartbeat {
+                heartbeat.poll(now, &self.clock);
+            }
+            if let Some(disk) = &mut self.disk {
+                disk.poll(now);
+            }
+            if let Some(sweep) = &mut self.sweep {
+                sweep.poll(now);
+            }
+            self.approach_halt(now);
+            let now = self.clock.now_us();
+            let wake = self.wake_us();
+            if wake <= now {
+                continue;
+            }
+            self.alarm.set(now, wake);
+            if self.disk.as_mut().is_none_or(Disk::may_sleep) {
+                gate::idle();
+            }
+        }
+    }
+
+    fn wake_us(&self) -> u64 {
+        let halt = match self.halt {
+            Halt::Never => u64::MAX,
+            Halt::At(at) | Halt::Settling(at) => at,
+        };
+        let heartbeat = self.heartbeat.as_ref().map_or(u64::MAX, Heartbeat::wake_us);
+        let disk = self.disk.as_ref().map_or(u64::MAX, Disk::wake_us);
+        let sweep = self.sweep.as_ref().map_or(u64::MAX, Sweep::wake_us);
+        halt.min(heartbeat).min(disk).min(sweep)
+    }
+
+    fn approach_halt(&mut self, now: u64) {
+        match self.halt {
+            Halt::At(at) if now >= at => {
+                if let Some(disk) = &mut self.disk {
+                    disk.stop();
+                }
+                self.halt = Halt::Settling(now + SETTLE_US_MAX);
+            }
+            Halt::Settling(limit) if now >= limit || self.disk.as_ref().is_none_or(Disk::is_stopped) => {
+                self.halt_now()
+            }
+            _ => {}
+        }
+    }
+
+    fn halt_now(&mut self) -> ! {
+        report(&Event::Halt {});
+        out_byte(KEYBOARD_COMMAND, KEYBOARD_RESET);
+        let limit = self.clock.now_us() + RESET_US_MAX;
+        loop {
+            let now = self.clock.now_us();
+            if now >= limit {
+                gate::triple_fault();
+            }
+            self.alarm.set(now, limit);
+            gate::idle();
+        }
+    }
+}
+
+fn take_region(ram: &mut Ram, work: &DirtyWork, seed: u64) -> Option<Region> {
+    let DirtyWork { mib, mib_per_s } = *work;
+    match Region::new(ram, mib, mib_per_s, seed) {
+        Ok(region) => Some(region),
+        Err(free) => {
+            report_error(format_args!("no work on RAM: probe.dirty asks for {mib} MiB, {free} MiB are free"));
+            None
+        }
+    }
+}
