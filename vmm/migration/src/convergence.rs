@@ -207,3 +207,138 @@ impl BandwidthEstimate {
         self.rate.unwrap_or(BytesPerSec::ZERO)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn seen(rounds: u32, last_mib: u64, left_mib: u64, mib_per_s: u64, elapsed_s: u64) -> Observation {
+        Observation {
+            rounds,
+            last_round: Bytes::mib(last_mib),
+            remaining: Bytes::mib(left_mib),
+            bandwidth: BytesPerSec::new(Bytes::mib(mib_per_s).get()),
+            elapsed: Duration::from_secs(elapsed_s),
+        }
+    }
+
+    fn check(seen: Observation, expect: &str) {
+        let limits = Limits { copying_max: Duration::from_secs(60), ..Limits::default() };
+        let decision = match decide(&seen, &limits) {
+            Decision::AnotherRound => "another".to_owned(),
+            Decision::Switchover { expected } => format!("switch, {} ms", expected.as_millis()),
+            Decision::GiveUp(reason) => reason.to_string(),
+        };
+        assert_eq!(decision, expect, "{seen:?}");
+    }
+
+    /// The default limits: 30 ms of which 6 are fixed, 2 to 30 rounds; here a minute in all.
+    #[test]
+    fn the_table_of_decisions() {
+        // The first round measures nothing about the guest.
+        check(seen(1, 256, 0, 1000, 1), "another");
+        // Fits well.
+        check(seen(2, 32, 4, 1000, 1), "switch, 10 ms");
+        check(seen(2, 32, 0, 1000, 1), "switch, 6 ms");
+        // Fits, but one more short round shortens the stop.
+        check(seen(2, 256, 20, 1000, 1), "another");
+        // Fits, and more rounds do not shrink it.
+        check(seen(3, 22, 20, 1000, 1), "switch, 26 ms");
+        // Does not fit.
+        check(seen(3, 64, 32, 1000, 1), "another");
+        check(seen(29, 64, 64, 1000, 59), "another");
+        // The last round decides.
+        check(seen(30, 256, 20, 1000, 59), "switch, 26 ms");
+        check(
+            seen(30, 64, 64, 1000, 59),
+            "the guest dirties memory faster than it can be sent: after 30 rounds switching over would stop it for \
+             70 ms, 30 ms are allowed",
+        );
+        check(seen(5, 64, 64, 10, 60), "copying took 60 s and 64 MiB are still to be sent");
+        check(seen(1, 64, 2, 1000, 60), "switch, 8 ms");
+        // Without a bandwidth only an empty rest fits.
+        check(seen(2, 64, 1, 0, 1), "another");
+        check(seen(2, 64, 0, 0, 1), "switch, 6 ms");
+        check(
+            seen(30, 64, 1, 0, 1),
+            "the guest still dirties memory after 30 rounds and nothing could be measured",
+        );
+    }
+
+    fn check_bandwidth(samples: &[(u64, u64)], expect_mib: u64) {
+        let mut estimate = BandwidthEstimate::default();
+        for (kib, millis) in samples {
+            estimate.sample(Bytes::kib(*kib), Duration::from_millis(*millis));
+        }
+        assert_eq!(Bytes::new(estimate.get().get()), Bytes::mib(expect_mib), "{samples:?}");
+    }
+
+    #[test]
+    fn bandwidth_falls_at_once_rises_by_half_and_ignores_small_rounds() {
+        check_bandwidth(&[], 0);
+        check_bandwidth(&[(100 << 10, 100)], 1000);
+        check_bandwidth(&[(100 << 10, 100), (100 << 10, 200)], 500);
+        check_bandwidth(&[(100 << 10, 200), (100 << 10, 100)], 750);
+        check_bandwidth(&[(100 << 10, 100), (4, 100)], 1000);
+        check_bandwidth(&[(512, 10), (100 << 10, 100)], 1000);
+    }
+
+    proptest! {
+        #[test]
+        fn every_decision_keeps_the_limits(
+            rounds in 0u32..50,
+            last: u32,
+            remaining: u32,
+            bandwidth: u64,
+            elapsed in 0u64..100,
+            target_ms in 0u64..200,
+        ) {
+            let limits = Limits {
+                downtime_target: Duration::from_millis(target_ms),
+                copying_max: Duration::from_secs(60),
+                ..Limits::default()
+            };
+            let seen = Observation {
+                rounds,
+                last_round: Bytes::new(last.into()),
+                remaining: Bytes::new(remaining.into()),
+                bandwidth: BytesPerSec::new(bandwidth),
+                elapsed: Duration::from_secs(elapsed),
+            };
+            match decide(&seen, &limits) {
+                Decision::Switchover { expected } => prop_assert!(expected <= limits.downtime_target),
+                Decision::AnotherRound => {
+                    prop_assert!(rounds < limits.rounds_max && seen.elapsed < limits.copying_max);
+                }
+                Decision::GiveUp(_) => {
+                    prop_assert!(seen.expected_downtime(&limits) > limits.downtime_target);
+                    prop_assert!(rounds >= limits.rounds_max || seen.elapsed >= limits.copying_max);
+                }
+            }
+        }
+
+        #[test]
+        fn a_guest_slower_than_the_link_always_ends_in_a_switchover(
+            ram_mib in 1u64..65_536,
+            mib_per_s in 100u64..10_000,
+            dirty_percent in 0u64..75,
+        ) {
+            let limits = Limits::default();
+            let (mut last, mut remaining) = (Bytes::mib(ram_mib), Bytes::mib(ram_mib));
+            let bandwidth = BytesPerSec::new(Bytes::mib(mib_per_s).get());
+            let mut elapsed = Duration::ZERO;
+            for rounds in 1.. {
+                elapsed += transfer_time(remaining, bandwidth);
+                (last, remaining) = (remaining, Bytes::new(remaining.get() * dirty_percent / 100));
+                match decide(&Observation { rounds, last_round: last, remaining, bandwidth, elapsed }, &limits) {
+                    Decision::AnotherRound => {}
+                    Decision::Switchover { .. } => break,
+                    Decision::GiveUp(reason) => prop_assert!(false, "{}", reason),
+                }
+            }
+            prop_assert!(last >= remaining);
+        }
+    }
+}

@@ -156,3 +156,75 @@ impl fmt::Display for Layout<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use drover_guest_memory::GuestMemory;
+
+    use super::*;
+    use crate::fake::fake_shape;
+
+    fn check(change: impl Fn(&mut MachineShape), expect: Result<(), &str>) {
+        let target = fake_shape(&GuestMemory::anonymous(Bytes::mib(1)));
+        let mut source = target.clone();
+        change(&mut source);
+        let got = target.accepts(&source).map_err(|mismatch| mismatch.to_string());
+        assert_eq!(got.as_ref().map_err(String::as_str), expect.as_ref().map_err(|text| *text).map(|()| &()));
+    }
+
+    #[test]
+    fn a_shape_accepts_what_it_can_take_and_names_what_it_cannot() {
+        check(|_| {}, Ok(()));
+        check(
+            |shape| shape.vcpus = VcpuCount::new(2),
+            Err("vCPU counts differ: the source has 2, the target 1"),
+        );
+        check(
+            |shape| shape.memory[0].size = Bytes::mib(2),
+            Err("memory layouts differ: the source has 2 MiB at 0x0, the target 1 MiB at 0x0"),
+        );
+        check(
+            |shape| shape.page_size = 16384,
+            Err("page sizes differ: the source has 16384, the target 4096"),
+        );
+        check(
+            |shape| shape.vm = VmId::from_u128(1),
+            Err("VMs differ: the source has 00000000-0000-0000-0000-000000000001, \
+                 the target 00000000-0000-0000-0000-000000000007"),
+        );
+    }
+
+    #[test]
+    fn devices_must_be_the_same_and_not_newer() {
+        check(|shape| shape.devices[0].version = 0, Ok(()));
+        check(
+            |shape| shape.devices[0].version = 2,
+            Err("devices differ: the source has fake-vcpu '' version 2, the target fake-vcpu '' version 1"),
+        );
+        check(
+            |shape| shape.devices.clear(),
+            Err("devices differ: the source has none, the target fake-vcpu '' version 1"),
+        );
+        check(
+            |shape| shape.devices.push(shape.devices[0].clone()),
+            Err("devices differ: the source has fake-vcpu '' version 1, the target none"),
+        );
+    }
+
+    #[test]
+    fn a_target_needs_every_processor_feature_of_the_source() {
+        check(|shape| shape.cpu.features = vec![0b0011], Ok(()));
+        check(
+            |shape| shape.cpu.features = vec![0b0100],
+            Err("processor features differ: the source has word 0 = 0x00000004, the target 0x0000000b"),
+        );
+        check(
+            |shape| shape.cpu.features = vec![],
+            Err("processor descriptions differ: the source has 0 feature words, the target 1 feature words"),
+        );
+        check(
+            |shape| shape.cpu.vendor = "GenuineIntel".to_owned(),
+            Err("processor vendors differ: the source has GenuineIntel, the target DroverFake12"),
+        );
+    }
+}

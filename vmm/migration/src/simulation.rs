@@ -296,12 +296,14 @@ impl<'g> Simulation<'g> {
                     vcpu.step(pages);
                 }
             }
-            let source_first = self.random.one_in(2);
-            let moved = if source_first {
-                self.source_acts() || self.target_acts()
-            } else {
-                self.target_acts() || self.source_acts()
-            };
+            let mut order = [Side::Source, Side::Target];
+            if self.random.one_in(2) {
+                order.reverse();
+            }
+            let moved = order.into_iter().any(|side| match side {
+                Side::Source => self.source_acts(),
+                Side::Target => self.target_acts(),
+            });
             if !moved && !self.tick() && !self.more_troubles() {
                 return;
             }

@@ -42,7 +42,7 @@ pub enum FrameKind {
 }
 
 impl FrameKind {
-    const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Hello,
         Self::HelloAck,
         Self::Pages,

@@ -35,6 +35,8 @@ mod bytes;
 mod frame;
 mod message;
 mod pages;
+#[cfg(test)]
+mod tests;
 
 pub use frame::{Frame, FrameEncoder, FrameKind, FrameReader, HEADER_LEN, Ledger, ReadError, Stamp};
 pub use message::{
