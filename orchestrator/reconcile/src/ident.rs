@@ -29,10 +29,11 @@ impl Fnv {
     }
 }
 
-/// The id of one command for one VM at one epoch. `attempt` counts definite refusals.
-pub(crate) fn command(vm: VmId, epoch: OwnerEpoch, name: &str, attempt: u32) -> OperationId {
+/// The id of one command for one VM at one epoch. `about` tells apart commands that may be given several times at one
+/// epoch (the migration they belong to); `attempt` counts definite refusals.
+pub(crate) fn command(vm: VmId, epoch: OwnerEpoch, name: &str, about: u128, attempt: u32) -> OperationId {
     let hash = Fnv::new("command").number(vm.as_u128()).number(u128::from(epoch.get())).text(name);
-    OperationId::from_u128(hash.number(u128::from(attempt)).0)
+    OperationId::from_u128(hash.number(about).number(u128::from(attempt)).0)
 }
 
 /// The id of the migration that was given this target epoch: a VM never has two with the same.
@@ -70,10 +71,11 @@ mod tests {
     #[test]
     fn what_differs_has_another_id() {
         let vm = VmId::from_u128(1);
-        let first = command(vm, OwnerEpoch::new(1), "StopVm", 0);
-        assert_eq!(first, command(vm, OwnerEpoch::new(1), "StopVm", 0));
-        assert_ne!(first, command(vm, OwnerEpoch::new(2), "StopVm", 0));
-        assert_ne!(first, command(vm, OwnerEpoch::new(1), "StopVm", 1));
-        assert_ne!(first, command(vm, OwnerEpoch::new(1), "EnsureVm", 0));
+        let first = command(vm, OwnerEpoch::new(1), "StopVm", 0, 0);
+        assert_eq!(first, command(vm, OwnerEpoch::new(1), "StopVm", 0, 0));
+        assert_ne!(first, command(vm, OwnerEpoch::new(2), "StopVm", 0, 0));
+        assert_ne!(first, command(vm, OwnerEpoch::new(1), "StopVm", 0, 1));
+        assert_ne!(first, command(vm, OwnerEpoch::new(1), "EnsureVm", 0, 0));
+        assert_ne!(first, command(vm, OwnerEpoch::new(1), "StopVm", 7, 0));
     }
 }

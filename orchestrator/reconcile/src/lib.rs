@@ -23,12 +23,25 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+mod calls;
+mod commits;
+mod fences;
+mod fencing;
 mod ident;
 mod interface;
+mod lifecycle;
+mod migration;
+mod nodes;
+mod operations;
+mod placing;
+mod planner;
+mod rejoin;
+mod restart;
 mod timers;
 
 pub use interface::{
     AgentAnswer, AgentCall, AgentCommand, CallError, CallId, CommitId, CommitOutcome, Effect, Effects, Event,
     FenceId, FenceRefusal, FenceRequest, Heartbeat, HeartbeatAnswer, NoStopwatch, Stopwatch,
 };
+pub use planner::Planner;
 pub use timers::{RawTimers, Timers, TimersError};

@@ -1,0 +1,195 @@
+//! The evidence that a grant is out of use (B7), and the release that stores it.
+
+use drover_cluster_state::{
+    Candidate, Desired, Evidence, Liveness, NodeFence, OperationKind, OperationState, Record, Right,
+    RunState, StopCause, Stored, Txn, Vm, event_kind,
+};
+
+use crate::{
+    AgentCommand,
+    planner::{Next, Planner, Standing},
+    restart::{START_ATTEMPTS, backoff},
+};
+
+/// Whether there is evidence.
+pub(crate) enum Proof {
+    /// There is.
+    Have(Evidence),
+    /// It is being obtained; this is what it waits for.
+    Wait(String),
+}
+
+/// Why a VM's right to run is taken away.
+#[derive(Clone, Debug)]
+pub(crate) enum Cause {
+    /// It is not wanted to run.
+    Unwanted,
+    /// Its guest ended it.
+    GuestShutdown,
+    /// It, or its start, failed.
+    Failure(String),
+    /// Its node died: not its own failure.
+    NodeLost(String),
+}
+
+impl Planner {
+    /// Evidence that a grant is out of use, obtained by whatever way its node's standing leaves open:
+    /// the agent's word that the process has ended, or, of a node that was given up, its expired lease together with a
+    /// fence of every volume.
+    pub(crate) fn prove_end(&mut self, vm: &Vm, candidate: Candidate) -> Proof {
+        let Candidate { node, epoch } = candidate;
+        let report = self.state.report(vm.id, node);
+        if let Some(exit) = report.filter(|r| r.epoch == epoch).and_then(|r| r.exit.clone()) {
+            return Proof::Have(Evidence::ProcessDeath { node, epoch, exit });
+        }
+        if self.calls.stopped(vm.id, node, epoch) {
+            return Proof::Have(Evidence::Stopped { node, epoch });
+        }
+        let name = self.state.node_name(node);
+        match self.standing(node) {
+            Standing::Heard => {
+                self.call(node, vm.id, epoch, AgentCommand::StopVm);
+                Proof::Wait(format!("ending its process on node {name}"))
+            }
+            Standing::Silent => Proof::Wait(format!("node {name} is silent, and not yet given up")),
+            Standing::Lost => self.prove_end_on_lost_node(vm, candidate),
+        }
+    }
+
+    fn prove_end_on_lost_node(&mut self, vm: &Vm, candidate: Candidate) -> Proof {
+        let Candidate { node, epoch } = candidate;
+        let silent = match self.state.nodes.get(&node).map(|node| &node.fence) {
+            Some(NodeFence::Fencing { silent }) => *silent,
+            Some(NodeFence::Fenced(evidence)) => evidence.silent,
+            Some(NodeFence::Clear) | None => return Proof::Wait("its node is not given up".to_owned()),
+        };
+        let back = self.state.sessions.get(&node).is_some_and(|s| s.liveness == Liveness::Alive);
+        if back && self.state.report(vm.id, node).is_some_and(|report| report.exit.is_none()) {
+            // It should have ended its VMs and says that it has not: its own word on their end is worth waiting for.
+            let heard = self.state.sessions.get(&node).map(|s| self.now.moment.since(s.last_heartbeat));
+            if heard.is_some_and(|heard| heard < self.timers.get().suspect) {
+                return Proof::Wait(format!("node {} is back and ends its VMs", self.state.node_name(node)));
+            }
+        }
+        match self.fence_volumes(vm, vm.ownership.next_epoch()) {
+            Ok(volumes) => Proof::Have(Evidence::SelfFenceLeaseExpired { node, epoch, silent, volumes }),
+            Err(detail) => Proof::Wait(detail),
+        }
+    }
+
+    /// Obtains evidence for every grant that may be in use, then takes the right away.
+    pub(crate) fn release(&mut self, vm: &Stored<Vm>, cause: Cause) -> Next {
+        let mut evidence = Vec::new();
+        let mut waiting = None;
+        // All are pursued at once, and those that need a process ended come before the volumes it holds.
+        for candidate in vm.ownership.candidates() {
+            match self.prove_end(vm, candidate) {
+                Proof::Have(proof) => evidence.push(proof),
+                Proof::Wait(detail) => waiting = waiting.or(Some(detail)),
+            }
+        }
+        if let Some(detail) = waiting {
+            return match &cause {
+                Cause::Unwanted => Next::wait(detail),
+                Cause::GuestShutdown | Cause::Failure(_) | Cause::NodeLost(_) => Next::fencing(detail),
+            };
+        }
+        self.commit_release(vm, evidence, cause)
+    }
+
+    fn commit_release(&mut self, vm: &Stored<Vm>, evidence: Vec<Evidence>, cause: Cause) -> Next {
+        let proofs = evidence.iter().map(Evidence::to_string).collect::<Vec<_>>().join("; ");
+        let Ok(ownership) = vm.ownership.release(evidence) else {
+            // prove_end covers each candidate, so that this cannot be; and if it were, nothing may be released.
+            return Next::fencing("its evidence does not cover every owner");
+        };
+        let mut changed = vm.value.clone();
+        changed.ownership = ownership;
+        let mut txn = Txn::new();
+        // What is not wanted to run does not fail.
+        let cause = if vm.desired == Desired::Running { cause } else { Cause::Unwanted };
+        let (kind, message) = match &cause {
+            Cause::Unwanted => (event_kind::VM_STOPPED, proofs),
+            Cause::GuestShutdown => (event_kind::VM_STOPPED, format!("the guest shut itself down; {proofs}")),
+            Cause::Failure(reason) | Cause::NodeLost(reason) => {
+                (event_kind::VM_FENCED, format!("{reason}; {proofs}"))
+            }
+        };
+        txn.event(self.vm_event(kind, vm, message));
+        match cause {
+            Cause::Unwanted => {
+                changed.restarts.failures = 0;
+                changed.restarts.last_reason.clear();
+            }
+            Cause::GuestShutdown => {
+                changed.desired = Desired::Stopped;
+                changed.stop_cause = Some(StopCause::GuestShutdown);
+                changed.restarts.failures = 0;
+                changed.restarts.last_reason.clear();
+            }
+            Cause::Failure(reason) => {
+                changed.restarts.failures = changed.restarts.failures.saturating_add(1);
+                changed.restarts.last_reason = reason;
+            }
+            Cause::NodeLost(reason) => changed.restarts.last_reason = reason,
+        }
+        self.settle_operation_with_release(&mut txn, vm, &mut changed);
+        let (failures, moment) = (changed.restarts.failures, self.now.moment);
+        txn.update(vm.revision, Record::Vm(changed));
+        let memory = self.memory.entry(vm.id).or_default();
+        memory.running_since = None;
+        memory.given_up = None;
+        memory.next_try = (failures > 0).then(|| moment.after(backoff(failures)));
+        self.submit_for(vm.id, txn)
+    }
+
+    /// Ends, with the release, the operation that it decides.
+    fn settle_operation_with_release(&self, txn: &mut Txn, vm: &Stored<Vm>, changed: &mut Vm) {
+        let Some(operation) = self.running_operation(vm) else { return };
+        let reason = changed.restarts.last_reason.clone();
+        let (state, reason) = match &operation.kind {
+            OperationKind::VmCreate | OperationKind::VmStart => match changed.stop_cause {
+                Some(StopCause::GuestShutdown) => {
+                    (OperationState::Done, "it ran, and its guest shut it down".to_owned())
+                }
+                _ if changed.restarts.failures >= START_ATTEMPTS => {
+                    changed.desired = Desired::Stopped;
+                    changed.stop_cause = Some(StopCause::StartFailed(reason.clone()));
+                    (
+                        OperationState::Failed,
+                        format!("it failed {START_ATTEMPTS} times, the last time: {reason}"),
+                    )
+                }
+                _ => return,
+            },
+            OperationKind::VmMigrate { migration: Some(_), .. }
+                if matches!(vm.ownership.right(), Right::Owned { .. }) =>
+            {
+                (OperationState::Done, "it was moved, and then lost".to_owned())
+            }
+            OperationKind::VmMigrate { .. } if changed.desired == Desired::Running => {
+                (OperationState::Failed, format!("the VM was lost and is restarted: {reason}"))
+            }
+            OperationKind::VmMigrate { .. } => {
+                (OperationState::Failed, "the VM ended before it was moved".to_owned())
+            }
+            OperationKind::VmStop => (OperationState::Done, String::new()),
+            _ => return,
+        };
+        txn.update(operation.revision, Record::Operation(operation.ended(state, reason, self.now.wall)));
+    }
+}
+
+/// What a process's end means for its VM.
+pub(crate) fn cause_of_end(report: &drover_cluster_state::VmReport) -> Cause {
+    use drover_cluster_state::StopReason;
+    match report.stop_reason {
+        StopReason::GuestShutdown => Cause::GuestShutdown,
+        _ => Cause::Failure(report.describe_end()),
+    }
+}
+
+/// Whether a process has ended, or says that its VM has.
+pub(crate) fn has_ended(report: &drover_cluster_state::VmReport) -> bool {
+    report.exit.is_some() || report.state == RunState::Stopped
+}

@@ -1,0 +1,152 @@
+//! Finding a node for a VM, and reserving it.
+
+use drover_cluster_state::{
+    Desired, Liveness, Node, NodeFence, Operation, OperationKind, OperationState, Ownership, OwnershipError,
+    Progress, Record, StopCause, Stored, Txn, Vm, event_kind,
+};
+use drover_ids::NodeId;
+use drover_placement::{Decision, Inventory, Rejections, Request, decide};
+use std::time::Duration;
+
+use crate::{
+    planner::{Next, Planner},
+    restart::{backoff, preferred_node},
+};
+
+/// A VM that fits nowhere is tried again after this.
+const PENDING_RETRY: Duration = Duration::from_secs(1);
+
+impl Planner {
+    /// Grants the right to run to the node that placement chooses.
+    pub(crate) fn place(&mut self, vm: &Stored<Vm>) -> Next {
+        if let Some(next) = self.take_back_start(vm) {
+            return next;
+        }
+        let moment = self.now.moment;
+        let failures = vm.restarts.failures;
+        let memory = self.memory.entry(vm.id).or_default();
+        // After a restart of the control plane the pause begins anew: it is the same for the VM's next failure.
+        let due = *memory.next_try.get_or_insert(moment.after(backoff(failures)));
+        if moment < due {
+            let detail = match vm.restarts.last_reason.as_str() {
+                "" => "waiting for a node".to_owned(),
+                reason => format!("restarting after: {reason}"),
+            };
+            let next_try = (failures > 0).then_some(due);
+            return Next::Wait(Progress { detail, fencing: false, next_try });
+        }
+        let request =
+            Request { preferred: preferred_node(failures, vm.ownership.evidence()), ..Request::of(vm) };
+        let (decision, took) = self.decide(&request);
+        match decision {
+            Ok(decision) => self.reserve(vm, decision, took, |vm| vm.ownership.grant(decision.node)),
+            Err(rejections) => self.nowhere(vm, &rejections, took),
+        }
+    }
+
+    /// A placement decision, and how long it took.
+    pub(crate) fn decide(&mut self, request: &Request) -> (Result<Decision, Rejections>, Duration) {
+        let inventory = Inventory::of(&self.state);
+        let start = self.stopwatch.elapsed();
+        let decision = decide(&inventory, request);
+        (decision, self.stopwatch.elapsed().saturating_sub(start))
+    }
+
+    /// Stores a grant together with the node's record, so that no other decision made on the same view of the node can
+    /// be stored as well; nor this one, if the node has been given up meanwhile.
+    fn reserve(
+        &mut self,
+        vm: &Stored<Vm>,
+        decision: Decision,
+        took: Duration,
+        grant: impl FnOnce(&Vm) -> Result<Ownership, OwnershipError>,
+    ) -> Next {
+        let Ok(ownership) = grant(vm) else { return Next::wait("its right to run is not free") };
+        let mut changed = vm.value.clone();
+        let name = self.state.node_name(decision.node);
+        let epoch = ownership.highest();
+        let mut txn = Txn::new();
+        if changed.restarts.last_reason.is_empty() {
+            let message =
+                format!("on node {name}, epoch {epoch}; {} node(s) would have done", decision.feasible);
+            txn.event(self.vm_event(event_kind::VM_PLACED, vm, message));
+        } else {
+            changed.restarts.count = changed.restarts.count.saturating_add(1);
+            let proofs: Vec<String> = ownership.evidence().iter().map(ToString::to_string).collect();
+            let message = format!("on node {name}, epoch {epoch}, allowed by {}", proofs.join("; "));
+            txn.event(self.vm_event(event_kind::VM_RESTARTED, vm, message));
+        }
+        changed.ownership = ownership;
+        self.guard_assignment(&mut txn, decision.node);
+        if let Some(operation) = self.running_operation(vm) {
+            let step = format!("starting on node {name}");
+            let placed = Operation { step, percent: 40, placement: Some(took), ..operation.value.clone() };
+            txn.update(operation.revision, Record::Operation(placed));
+        }
+        txn.update(vm.revision, Record::Vm(changed));
+        self.submit_for(vm.id, txn)
+    }
+
+    /// Has a transaction count an assignment on a node.
+    pub(crate) fn guard_assignment(&self, txn: &mut Txn, node: NodeId) {
+        if let Some(stored) = self.state.nodes.get(&node) {
+            let assignments = stored.assignments.wrapping_add(1);
+            txn.update(stored.revision, Record::Node(Node { assignments, ..stored.value.clone() }));
+        }
+    }
+
+    /// No node will do. An operation that wants it to run fails, and leaves it stopped; a VM that ran before waits.
+    fn nowhere(&mut self, vm: &Stored<Vm>, rejections: &Rejections, took: Duration) -> Next {
+        let operation = self.running_operation(vm).filter(|_| !self.may_still_be_heard());
+        let Some(operation) = operation else {
+            let memory = self.memory.entry(vm.id).or_default();
+            memory.next_try = Some(self.now.moment.after(PENDING_RETRY));
+            return Next::wait(format!("no node can take it: {rejections}"));
+        };
+        let reason = format!("no node can take it: {rejections}");
+        let mut failed = operation.ended(
+            OperationState::Failed,
+            format!("{reason}. It is kept, stopped: start it when there is room, or delete it"),
+            self.now.wall,
+        );
+        failed.rejections = rejections.to_records();
+        failed.placement = Some(took);
+        let mut txn = Txn::new();
+        txn.update(operation.revision, Record::Operation(failed));
+        let mut changed = vm.value.clone();
+        changed.desired = Desired::Stopped;
+        changed.stop_cause = Some(StopCause::StartFailed(reason));
+        txn.update(vm.revision, Record::Vm(changed));
+        self.submit_for(vm.id, txn)
+    }
+
+    /// Whether a node that this control plane has not heard yet may still report: soon after its start.
+    fn may_still_be_heard(&self) -> bool {
+        let unheard = self.state.nodes.values().any(|node| {
+            let liveness = self.state.sessions.get(&node.id).map(|session| session.liveness);
+            node.fence == NodeFence::Clear && liveness.is_none_or(|liveness| liveness == Liveness::Unheard)
+        });
+        unheard && self.now.moment.since(self.started) < self.timers.get().t_fence
+    }
+
+    /// Takes back a start that somebody has cancelled before the VM ran.
+    pub(crate) fn take_back_start(&mut self, vm: &Stored<Vm>) -> Option<Next> {
+        let operation = self.running_operation(vm).filter(|operation| operation.cancel_requested)?;
+        let runs = matches!(
+            vm.ownership.right(),
+            drover_cluster_state::Right::Owned { claim: drover_cluster_state::Claim::Taken, .. }
+        );
+        if runs || !matches!(operation.kind, OperationKind::VmCreate | OperationKind::VmStart) {
+            return None;
+        }
+        let reason = "cancelled before it ran; the VM is kept, stopped";
+        let mut txn = Txn::new();
+        let ended = operation.ended(OperationState::Cancelled, reason, self.now.wall);
+        txn.update(operation.revision, Record::Operation(ended));
+        let mut changed = vm.value.clone();
+        changed.desired = Desired::Stopped;
+        changed.stop_cause = Some(StopCause::Requested);
+        txn.update(vm.revision, Record::Vm(changed));
+        Some(self.submit_for(vm.id, txn))
+    }
+}
