@@ -1,0 +1,91 @@
+//! Fourth step: everything is there but a guest.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use drover_guest_memory::GuestMemory;
+use drover_hypervisor::{Vcpu, Vm};
+
+use crate::{
+    BuildError, KernelImage, Machine, PauseGuard, boot,
+    device_set::DeviceSet,
+    machine::{GuestPresence, Shared},
+    vcpu_thread::{Buses, Ender, VcpuThread},
+    volumes::Volumes,
+};
+
+/// A machine with RAM, disks, vCPUs and devices.
+#[derive(Debug)]
+pub struct DevicesReady {
+    pub(super) cmdline: String,
+    pub(super) memory: GuestMemory,
+    pub(super) volumes: Volumes,
+    pub(super) vm: Vm,
+    pub(super) vcpus: Vec<Arc<Mutex<Vcpu>>>,
+    pub(super) tsc_khz: Option<u32>,
+    pub(super) devices: DeviceSet,
+    pub(super) buses: Buses,
+    pub(super) ender: Arc<Ender>,
+}
+
+impl DevicesReady {
+    /// Loads a kernel. The guest starts when the guard is dropped.
+    ///
+    /// # Errors
+    /// [`BuildError::NoPvhNote`], [`BuildError::KernelLayout`], [`BuildError::MemoryTooSmall`] about the kernel,
+    /// [`BuildError::CmdlineTooLong`] about its command line, [`BuildError::Thread`] where the host gives none.
+    pub fn boot(self, kernel: &mut KernelImage) -> Result<(Machine, PauseGuard), BuildError> {
+        let cmdline = boot::cmdline::build(&self.cmdline, self.volumes.disks().len(), self.tsc_khz)?;
+        let entry = boot::load(&self.memory, kernel, &cmdline)?;
+        if let Some(first) = self.vcpus.first() {
+            first.lock().unwrap_or_else(PoisonError::into_inner).enter_protected_mode(entry)?;
+        }
+        self.finish(GuestPresence::booted())
+    }
+
+    /// Waits for a guest: fill its RAM, then [`Machine::restore`]. Resuming before is an error.
+    ///
+    /// # Errors
+    /// [`BuildError::Thread`] where the host gives none.
+    pub fn receive(self) -> Result<(Machine, PauseGuard), BuildError> {
+        self.finish(GuestPresence::awaited())
+    }
+
+    fn finish(self, guest: GuestPresence) -> Result<(Machine, PauseGuard), BuildError> {
+        let buses = Arc::new(self.buses);
+        let gate = Arc::clone(&self.ender.gate);
+        let mut threads = Vec::with_capacity(self.vcpus.len());
+        let mut failed = None;
+        for (number, vcpu) in (0_u32..).zip(&self.vcpus) {
+            let thread = VcpuThread {
+                number,
+                vcpu: Arc::clone(vcpu),
+                gate: Arc::clone(&gate),
+                buses: Arc::clone(&buses),
+                ender: Arc::clone(&self.ender),
+            };
+            match thread.spawn() {
+                Ok(thread) => threads.push(thread),
+                Err(source) => {
+                    failed = Some(BuildError::Thread { vcpu: number, source });
+                    break;
+                }
+            }
+        }
+        let shared = Shared {
+            vm: self.vm,
+            memory: self.memory,
+            vcpus: self.vcpus,
+            devices: self.devices,
+            volumes: self.volumes,
+            gate,
+            guest,
+            dirty: Mutex::new(None),
+        };
+        let (machine, guard) = Machine::new(shared, threads);
+        // Only now, so that the threads there are end with the machine.
+        match failed {
+            Some(error) => Err(error),
+            None => Ok((machine, guard)),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Third step: the disks are there.
+
+use std::sync::{Arc, Mutex};
+
+use drover_devices::DeviceEvents;
+use drover_guest_memory::GuestMemory;
+use drover_hypervisor::{Hypervisor, HypervisorError, Kicker, VmOptions};
+
+use crate::{
+    BuildError, ConsoleSink, DevicesReady, EventSink, MachineConfig,
+    device_set::{DeviceSet, Surroundings},
+    gate::Gate,
+    vcpu_thread::{Buses, Ender},
+    volumes::Volumes,
+};
+
+/// A machine with RAM and disks.
+#[derive(Debug)]
+pub struct VolumesOpen {
+    pub(super) config: MachineConfig,
+    pub(super) memory: GuestMemory,
+    pub(super) volumes: Volumes,
+}
+
+impl VolumesOpen {
+    /// Makes the virtual machine, its vCPUs and its devices. The guest's console output goes to `console`, the
+    /// machine's one event to `events`.
+    ///
+    /// # Errors
+    /// [`BuildError::Hypervisor`], [`BuildError::Device`].
+    pub fn attach_devices(
+        self,
+        hypervisor: &Hypervisor,
+        console: Box<dyn ConsoleSink>,
+        events: EventSink,
+    ) -> Result<DevicesReady, BuildError> {
+        // No interval timer: PVH guests have their TSC's frequency from CPUID and the APIC timer, and it would cost a
+        // kernel thread for each machine.
+        let vm = hypervisor.create_vm(&self.memory, VmOptions { pit: false })?;
+        let count = self.config.vcpus;
+        let vcpus = (0..count.get())
+            .map(|number| vm.create_vcpu(number, count))
+            .collect::<Result<Vec<_>, HypervisorError>>()?;
+        let tsc_khz = vcpus.first().and_then(|vcpu| vcpu.tsc_khz());
+
+        let kickers: Vec<Kicker> = vcpus.iter().map(|vcpu| vcpu.kicker()).collect();
+        let gate = Arc::new(Gate::new(move || kickers.iter().for_each(Kicker::kick)));
+        let ender = Arc::new(Ender { gate, events });
+        let mut buses = Buses::default();
+        let around = Surroundings {
+            vm: &vm,
+            memory: &self.memory,
+            events: Arc::clone(&ender) as Arc<dyn DeviceEvents>,
+        };
+        let devices = DeviceSet::new(&around, &mut buses, self.volumes.disks(), console)?;
+        let vcpus = vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
+        Ok(DevicesReady {
+            cmdline: self.config.cmdline,
+            memory: self.memory,
+            volumes: self.volumes,
+            vm,
+            vcpus,
+            tsc_khz,
+            devices,
+            buses,
+            ender,
+        })
+    }
+}
