@@ -144,10 +144,34 @@ impl DirPool {
         content: &mut dyn Read,
         length: Bytes,
     ) -> Result<(), PoolError> {
+        self.import(volume, size, content, Some(length))
+    }
+
+    /// Like [`import_volume`](DirPool::import_volume), for content whose length is known by its end: a source that may
+    /// break off says so with an error.
+    ///
+    /// # Errors
+    /// As [`create_volume`](DirPool::create_volume); [`PoolError::Length`] where `content` does not fit.
+    pub fn import_volume_to_end(
+        &self,
+        volume: VolumeId,
+        size: Bytes,
+        content: &mut dyn Read,
+    ) -> Result<(), PoolError> {
+        self.import(volume, size, content, None)
+    }
+
+    fn import(
+        &self,
+        volume: VolumeId,
+        size: Bytes,
+        content: &mut dyn Read,
+        length: Option<Bytes>,
+    ) -> Result<(), PoolError> {
         if size == Bytes::ZERO || size.to_sectors().is_none() {
             return Err(PoolError::Size { size: size.get() });
         }
-        if length > size {
+        if let Some(length) = length.filter(|length| *length > size) {
             return Err(PoolError::Length { expected: size.get(), copied: length.get() });
         }
         let path = self.volume_path(volume);
@@ -160,9 +184,10 @@ impl DirPool {
             return Err(PoolError::VolumeExists(volume));
         }
         let pending = Pending::create(&path).map_err(io_error)?;
-        let copied = copy_sparse(content, &pending.file, length.get()).map_err(io_error)?;
-        if copied != length.get() {
-            return Err(PoolError::Length { expected: length.get(), copied });
+        let most = length.unwrap_or(size).get();
+        let copied = copy_sparse(content, &pending.file, most).map_err(io_error)?;
+        if copied > most || (length.is_some() && copied < most) {
+            return Err(PoolError::Length { expected: most, copied });
         }
         pending.file.set_len(size.get()).map_err(io_error)?;
         pending.publish(&path).map_err(io_error)

@@ -90,6 +90,18 @@ fn an_import_of_the_wrong_length_leaves_nothing() {
 }
 
 #[test]
+fn an_import_to_the_end_takes_what_fits() {
+    let (_dir, pool) = pool();
+    let size = Bytes::new(1024);
+    let error = pool.import_volume_to_end(VOLUME, size, &mut io::repeat(1).take(1025)).unwrap_err();
+    assert!(matches!(error, PoolError::Length { .. }), "{error:?}");
+    assert_eq!(files(&pool), Vec::<String>::new());
+    pool.import_volume_to_end(VOLUME, size, &mut io::repeat(1).take(1000)).unwrap();
+    let content = fs::read(pool.volume_path(VOLUME)).unwrap();
+    assert_eq!((content.len(), content.iter().map(|byte| usize::from(*byte)).sum()), (1024, 1000_usize));
+}
+
+#[test]
 fn a_missing_volume_has_no_size() {
     let (_dir, pool) = pool();
     assert!(matches!(pool.volume_size(VOLUME), Err(PoolError::NoSuchVolume(_))));
