@@ -4,7 +4,10 @@ use std::{
     collections::VecDeque,
     io,
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,12 +29,13 @@ use crate::{
 pub struct Delayed {
     inner: Arc<dyn Backend>,
     delay: Duration,
+    held_back: Arc<AtomicU64>,
 }
 
 impl Delayed {
     /// Delays every answer of `inner`, by up to twice `delay`: answers are given in bunches.
     pub fn new(inner: Arc<dyn Backend>, delay: Duration) -> Self {
-        Self { inner, delay }
+        Self { inner, delay, held_back: Arc::default() }
     }
 }
 
@@ -43,7 +47,11 @@ impl Backend for Delayed {
         self.inner.acquire(owner)
     }
     fn release(&self) -> Result<(), OwnershipError> {
-        self.inner.release()
+        // For the inner backend these are over.
+        match self.held_back.load(Ordering::Acquire) {
+            0 => self.inner.release(),
+            count => Err(OwnershipError::InFlight(count)),
+        }
     }
     fn owner(&self) -> Option<Owner> {
         self.inner.owner()
@@ -56,15 +64,15 @@ impl Backend for Delayed {
         let event = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         event.add(inner.completion_event(), EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
         event.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, 1))?;
-        let (waiting, due) = (VecDeque::new(), VecDeque::new());
         Ok(Box::new(DelayedQueue {
             inner,
             timer,
             event,
             delay: self.delay,
+            held_back: Arc::clone(&self.held_back),
             armed: false,
-            waiting,
-            due,
+            waiting: VecDeque::new(),
+            due: VecDeque::new(),
             fresh: Vec::new(),
         }))
     }
@@ -76,6 +84,8 @@ struct DelayedQueue {
     timer: TimerFd,
     event: Epoll,
     delay: Duration,
+    /// How many answers all queues of the backend hold back.
+    held_back: Arc<AtomicU64>,
     armed: bool,
     /// Finished since the timer was armed.
     waiting: VecDeque<Completion>,
@@ -95,9 +105,11 @@ impl BackendQueue for DelayedQueue {
 
     fn reap(&mut self, completions: &mut Vec<Completion>) {
         self.inner.reap(&mut self.fresh);
+        self.held_back.fetch_add(self.fresh.len() as u64, Ordering::AcqRel);
         self.waiting.extend(self.fresh.drain(..));
         // A timer that has not expired reads as EAGAIN.
         if self.armed && self.timer.wait().is_ok() {
+            self.held_back.fetch_sub(self.due.len() as u64, Ordering::AcqRel);
             completions.extend(self.due.drain(..));
             self.armed = false;
         }
@@ -115,5 +127,12 @@ impl BackendQueue for DelayedQueue {
 
     fn in_flight(&self) -> usize {
         self.inner.in_flight() + self.waiting.len() + self.due.len()
+    }
+}
+
+impl Drop for DelayedQueue {
+    fn drop(&mut self) {
+        let lost = self.waiting.len() + self.due.len();
+        self.held_back.fetch_sub(lost as u64, Ordering::AcqRel);
     }
 }
