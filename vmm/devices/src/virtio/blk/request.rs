@@ -154,3 +154,88 @@ fn take_status(writable: &mut Buffers, memory: &GuestMemory) -> Result<Gpa, Malf
 fn segments(buffers: &Buffers, memory: &GuestMemory) -> Result<Segments, MemoryError> {
     buffers.iter().map(|buffer| memory.segment(buffer.start, buffer.len as usize)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use drover_units::Bytes;
+
+    use super::*;
+
+    const NEXT: u16 = 1;
+    const WRITE: u16 = 2;
+
+    fn memory_with_header(kind: u32) -> GuestMemory {
+        let memory = GuestMemory::anonymous(Bytes::kib(64));
+        memory.write(Gpa::new(0x1000), &kind.to_le_bytes()).unwrap();
+        memory.write(Gpa::new(0x1008), &7_u64.to_le_bytes()).unwrap();
+        memory
+    }
+
+    /// Descriptors as (address, length, flags); the last one's NEXT says whether the chain is whole.
+    fn check(kind: u32, chain: &[(u64, u32, u16)], expect: &str) {
+        let descriptors =
+            chain.iter().map(|(address, len, flags)| Descriptor::new(*address, *len, *flags, 0));
+        let text = match parse(descriptors, 4, &memory_with_header(kind)) {
+            Ok(Parsed { status, action }) => format!("{action:?}, status at {status}"),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(text, expect, "{chain:x?}");
+    }
+
+    #[test]
+    fn a_chain_becomes_a_request() {
+        let header = (0x1000, 16, NEXT);
+        let status = (0x2000, 1, WRITE);
+        check(
+            0,
+            &[header, (0x3000, 512, NEXT | WRITE), status],
+            "Read(Sectors(7), [Segment(0x3000 + 0x200)]), status at 0x2000",
+        );
+        check(
+            1,
+            &[header, (0x3000, 512, NEXT), status],
+            "Write(Sectors(7), [Segment(0x3000 + 0x200)]), status at 0x2000",
+        );
+        // Data behind the header in one piece, and before the status in another.
+        check(
+            1,
+            &[(0x1000, 20, NEXT), status],
+            "Write(Sectors(7), [Segment(0x1010 + 0x4)]), status at 0x2000",
+        );
+        check(
+            0,
+            &[header, (0x3000, 513, WRITE)],
+            "Read(Sectors(7), [Segment(0x3000 + 0x200)]), status at 0x3200",
+        );
+        check(4, &[header, status], "Flush, status at 0x2000");
+        check(8, &[header, status], "GetId([]), status at 0x2000");
+        check(99, &[header, status], "Unsupported(99), status at 0x2000");
+    }
+
+    #[test]
+    fn a_chain_against_the_rules_is_malformed() {
+        let header = (0x1000, 16, NEXT);
+        let status = (0x2000, 1, WRITE);
+        check(4, &[], "a chain that breaks off");
+        check(4, &[header], "a chain that breaks off");
+        check(4, &[header, (0x2000, 1, NEXT | WRITE)], "a chain that breaks off");
+        check(4, &[header, header, header, header, status], "a chain of more than 4 descriptors");
+        check(4, &[(0x2000, 1, NEXT | WRITE), (0x1000, 16, 0)], "a readable descriptor after a writable one");
+        check(4, &[status], "a request without a header");
+        check(4, &[(0x1000, 15, NEXT), status], "a request without a header");
+        check(4, &[(0xfff8, 16, NEXT), status], "a request without a header");
+        check(4, &[(0x1000, 16, 0)], "a request without a status byte");
+        check(4, &[header, (0x1_0000, 1, WRITE)], "a request without a status byte");
+        check(4, &[header, (u64::MAX, 2, WRITE)], "a request without a status byte");
+        check(4, &[header, (0x2000, 0, WRITE)], "a request without a status byte");
+    }
+
+    #[test]
+    fn data_that_is_not_ram_can_still_be_answered() {
+        check(
+            0,
+            &[(0x1000, 16, NEXT), (0xff00, 512, NEXT | WRITE), (0x2000, 1, WRITE)],
+            "NotRam(OutsideRam { start: Gpa(65280), len: Bytes(512) }), status at 0x2000",
+        );
+    }
+}
