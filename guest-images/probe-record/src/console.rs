@@ -1,8 +1,8 @@
 //! Reading a probe's console log.
 //!
-//! A log may begin in the middle of a line (it was rotated), end in one (its writer was killed), hold several lives (the
-//! VM was restarted) or continue one that began in another log (the VM was migrated): give the logs of all nodes in order
-//! of time. Lines that are not whole reports are counted, not refused.
+//! A log may begin in the middle of a line (it was rotated), end in one (its writer was killed or migrated), hold several
+//! lives (the VM was restarted) or continue one that began in another log: give the logs of all nodes in order of time, and
+//! a line that is spread over two of them becomes whole. Lines that are not whole reports are counted, not refused.
 
 use std::time::Duration;
 
@@ -10,6 +10,11 @@ use crate::event::{DiskState, Event};
 
 /// Error texts kept from each life; the rest is counted.
 const ERRORS_KEPT: usize = 32;
+
+/// How every report starts; a quoted one inside an error's text has backslashes.
+const REPORT_START: &str = r#"{"ev":"#;
+/// The longest line that is waited for: far longer than any report.
+const LINE_BYTES_MAX: usize = 16 << 10;
 
 /// The lives of one VM, in order.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +26,8 @@ pub struct ConsoleLog {
     /// Lines of somebody else (firmware).
     pub foreign_lines: u64,
     first_line: Option<String>,
-    open: bool,
+    /// The line that has not ended yet.
+    partial: String,
 }
 
 /// What one life of a probe reported.
@@ -117,25 +123,44 @@ impl ConsoleLog {
         for text in texts {
             log.append(text);
         }
+        log.finish();
         log
     }
 
-    /// Reads more of it. Each call begins a new line.
+    /// Reads on, from wherever the text before ended. A last line without its end waits for the rest.
     pub fn append(&mut self, text: &str) {
-        for line in text.lines() {
-            // The VMM may have written the rest of a line that was torn by a rotation as a line of its own.
-            let line = line.trim_matches(|character: char| character.is_control() || character == ' ');
-            if line.is_empty() {
-                continue;
+        for piece in text.split_inclusive('\n') {
+            self.partial.push_str(piece);
+            if piece.ends_with('\n') || self.partial.len() > LINE_BYTES_MAX {
+                self.finish();
             }
-            match Event::parse(line) {
-                Ok(event) => {
-                    self.first_line.get_or_insert_with(|| line.to_owned());
-                    self.take(event);
-                }
-                Err(_) if line.starts_with('{') || line.ends_with('}') => self.torn_lines += 1,
-                Err(_) => self.foreign_lines += 1,
+        }
+    }
+
+    /// Takes the last line as it is: nothing follows.
+    pub fn finish(&mut self) {
+        let line = std::mem::take(&mut self.partial);
+        let line = line.trim_matches(|character: char| character.is_control() || character == ' ');
+        // A report that was cut off and the next one can stand on one line.
+        let starts = line.match_indices(REPORT_START).map(|(start, _)| start);
+        let mut begin = 0;
+        for start in starts.chain([line.len()]) {
+            self.take_piece(&line[begin..start]);
+            begin = start;
+        }
+    }
+
+    fn take_piece(&mut self, piece: &str) {
+        if piece.is_empty() {
+            return;
+        }
+        match Event::parse(piece) {
+            Ok(event) => {
+                self.first_line.get_or_insert_with(|| piece.to_owned());
+                self.take(event);
             }
+            Err(_) if piece.starts_with('{') || piece.ends_with('}') => self.torn_lines += 1,
+            Err(_) => self.foreign_lines += 1,
         }
     }
 
@@ -181,9 +206,8 @@ impl ConsoleLog {
     }
 
     fn take(&mut self, event: Event<String>) {
-        if matches!(event, Event::Boot { .. }) || !self.open {
+        if matches!(event, Event::Boot { .. }) || self.lives.is_empty() {
             self.lives.push(LogLife::default());
-            self.open = true;
         }
         if let Some(life) = self.lives.last_mut() {
             life.take(event);
@@ -284,7 +308,7 @@ mod tests {
     use proptest::prelude::*;
 
     const BOOT: &str =
-        r#"{"ev":"boot","probe":1,"seed":7,"vcpus":2,"tsc":100,"tsc_khz":1000000,"incarnation":11}"#;
+        r#"{"ev":"boot","probe":1,"seed":7,"tsc":100,"tsc_khz":1000000,"incarnation":11,"vcpus":2}"#;
 
     fn heartbeat(n: u64, ms: u64) -> String {
         format!("{}\n", Event::<&str>::Hb { n, tsc: ms * 1_000_000 })
@@ -375,6 +399,42 @@ mod tests {
     }
 
     #[test]
+    fn a_line_spread_over_two_logs_is_whole() {
+        let text = format!("{BOOT}\n{}", heartbeat(1, 10));
+        for cut in 0..=text.len() {
+            let log = ConsoleLog::parse_all([&text[..cut], &text[cut..]]);
+            assert_eq!((log.heartbeats(), log.torn_lines, log.lives.len()), (1, 0, 1), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_boot_line_behind_a_cut_off_line_begins_a_life() {
+        let cut = format!("{BOOT}\n{{\"ev\":\"ack\",\"se{BOOT}\n");
+        let log = ConsoleLog::parse(&cut);
+        assert_eq!((log.lives.len(), log.torn_lines), (2, 1));
+        let whole = format!("{BOOT}\n{{\"ev\":\"ack\",\"seq\":5,\"tsc\":6}}{BOOT}\n");
+        let log = ConsoleLog::parse(&whole);
+        assert_eq!((log.lives.len(), log.torn_lines, log.acked_max()), (2, 0, 5));
+    }
+
+    #[test]
+    fn a_line_that_never_ends_is_given_up() {
+        let mut log = ConsoleLog::default();
+        for _ in 0..100 {
+            log.append(&"x".repeat(1000));
+        }
+        assert!(log.partial.len() <= LINE_BYTES_MAX + 1000);
+        assert!(log.foreign_lines > 0);
+    }
+
+    #[test]
+    fn a_report_quoted_in_an_error_is_not_one() {
+        let quoting = Event::Error { what: Event::<&str>::Hb { n: 1, tsc: 1 }.to_string() }.to_string();
+        let log = ConsoleLog::parse(&quoting);
+        assert_eq!((log.heartbeats(), log.lives[0].error_lines, log.torn_lines), (0, 1, 0));
+    }
+
+    #[test]
     fn a_restart_that_misses_an_acknowledged_write_is_reported() {
         let recovered = |next_seq: u64| {
             let line = Event::<&str>::Disk {
@@ -397,7 +457,7 @@ mod tests {
     fn any_line() -> impl Strategy<Value = String> {
         let numbers = prop::collection::vec(prop_oneof![any::<u64>(), Just(u64::MAX)], 5);
         let template = prop::sample::select(vec![
-            r#"{"ev":"boot","probe":1,"seed":#,"vcpus":2,"tsc":#,"tsc_khz":#,"incarnation":#}"#,
+            r#"{"ev":"boot","probe":1,"seed":#,"tsc":#,"tsc_khz":#,"incarnation":#,"vcpus":2}"#,
             r##"{"ev":"hb","n":#,"tsc":#}"##,
             r##"{"ev":"hbmax","gap_us":#}"##,
             r#"{"ev":"disk","state":"recovered","max_seq":#,"next_seq":#,"blocks":#,"bad":#}"#,

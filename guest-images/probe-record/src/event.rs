@@ -7,8 +7,29 @@ use core::fmt::{self, Display, Write};
 
 /// The version of this vocabulary, as the boot line tells it.
 pub const VOCABULARY: u32 = 1;
-/// How a boot line of this version starts: the guest writes it before it knows the rest.
+/// How a boot line of this version starts. The guest writes a boot line in three parts, each as soon as it can: this, a
+/// [`BootLineMiddle`], and the number of vCPUs with the closing brace.
 pub const BOOT_LINE_START: &str = r#"{"ev":"boot","probe":1,"#;
+
+/// What a boot line says before the vCPUs are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootLineMiddle {
+    /// As in [`Event::Boot`].
+    pub seed: u64,
+    /// As in [`Event::Boot`].
+    pub tsc: u64,
+    /// As in [`Event::Boot`].
+    pub tsc_khz: u64,
+    /// As in [`Event::Boot`].
+    pub incarnation: u64,
+}
+
+impl Display for BootLineMiddle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BootLineMiddle { seed, tsc, tsc_khz, incarnation } = self;
+        write!(f, r#""seed":{seed},"tsc":{tsc},"tsc_khz":{tsc_khz},"incarnation":{incarnation},"vcpus":"#)
+    }
+}
 
 /// One line of a probe's report. `Text` is whatever the writer can display or the reader keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,10 +126,11 @@ impl Display for DiskState {
 impl<Text: Display> Display for Event<Text> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Event::Boot { probe, seed, vcpus, tsc, tsc_khz, incarnation } => write!(
-                f,
-                r#"{{"ev":"boot","probe":{probe},"seed":{seed},"vcpus":{vcpus},"tsc":{tsc},"tsc_khz":{tsc_khz},"incarnation":{incarnation}}}"#
-            ),
+            Event::Boot { probe, seed, vcpus, tsc, tsc_khz, incarnation } => {
+                let middle =
+                    BootLineMiddle { seed: *seed, tsc: *tsc, tsc_khz: *tsc_khz, incarnation: *incarnation };
+                write!(f, r#"{{"ev":"boot","probe":{probe},{middle}{vcpus}}}"#)
+            }
             Event::Hb { n, tsc } => write!(f, r#"{{"ev":"hb","n":{n},"tsc":{tsc}}}"#),
             Event::HbMax { gap_us } => write!(f, r#"{{"ev":"hbmax","gap_us":{gap_us}}}"#),
             Event::Disk { state, max_seq, next_seq, blocks, bad } => write!(
@@ -173,7 +195,7 @@ mod tests {
     fn lines_look_as_documented() {
         check(
             Event::Boot { probe: 1, seed: 2, vcpus: 2, tsc: 3, tsc_khz: 4, incarnation: 5 },
-            r#"{"ev":"boot","probe":1,"seed":2,"vcpus":2,"tsc":3,"tsc_khz":4,"incarnation":5}"#,
+            r#"{"ev":"boot","probe":1,"seed":2,"tsc":3,"tsc_khz":4,"incarnation":5,"vcpus":2}"#,
         );
         check(Event::Hb { n: 1, tsc: 9 }, r#"{"ev":"hb","n":1,"tsc":9}"#);
         check(Event::HbMax { gap_us: 10_010 }, r#"{"ev":"hbmax","gap_us":10010}"#);

@@ -10,7 +10,7 @@ use crate::heartbeat::Heartbeat;
 use crate::instructions::out_byte;
 use crate::pvh::Loaded;
 use crate::ram::Ram;
-use crate::serial::{report, report_error};
+use crate::serial::{report_error, report_last};
 use crate::smp::{self, Plan};
 
 /// How long a halt waits for the disk.
@@ -137,7 +137,7 @@ impl FirstVcpu {
     }
 
     fn halt_now(&mut self) -> ! {
-        report(&Event::Halt {});
+        report_last(&Event::Halt {});
         out_byte(KEYBOARD_COMMAND, KEYBOARD_RESET);
         let limit = self.clock.now_us() + RESET_US_MAX;
         loop {

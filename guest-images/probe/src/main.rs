@@ -24,12 +24,11 @@ mod serial;
 mod smp;
 mod virtio;
 
-use core::fmt::{self, Display, Write};
 use core::num::NonZeroU64;
 use core::panic::PanicInfo;
 
-use drover_probe_record::event::{BOOT_LINE_START, VOCABULARY};
-use drover_probe_record::{CommandLine, Event};
+use drover_probe_record::CommandLine;
+use drover_probe_record::event::{BOOT_LINE_START, BootLineMiddle};
 
 use crate::clock::Clock;
 use crate::first::{FirstVcpu, Identity};
@@ -55,15 +54,17 @@ extern "C" fn vcpu_main(start_info: u32, vcpu: u32) -> ! {
     line.write(&BOOT_LINE_START);
     let mut loaded = Loaded::empty();
     let load = loaded.read(start_info);
+    apic::prepare();
+    smp::start();
     let parsed = CommandLine::parse(loaded.command_line());
     let command_line = parsed.unwrap_or_default();
-    let clock = start_machine(&command_line, entered);
+    let told = command_line.tsc_khz.map(NonZeroU64::get).or_else(clock::khz_from_cpuid);
+    let clock = Clock::new(told.unwrap_or_else(clock::khz_from_timer), entered);
+    let identity = Identity { seed: command_line.workload.seed, incarnation: random() & INCARNATION_MASK };
+    let Identity { seed, incarnation } = identity;
+    line.write(&BootLineMiddle { seed, tsc: entered, tsc_khz: clock.khz(), incarnation });
     let vcpus = smp::wait(command_line.workload.vcpus, clock.clone());
-    let incarnation = random() & INCARNATION_MASK;
-    let seed = command_line.workload.seed;
-    let boot: Event<fmt::Arguments<'_>> =
-        Event::Boot { probe: VOCABULARY, seed, vcpus, tsc: entered, tsc_khz: clock.khz(), incarnation };
-    line.write(&Rest { skip: BOOT_LINE_START.len(), of: &boot });
+    line.write(&format_args!("{vcpus}}}"));
     line.end();
     if let Err(why) = load {
         report_error(format_args!("{why}"));
@@ -71,39 +72,7 @@ extern "C" fn vcpu_main(start_info: u32, vcpu: u32) -> ! {
     if let Err(error) = parsed {
         report_error(format_args!("{error}"));
     }
-    let identity = Identity { seed, incarnation };
     FirstVcpu::new(&command_line, &loaded, vcpus, clock, identity).run()
-}
-
-/// Sets the first vCPU and its clock up, and sends the others off.
-fn start_machine(command_line: &CommandLine, entered: u64) -> Clock {
-    apic::prepare();
-    smp::start();
-    let told = command_line.tsc_khz.map(NonZeroU64::get).or_else(clock::khz_from_cpuid);
-    Clock::new(told.unwrap_or_else(clock::khz_from_timer), entered)
-}
-
-/// The end of a text whose start has been written already.
-struct Rest<'a> {
-    skip: usize,
-    of: &'a dyn Display,
-}
-
-impl Display for Rest<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        struct Skip<'a, 'b> {
-            bytes: usize,
-            to: &'a mut fmt::Formatter<'b>,
-        }
-        impl Write for Skip<'_, '_> {
-            fn write_str(&mut self, text: &str) -> fmt::Result {
-                let skipped = self.bytes.min(text.len());
-                self.bytes -= skipped;
-                self.to.write_str(text.get(skipped..).unwrap_or_default())
-            }
-        }
-        write!(Skip { bytes: self.skip, to: f }, "{}", self.of)
-    }
 }
 
 /// Reports and stops this vCPU; the others go on.

@@ -44,6 +44,13 @@ pub(crate) fn report(event: &Event<fmt::Arguments<'_>>) {
     line.end();
 }
 
+/// Writes the last report: it keeps the line, so no other vCPU writes after it.
+pub(crate) fn report_last(event: &Event<fmt::Arguments<'_>>) {
+    let mut line = Line::begin(LOCK_TURNS_MAX);
+    line.write(event);
+    line.write(&"\n");
+}
+
 /// Reports an error. Floods are thinned out.
 pub(crate) fn report_error(what: fmt::Arguments<'_>) {
     let number = ERRORS.fetch_add(1, Ordering::Relaxed).saturating_add(1);
