@@ -30,11 +30,8 @@ impl Watch {
         let interrupts = device_interrupts(VCPU);
         self.interrupted = interrupts != self.interrupts;
         self.interrupts = interrupts;
-        if self.interrupted {
-            device.acknowledge_interrupt();
-            if device.needs_reset() {
-                report_error(format_args!("disk: the device has failed and wants a reset"));
-            }
+        if self.interrupted && device.acknowledge_interrupt() {
+            report_error(format_args!("disk: the device has failed and wants a reset"));
         }
     }
 

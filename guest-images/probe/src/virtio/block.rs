@@ -261,9 +261,9 @@ impl<Job> BlockDevice<Job> {
         }
     }
 
-    /// To be called after an interrupt, before reaping.
-    pub(crate) fn acknowledge_interrupt(&self) {
-        self.transport.acknowledge_interrupt();
+    /// To be called after an interrupt, before reaping. Returns whether the device has given up.
+    pub(crate) fn acknowledge_interrupt(&self) -> bool {
+        self.transport.acknowledge_interrupt()
     }
 
     /// Asks for an interrupt with the next finished request; `false` if there is one already.
@@ -274,11 +274,6 @@ impl<Job> BlockDevice<Job> {
     /// Asks for no interrupts while requests are reaped anyway.
     pub(crate) fn decline_interrupts(&self) {
         self.queue.decline_interrupts();
-    }
-
-    /// Whether the device has given up.
-    pub(crate) fn needs_reset(&self) -> bool {
-        self.transport.needs_reset()
     }
 }
 

@@ -25,6 +25,7 @@ const QUEUE_USED: usize = 0x0a0;
 const CONFIG: usize = 0x100;
 
 const MAGIC_VALUE: u32 = u32::from_le_bytes(*b"virt");
+const CONFIGURATION_CHANGED: u32 = 2;
 const ACKNOWLEDGE: u32 = 1;
 const DRIVER: u32 = 2;
 const DRIVER_OK: u32 = 4;
@@ -66,9 +67,13 @@ impl Transport {
     /// Resets the device and agrees on features: those of `wanted` that it offers.
     ///
     /// # Errors
-    /// The device does not offer [`VERSION_1`], or does not accept what it offered.
+    /// The device does not reset, does not offer [`VERSION_1`], or does not accept what it offered.
     pub(crate) fn negotiate(&self, wanted: u64) -> Result<u64, &'static str> {
         self.write(STATUS, 0);
+        if self.read(STATUS) != 0 {
+            return Err("it does not reset");
+        }
+        self.write(STATUS, ACKNOWLEDGE);
         self.write(STATUS, ACKNOWLEDGE | DRIVER);
         let half = |select| {
             self.write(DEVICE_FEATURES_SELECT, select);
@@ -112,15 +117,12 @@ impl Transport {
         self.write(QUEUE_NOTIFY, 0);
     }
 
-    /// Takes note of an interrupt, so that the next one is a new edge.
-    pub(crate) fn acknowledge_interrupt(&self) {
+    /// Takes note of an interrupt, so that the next one is a new edge. Returns whether the device has given up, which comes
+    /// as a change of configuration (section 2.1.2).
+    pub(crate) fn acknowledge_interrupt(&self) -> bool {
         let pending = self.read(INTERRUPT_STATUS);
         self.write(INTERRUPT_ACK, pending);
-    }
-
-    /// Whether the device has given up.
-    pub(crate) fn needs_reset(&self) -> bool {
-        self.read(STATUS) & NEEDS_RESET != 0
+        pending & CONFIGURATION_CHANGED != 0 && self.read(STATUS) & NEEDS_RESET != 0
     }
 
     /// A 64-bit field of the device's configuration; read once, before the device runs, while it cannot change.
