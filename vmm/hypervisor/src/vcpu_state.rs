@@ -173,12 +173,8 @@ fn decode_cpuid(bytes: &[u8]) -> Result<Vec<kvm_cpuid_entry2>, StateError> {
 }
 
 impl Vcpu {
-    /// Finds out which registers a state of this machine's vCPUs has, if that is not known. [`save`](Self::save) does
-    /// it too; doing it before keeps it out of a migration's downtime. The vCPU must not be running.
-    ///
-    /// # Errors
-    /// [`HypervisorError::Call`] where KVM refuses.
-    pub fn prepare_save(&self) -> Result<&[u32], HypervisorError> {
+    /// The registers of a state of this machine's vCPUs, found out by the first to be saved.
+    fn savable_msrs(&self) -> Result<&[u32], HypervisorError> {
         if let Some(known) = self.shared.saved_msrs.get() {
             return Ok(known);
         }
@@ -198,7 +194,7 @@ impl Vcpu {
         let fd = &self.fd;
         // First: KVM settles a pending INIT or SIPI into the other registers when asked for this.
         let mp_state = fd.get_mp_state().map_err(call("read a processor's run state"))?;
-        let msrs = msrs::read_all(fd, self.prepare_save()?)?;
+        let msrs = msrs::read_all(fd, self.savable_msrs()?)?;
         Ok(VcpuState {
             mp_state,
             regs: fd.get_regs().map_err(call("read a processor's registers"))?,
@@ -266,5 +262,57 @@ impl Vcpu {
             return Err(StateError::TscFrequency { guest_khz, host_khz });
         }
         Ok(host_khz)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> VcpuState {
+        VcpuState {
+            mp_state: kvm_mp_state { mp_state: 3 },
+            regs: kvm_regs { rip: 0x1000, ..Default::default() },
+            sregs: kvm_sregs::default(),
+            xsave: Xsave::from_bytes(&[7; 4096]).unwrap(),
+            xcrs: kvm_xcrs::default(),
+            debug_regs: kvm_debugregs::default(),
+            local_apic: kvm_lapic_state::default(),
+            events: kvm_vcpu_events::default(),
+            msrs: vec![Msr { index: 0xc000_0080, value: 0x501 }, Msr { index: 0x6e0, value: u64::MAX }],
+            cpuid: vec![kvm_cpuid_entry2 { function: 1, edx: 0xabcd, ..Default::default() }],
+            tsc: Tsc { value: 0x1234, khz: 2_000_000 },
+        }
+    }
+
+    #[test]
+    fn a_state_survives_its_bytes() {
+        let bytes = state().to_bytes();
+        let back = VcpuState::from_bytes(&bytes).unwrap();
+        assert_eq!(back.to_bytes(), bytes);
+        assert_eq!((back.regs.rip, back.tsc), (0x1000, Tsc { value: 0x1234, khz: 2_000_000 }));
+        assert_eq!(back.msrs[1], Msr { index: 0x6e0, value: u64::MAX });
+    }
+
+    /// Version 1 for ever: number and length of every section. A change needs a new version of the envelope.
+    #[test]
+    fn the_layout_is_that_of_version_1() {
+        let bytes = state().to_bytes();
+        let mut reader = SectionReader::new(&bytes).unwrap();
+        let lengths: Vec<_> = (1..=11).map(|id| reader.take(id).unwrap().len()).collect();
+        assert_eq!(lengths, [4, 144, 312, 4096, 392, 128, 1024, 64, 24, 28, 16]);
+        reader.finish().unwrap();
+    }
+
+    #[test]
+    fn every_truncation_and_every_odd_length_is_an_error() {
+        let bytes = state().to_bytes();
+        for len in (0..bytes.len()).step_by(7) {
+            assert!(VcpuState::from_bytes(&bytes[..len]).is_err(), "{len} bytes");
+        }
+        assert!(decode_msrs(&[0; 13]).is_err());
+        assert!(decode_msrs(&vec![0; 12 * (MSRS_MAX + 1)]).is_err());
+        assert!(decode_cpuid(&[0; 27]).is_err());
+        assert!(decode_cpuid(&vec![0; 28 * (KVM_MAX_CPUID_ENTRIES + 1)]).is_err());
     }
 }

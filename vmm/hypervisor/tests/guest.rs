@@ -217,7 +217,6 @@ fn a_state_moves_and_the_guest_goes_on_where_it_was() {
     let mut source = Guest::new(TALK_AND_COUNT);
     source.count_to(5);
     source.settle();
-    source.vcpu.prepare_save().unwrap();
     let begin = Instant::now();
     let state = source.save();
     let saved = begin.elapsed();
@@ -247,6 +246,33 @@ fn section(state: &[u8], id: u8) -> std::ops::Range<usize> {
         }
         at = end;
     }
+}
+
+fn words<const N: usize>(state: &[u8], id: u8) -> [u64; N] {
+    let bytes = &state[section(state, id)];
+    std::array::from_fn(|n| u64::from_le_bytes(bytes[n * 8..][..8].try_into().unwrap()))
+}
+
+#[test]
+fn the_tsc_goes_on_by_the_time_that_has_passed() {
+    if !kvm() {
+        return;
+    }
+    let mut source = Guest::new(TALK_AND_COUNT);
+    source.count_to(1);
+    source.settle();
+    let before = source.save();
+    let target = source.clone_with(&before).unwrap();
+    let after = target.save();
+    // Machine section 1: host TSC and real time; vCPU section 11: guest TSC at that moment, and its frequency.
+    let ([_, then], [_, now]) = (words::<2>(&before.0, 1), words::<2>(&after.0, 1));
+    let ([guest_then, khz], [guest_now, _]) = (words::<2>(&before.1, 11), words::<2>(&after.1, 11));
+    let expect = (now - then) * khz / 1_000_000;
+    let found = guest_now.wrapping_sub(guest_then);
+    // The two clocks of the host drift apart by less than this between two samples; a forgotten offset would be off by
+    // the age of the host.
+    let tolerance = khz / 10;
+    assert!(found.abs_diff(expect) < tolerance, "{found} ticks instead of {expect}");
 }
 
 #[test]

@@ -124,7 +124,7 @@ impl Machine {
         VcpuCount::new(u32::try_from(self.shared.vcpus.len()).expect("checked when it was planned"))
     }
 
-    /// Why the machine has ended, if it has. It can still be paused and saved; it does not run again.
+    /// Why the machine has ended, if it has. It does not run again.
     pub fn ended(&self) -> Option<MachineEvent> {
         self.shared.gate.ended()
     }
@@ -153,12 +153,15 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError::Hypervisor`] or [`MachineError::Device`] where a part cannot be saved,
-    /// [`MachineError::NotRestored`] where there is no guest.
+    /// [`MachineError::NotRestored`] where there is no guest, [`MachineError::Ended`] where there is none any more.
     ///
     /// # Panics
     /// If the guard is another machine's.
     pub fn save(&self, paused: &PauseGuard) -> Result<Vec<Envelope>, MachineError> {
         self.check(paused);
+        if let Some(event) = self.ended() {
+            return Err(MachineError::Ended(event));
+        }
         if !self.shared.guest.present.load(Ordering::SeqCst) {
             return Err(MachineError::NotRestored);
         }
@@ -293,6 +296,11 @@ impl Drop for Machine {
             if thread.join().is_err() {
                 tracing::error!("a vCPU thread panicked outside the guest");
             }
+        }
+        // Here and not with the last handle: a guard somewhere must not keep the disks from their next owner.
+        if let Err(error) = self.shared.volumes.release().map_err(MachineError::from) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "a disk is given up without its last flush");
         }
     }
 }

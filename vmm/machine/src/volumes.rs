@@ -63,15 +63,17 @@ impl Volumes {
         &self.disks
     }
 
-    /// Takes all of them or none.
+    /// Takes all of them or none. Those that were this owner's before stay so either way.
     pub(crate) fn acquire(&self, owner: &Owner) -> Result<(), Refused> {
-        for (index, disk) in self.disks.iter().enumerate() {
-            let before = disk.backend.owner();
+        let mut taken = Vec::with_capacity(self.disks.len());
+        for disk in &self.disks {
+            let ours = disk.backend.owner().as_ref() == Some(owner);
             if let Err(source) = disk.backend.acquire(owner) {
-                // Those that were ours before this call stay ours.
-                let taken = self.disks[..index].iter().filter(|_| before.as_ref() != Some(owner));
-                taken.for_each(release_logged);
+                taken.into_iter().for_each(release_logged);
                 return Err(Refused { disk: disk.id.clone(), attempt: "acquire", source });
+            }
+            if !ours {
+                taken.push(disk);
             }
         }
         Ok(())
@@ -101,5 +103,69 @@ fn release_logged(disk: &Disk) {
     if let Err(error) = disk.backend.release() {
         let error: &dyn std::error::Error = &error;
         tracing::error!(disk = disk.id, error, "cannot release a disk");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_block::MemoryImage;
+    use drover_ids::{NodeId, OwnerEpoch, VmId};
+    use drover_units::Bytes;
+
+    use super::*;
+
+    fn owner(epoch: u64) -> Owner {
+        Owner { vm: VmId::from_u128(1), node: NodeId::from_u128(2), epoch: OwnerEpoch::new(epoch), pid: 3 }
+    }
+
+    fn disks(images: &[MemoryImage]) -> Vec<Disk> {
+        let disk =
+            |(n, image): (usize, &MemoryImage)| Disk { id: n.to_string(), backend: Arc::new(image.open()) };
+        images.iter().enumerate().map(disk).collect()
+    }
+
+    fn images(count: usize) -> Vec<MemoryImage> {
+        (0..count).map(|_| MemoryImage::new(Bytes::kib(4))).collect()
+    }
+
+    fn owned(volumes: &Volumes) -> Vec<bool> {
+        volumes.disks().iter().map(|disk| disk.backend.owner().is_some()).collect()
+    }
+
+    #[test]
+    fn all_disks_are_taken_or_none() {
+        let images = images(3);
+        let elsewhere = images[2].open();
+        elsewhere.acquire(&owner(1)).unwrap();
+        let volumes = Volumes::open(disks(&images), Ownership::Later).unwrap();
+        volumes.disks()[0].backend.acquire(&owner(2)).unwrap();
+        let refused = volumes.acquire(&owner(2)).unwrap_err();
+        assert_eq!((refused.disk.as_str(), refused.attempt), ("2", "acquire"));
+        assert_eq!(owned(&volumes), [true, false, false], "the first was ours before");
+        elsewhere.release().unwrap();
+        volumes.acquire(&owner(2)).unwrap();
+        assert_eq!(owned(&volumes), [true; 3]);
+        volumes.release().unwrap();
+        assert_eq!(owned(&volumes), [false; 3]);
+    }
+
+    #[test]
+    fn a_machine_that_is_not_built_leaves_no_disk_taken() {
+        let images = images(2);
+        let elsewhere = images[1].open();
+        elsewhere.acquire(&owner(1)).unwrap();
+        let error = Volumes::open(disks(&images), Ownership::Take(owner(2))).unwrap_err();
+        assert!(matches!(&error, BuildError::Disk { disk, .. } if disk == "1"), "{error}");
+        images[0].open().acquire(&owner(3)).unwrap();
+        elsewhere.release().unwrap();
+        drop(Volumes::open(disks(&images[1..]), Ownership::Take(owner(2))).unwrap());
+        images[1].open().acquire(&owner(3)).unwrap();
+    }
+
+    #[test]
+    fn more_disks_than_places_are_refused() {
+        let error = Volumes::open(disks(&images(DISKS_MAX + 1)), Ownership::Later).unwrap_err();
+        assert!(matches!(error, BuildError::TooManyDisks { asked } if asked == DISKS_MAX + 1), "{error}");
+        Volumes::open(disks(&images(DISKS_MAX)), Ownership::Later).unwrap();
     }
 }
