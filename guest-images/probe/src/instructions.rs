@@ -1,4 +1,4 @@
-//! Single instructions, and the memory functions that compiled code expects of a C library.
+//! Single instructions, and the functions that compiled code expects of a C library.
 
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid, _rdrand64_step, _rdtsc, CpuidResult};
@@ -77,6 +77,10 @@ unsafe fn rdrand() -> Option<u64> {
     let mut value = 0;
     (_rdrand64_step(&mut value) == 1).then_some(value)
 }
+
+/// The precompiled core library is made to unwind and names this; with `panic = "abort"` nothing calls it.
+#[unsafe(no_mangle)]
+extern "C" fn rust_eh_personality() {}
 
 /// # Safety
 /// That of C's memcpy.
