@@ -82,7 +82,8 @@ impl VolumeLock {
     /// Takes the lock for `owner` and records it, durably, in `sidecar`. Never waits.
     ///
     /// `file` is the raw file, open for writing. The lock belongs to that open file: every duplicate of the
-    /// descriptor shares it, and it ends when the last one is closed and its I/O has ended. Two handles of one
+    /// descriptor shares it, and it ends when the last one is closed and its I/O has ended; for a killed process that
+    /// can be some milliseconds after the process is gone, so whoever takes over tries again. Two handles of one
     /// process that were opened separately exclude each other like two processes do.
     ///
     /// # Errors
@@ -90,10 +91,15 @@ impl VolumeLock {
     /// of an aborted migration goes on.
     pub fn acquire(file: &File, sidecar: &Path, owner: Owner) -> Result<Self, LockError> {
         let locked = RawLock::try_lock(file, sidecar)?;
-        if let Some(record) = read_record(sidecar)? {
+        let record = read_record(sidecar)?;
+        if let Some(record) = &record {
             record.admit(&owner)?;
         }
-        write_record(sidecar, &OwnerRecord::Acquired(owner))?;
+        // The source of an aborted migration comes back as who it was: its guest stands still meanwhile, and the
+        // record on disk says so already.
+        if record != Some(OwnerRecord::Acquired(owner)) {
+            write_record(sidecar, &OwnerRecord::Acquired(owner))?;
+        }
         Ok(Self { locked, owner })
     }
 

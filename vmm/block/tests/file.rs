@@ -1,13 +1,20 @@
 //! What is particular to raw files.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(clippy::disallowed_methods, reason = "waits for the kernel with a deadline")]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use drover_block::{
     Access, Backend, BackendQueue, BlockError, Completion, FileBackend, OpenError, Owner, OwnershipError,
     QueueConfig, Request, RequestBatch, Segments, Tag, Token,
 };
-use drover_dir_volume::{DirPool, OwnerRecord, fence, read_record};
+use drover_dir_volume::{DirPool, LockError, OwnerRecord, fence, read_record};
 use drover_guest_memory::GuestMemory;
 use drover_ids::{NodeId, OwnerEpoch, VmId, VolumeId};
 use drover_units::{Bytes, Gpa, Sectors};
@@ -106,4 +113,66 @@ fn a_release_outlasts_queues_that_are_idle() {
     run(queue.as_mut(), Request::flush(Token::new(Tag(0)))).unwrap();
     first.release().unwrap();
     second.acquire(&owner(2)).expect("an idle queue holds nothing");
+}
+
+/// Set for the child of the test below: the volume's raw file.
+const CHILD: &str = "DROVER_TEST_OWNER_OF";
+
+/// kill -9 of an owner under load: the lock goes with the last of its I/O, and not before.
+#[test]
+fn a_killed_owner_lets_go_of_its_volume() {
+    if let Some(path) = std::env::var_os(CHILD) {
+        write_until_killed(Path::new(&path));
+    }
+    let (_dir, pool) = pool();
+    let path = pool.volume_path(VOLUME);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_killed_owner_lets_go_of_its_volume", "--nocapture"])
+        .env(CHILD, &path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The harness prints too, before the child's line or around it.
+    let started =
+        BufReader::new(child.stdout.take().unwrap()).lines().any(|line| line.unwrap().contains(UNDER_LOAD));
+    assert!(started, "the child owns the volume");
+    let backend = FileBackend::open(&path, Access::ReadWrite).unwrap();
+    let error = backend.acquire(&owner(2)).unwrap_err();
+    assert!(matches!(error, OwnershipError::Held { owner: Some(holder) } if holder == owner(1)), "{error:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while let Err(error) = fence(&pool, VOLUME, owner(1).vm, OwnerEpoch::new(2)) {
+        assert!(matches!(error, LockError::Held { .. }) && Instant::now() < deadline, "{error:?}");
+        std::thread::yield_now();
+    }
+    assert!(matches!(backend.acquire(&owner(1)), Err(OwnershipError::StaleEpoch { .. })));
+    backend.acquire(&owner(2)).unwrap();
+}
+
+const UNDER_LOAD: &str = "writes are under way";
+
+fn write_until_killed(path: &Path) -> ! {
+    let backend = FileBackend::open(path, Access::ReadWrite).unwrap();
+    backend.acquire(&owner(1)).unwrap();
+    let memory = GuestMemory::anonymous(Bytes::mib(1));
+    let mut queue = backend.queue(QueueConfig { depth: 32 }).unwrap();
+    let (mut batch, mut completions) = (RequestBatch::default(), Vec::new());
+    for tag in 0.. {
+        let segments = Segments::from_iter([memory.segment(Gpa::ZERO, 65536).unwrap()]);
+        let token = Token::new(Tag(tag));
+        batch.push(match tag % 8 {
+            0 => Request::flush(token),
+            _ => Request::write(Sectors::new(tag % 8 * 128), segments, token),
+        });
+        while !batch.is_empty() {
+            queue.submit(&mut batch);
+            queue.reap(&mut completions);
+            completions.clear();
+        }
+        if tag == 100 {
+            std::io::Write::write_all(&mut std::io::stdout(), format!("{UNDER_LOAD}\n").as_bytes()).unwrap();
+        }
+    }
+    unreachable!("killed before 2^64 requests")
 }

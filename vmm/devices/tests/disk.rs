@@ -12,7 +12,7 @@ use std::{
 };
 
 use drover_block::{
-    Backend, MemoryImage, Operation,
+    Access, Backend, FileBackend, MemoryImage, Operation,
     decorators::{Delayed, Fault, Faulty},
 };
 use drover_bus::BusDevice;
@@ -392,9 +392,23 @@ fn a_pause_answers_what_was_taken_and_leaves_the_rest_in_the_ring() {
 }
 
 #[test]
-fn a_disk_moves_with_a_request_in_its_ring() {
+fn a_disk_in_memory_moves_with_a_request_in_its_ring() {
     let image = MemoryImage::new(DISK);
-    let mut source = Guest::with(owned(&image));
+    check_move(|| Arc::new(image.open()));
+}
+
+#[test]
+fn a_disk_on_a_raw_file_moves_with_a_request_in_its_ring() {
+    let file = tempfile::Builder::new().suffix(".raw").tempfile().unwrap();
+    file.as_file().set_len(DISK.get()).unwrap();
+    check_move(|| Arc::new(FileBackend::open(file.path(), Access::ReadWrite).unwrap()));
+    std::fs::remove_file(file.path().with_extension("owner")).unwrap();
+}
+
+fn check_move(open: impl Fn() -> Arc<dyn Backend>) {
+    let source_backend = open();
+    source_backend.acquire(&owner(1, 1)).unwrap();
+    let mut source = Guest::with(source_backend);
     source.start(FEATURES | EVENT_IDX);
     assert_eq!(source.write_disk(0, &[1; 512]), OK);
     source.disk.pause().unwrap();
@@ -402,7 +416,7 @@ fn a_disk_moves_with_a_request_in_its_ring() {
     source.kick();
     let state = source.saved();
     // The target opens early, and takes the disk only when the source has let go.
-    let target_backend = Arc::new(image.open());
+    let target_backend = open();
     let mut target = source.moved(target_backend.clone(), &state);
     assert_eq!(target.saved(), state, "a restored disk saves what it was given");
     source.backend.release().unwrap();
@@ -415,6 +429,7 @@ fn a_disk_moves_with_a_request_in_its_ring() {
     assert_eq!(source.events.seen(), []);
     drop(source);
     assert_eq!(target.write_disk(9, &[2; 512]), OK);
+    assert_eq!(target.request(4, 0, None).0, OK);
 }
 
 #[test]

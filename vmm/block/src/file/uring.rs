@@ -355,3 +355,81 @@ impl Drop for UringQueue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use drover_guest_memory::GuestMemory;
+    use drover_units::{Bytes, Gpa, Sectors};
+
+    use super::*;
+    use crate::{Segments, Tag, Token};
+
+    /// A slot with a write of 512 bytes at guest address 0 and 1024 at 0x1000.
+    fn slot() -> Slot {
+        let memory = GuestMemory::anonymous(Bytes::kib(64));
+        let pieces = [(0, 512), (0x1000, 1024)];
+        let segments: Segments =
+            pieces.iter().map(|(at, len)| memory.segment(Gpa::new(*at), *len).unwrap()).collect();
+        let request = Request::write(Sectors::new(8), segments, Token::new(Tag(0)));
+        Slot { request: Some(request), ..Slot::default() }
+    }
+
+    /// Address, relative to the first segment, and length of what is left.
+    fn left(slot: &mut Slot) -> Vec<(usize, usize)> {
+        let base = slot.request.as_ref().unwrap().segments()[0].iovec().iov_base.addr();
+        let _ = slot.entry(types::Fd(-1));
+        slot.iovecs.0.iter().map(|piece| (piece.iov_base.addr() - base, piece.iov_len)).collect()
+    }
+
+    fn end(mut slot: Slot, result: i32) -> Result<(), BlockError> {
+        let request = slot.request.take().unwrap();
+        let outcome = slot.outcome(&request, result);
+        request.abandon("the test is over");
+        outcome
+    }
+
+    #[test]
+    fn a_short_transfer_goes_on_where_it_stopped() {
+        let mut slot = slot();
+        assert_eq!(left(&mut slot), [(0, 512), (0x1000, 1024)]);
+        assert!(slot.advance(100));
+        assert_eq!(left(&mut slot), [(100, 412), (0x1000, 1024)]);
+        assert!(slot.advance(412));
+        assert_eq!(left(&mut slot), [(0x1000, 1024)]);
+        assert!(slot.advance(1000));
+        assert_eq!(left(&mut slot), [(0x1000 + 1000, 24)]);
+        assert!(!slot.advance(24));
+        end(slot, 24).unwrap();
+    }
+
+    #[test]
+    fn a_transfer_of_nothing_is_the_end_and_an_error() {
+        let mut slot = slot();
+        assert!(slot.advance(512));
+        assert!(!slot.advance(0));
+        assert!(matches!(end(slot, 0), Err(BlockError::Io { .. })));
+    }
+
+    #[test]
+    fn a_busy_kernel_is_asked_again_but_not_for_ever() {
+        let mut slot = slot();
+        for _ in 0..RETRIES_MAX {
+            assert!(slot.advance(-libc::EAGAIN));
+        }
+        assert!(!slot.advance(-libc::EAGAIN));
+        let Err(BlockError::Io { source, .. }) = end(slot, -libc::EAGAIN) else {
+            panic!("an error of the storage")
+        };
+        assert_eq!(source.raw_os_error(), Some(libc::EAGAIN));
+    }
+
+    #[test]
+    fn progress_starts_the_count_of_attempts_anew() {
+        let mut slot = slot();
+        for _ in 0..3 * RETRIES_MAX {
+            assert!(slot.advance(-libc::EINTR));
+            assert!(slot.advance(1));
+        }
+        slot.request.take().unwrap().abandon("the test is over");
+    }
+}
