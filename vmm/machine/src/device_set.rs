@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use drover_bus::{Doorbells, IrqLine};
 use drover_devices::{
-    BlkConfig, BlkMetrics, BlkMetricsSnapshot, ConsoleSink, Device, DeviceEvents, I8042, MmioConfig, Serial,
-    VirtioBlk, VirtioMmio,
+    BlkConfig, ConsoleSink, Device, DeviceEvents, I8042, MmioConfig, Serial, VirtioBlk, VirtioMmio,
 };
 use drover_guest_memory::GuestMemory;
 use drover_hypervisor::{Gsi, Vm};
 
 use crate::{
-    BuildError, Disk, MachineError,
+    BuildError, Disk, MachineError, Panel,
     address_map::disk_slot,
     pause::FreezeFault,
     vcpu_thread::Buses,
@@ -23,8 +22,7 @@ use crate::{
 pub(crate) struct DeviceSet {
     devices: Vec<Arc<dyn Device>>,
     lines: Vec<Arc<VmIrqLine>>,
-    serial: Arc<Serial>,
-    disk_metrics: Vec<Arc<BlkMetrics>>,
+    panel: Panel,
 }
 
 /// What devices are connected to.
@@ -74,12 +72,12 @@ impl DeviceSet {
             buses.mmio.insert("disk", slot.window, VirtioMmio::LEN, device.clone())?;
             devices.push(device);
         }
-        Ok(Self { devices, lines, serial, disk_metrics })
+        Ok(Self { devices, lines, panel: Panel { serial, disk_metrics: disk_metrics.into() } })
     }
 
-    /// Each disk's counters, in the order of the disks.
-    pub(crate) fn disk_metrics(&self) -> impl Iterator<Item = BlkMetricsSnapshot> {
-        self.disk_metrics.iter().map(|metrics| metrics.snapshot())
+    /// Its console input and counters.
+    pub(crate) fn panel(&self) -> &Panel {
+        &self.panel
     }
 
     /// Everything that can be saved, in the order in which it was made.
@@ -114,10 +112,6 @@ impl DeviceSet {
                 source: Box::new(source),
             })
         })
-    }
-
-    pub(crate) fn console_input(&self, bytes: &[u8]) -> usize {
-        self.serial.input(bytes)
     }
 
     fn iter_back(&self) -> impl Iterator<Item = &dyn Device> {

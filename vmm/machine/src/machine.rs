@@ -10,14 +10,13 @@ use std::{
 };
 
 use drover_block::Owner;
-use drover_devices::BlkMetricsSnapshot;
 use drover_guest_memory::{DirtyPages, DirtyTracker, GuestMemory};
 use drover_hypervisor::{Vcpu, Vm};
 use drover_saved_state::Envelope;
 use drover_units::VcpuCount;
 
 use crate::{
-    MachineError, MachineEvent, PauseError, PauseGuard,
+    MachineError, MachineEvent, Panel, PauseError, PauseGuard,
     device_set::DeviceSet,
     gate::{Gate, StillInside},
     pause::{Freeze, FreezeFault, Freezer},
@@ -129,14 +128,9 @@ impl Machine {
         self.shared.gate.ended()
     }
 
-    /// Types on the serial console. Returns how many bytes the guest's port had room for.
-    pub fn console_input(&self, bytes: &[u8]) -> usize {
-        self.shared.devices.console_input(bytes)
-    }
-
-    /// Each disk's counters, in the order in which the disks were given.
-    pub fn disk_metrics(&self) -> Vec<BlkMetricsSnapshot> {
-        self.shared.devices.disk_metrics().collect()
+    /// Its console input and counters, for whoever does not own it.
+    pub fn panel(&self) -> Panel {
+        self.shared.devices.panel().clone()
     }
 
     /// Stops the vCPUs, then drains the devices. Returns when none of them touches guest RAM any more. Others may hold
