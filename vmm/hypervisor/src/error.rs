@@ -144,6 +144,14 @@ pub enum StateError {
         /// This host's.
         host_khz: u32,
     },
+    /// The guest's time-stamp counter cannot be put where it belongs.
+    #[error(
+        "the guest's TSC would jump by {misplaced} ticks: this host's KVM gives every guest the host's own counter"
+    )]
+    TscFixed {
+        /// Where it is, less where it should be.
+        misplaced: i64,
+    },
     /// A model-specific register that this host does not accept.
     #[error("this host does not accept the guest's model-specific register {index:#x}")]
     MsrRefused {

@@ -11,7 +11,7 @@ use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_att
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::{ioctl::ioctl_with_ref, ioctl_iow_nr};
 
-use crate::{HypervisorError, TimeSample, msrs, time::host_tsc};
+use crate::{HypervisorError, StateError, TimeSample, msrs, time::host_tsc};
 
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
@@ -27,13 +27,26 @@ pub(crate) fn read(fd: &VcpuFd, sample: &TimeSample) -> Result<u64, HypervisorEr
     }
 }
 
+/// How far the guest's counter may be from where it belongs, milliseconds of its ticks: more than the host's two clocks
+/// drift apart during a migration, less than a guest's watchdogs notice.
+const MISPLACED_MS_MAX: u64 = 100;
+
 /// Makes the guest's counter show `value` at the moment of the sample, and run on from there.
-pub(crate) fn write(fd: &VcpuFd, sample: &TimeSample, value: u64) -> Result<(), HypervisorError> {
+///
+/// Some KVMs accept the offset and do nothing (those that let the guest read the host's counter): fine where the guest
+/// comes from the same host, an error where its time would jump.
+pub(crate) fn write(fd: &VcpuFd, sample: &TimeSample, value: u64, khz: u32) -> Result<(), HypervisorError> {
     if offset(fd).is_some() {
-        return set_offset(fd, value.wrapping_sub(sample.tsc))
-            .map_err(|source| HypervisorError::Call { attempt: "set a guest's TSC", source });
+        set_offset(fd, value.wrapping_sub(sample.tsc))
+            .map_err(|source| HypervisorError::Call { attempt: "set a guest's TSC", source })?;
+    } else {
+        msrs::write_tsc(fd, value.wrapping_add(host_tsc().wrapping_sub(sample.tsc)))?;
     }
-    msrs::write_tsc(fd, value.wrapping_add(host_tsc().wrapping_sub(sample.tsc)))
+    let misplaced = read(fd, sample)?.wrapping_sub(value).cast_signed();
+    if misplaced.unsigned_abs() > u64::from(khz).max(1) * MISPLACED_MS_MAX {
+        return Err(StateError::TscFixed { misplaced }.into());
+    }
+    Ok(())
 }
 
 /// Guest counter minus host counter, modulo 2^64; `None` where this KVM does not tell.

@@ -214,7 +214,8 @@ impl Vcpu {
     /// the same for all vCPUs of a machine.
     ///
     /// # Errors
-    /// [`StateError::CpuFeatures`], [`StateError::TscFrequency`] or [`StateError::MsrRefused`] where this host cannot
+    /// [`StateError::CpuFeatures`], [`StateError::TscFrequency`], [`StateError::TscFixed`] or
+    /// [`StateError::MsrRefused`] where this host cannot
     /// carry the guest; [`HypervisorError::Call`] where KVM refuses the state.
     pub fn restore(
         &mut self,
@@ -233,7 +234,7 @@ impl Vcpu {
         xsave::write(fd, &state.xsave)?;
         fd.set_debug_regs(&state.debug_regs).map_err(call("set a processor's debug registers"))?;
         let elapsed = ticks(now.ns_since(machine.time()), khz);
-        tsc::write(fd, now, state.tsc.value.wrapping_add(elapsed))?;
+        tsc::write(fd, now, state.tsc.value.wrapping_add(elapsed), khz)?;
         // The APIC before the registers: a TSC deadline counts only in an APIC in deadline mode.
         fd.set_lapic(&state.local_apic).map_err(call("set a local APIC"))?;
         msrs::write_all(fd, &state.msrs)?;

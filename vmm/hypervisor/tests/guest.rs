@@ -249,11 +249,16 @@ fn every_part_of_a_state_reads_back_as_it_was_restored() {
     vcpu[xsave + 512] |= 0b10;
     vcpu[debug..debug + 2].copy_from_slice(&[0x34, 0x12]);
     vcpu[apic + 0x80] = 0x20;
-    // The processor priority, at 0xa0, follows from it.
+    // The processor priority, at 0xa0, follows from it. The vector of the (masked) timer is at 0x320.
     vcpu[apic + 0xa0] = 0x20;
+    vcpu[apic + 0x320] = 0x31;
     let sregs = section(&vcpu, 3);
     // CR8, which is the task priority again: the last but four of the words of sregs.
     vcpu[sregs.end - 56..sregs.end - 48].copy_from_slice(&2_u64.to_le_bytes());
+    // The kernel's GS base is a register of its own.
+    let msrs = section(&vcpu, 9);
+    let gs_base = msrs.step_by(12).find(|&at| vcpu[at..at + 4] == 0xc000_0102_u32.to_le_bytes()).unwrap();
+    vcpu[gs_base + 4..gs_base + 12].copy_from_slice(&0x1234_5000_u64.to_le_bytes());
     let target = source.clone_with(&(machine.clone(), vcpu.clone())).unwrap();
     let (machine_back, vcpu_back) = target.save();
     for id in [1, 2, 3, 4, 5, 6, 7, 8, 10] {
@@ -290,6 +295,16 @@ fn words<const N: usize>(state: &[u8], id: u8) -> [u64; N] {
     std::array::from_fn(|n| u64::from_le_bytes(bytes[n * 8..][..8].try_into().unwrap()))
 }
 
+/// A machine state's sample of the host's clocks: its TSC, and real time in nanoseconds.
+fn sample(machine: &[u8]) -> [u64; 2] {
+    words(machine, 1)
+}
+
+/// A vCPU state's TSC at that moment, and its frequency in kHz.
+fn guest_tsc(vcpu: &[u8]) -> [u64; 2] {
+    words(vcpu, 11)
+}
+
 #[test]
 fn the_tsc_goes_on_by_the_time_that_has_passed() {
     if !kvm() {
@@ -299,17 +314,34 @@ fn the_tsc_goes_on_by_the_time_that_has_passed() {
     source.count_to(1);
     source.settle();
     let before = source.save();
-    let target = source.clone_with(&before).unwrap();
-    let after = target.save();
-    // Machine section 1: host TSC and real time; vCPU section 11: guest TSC at that moment, and its frequency.
-    let ([_, then], [_, now]) = (words::<2>(&before.0, 1), words::<2>(&after.0, 1));
-    let ([guest_then, khz], [guest_now, _]) = (words::<2>(&before.1, 11), words::<2>(&after.1, 11));
-    let expect = (now - then) * khz / 1_000_000;
-    let found = guest_now.wrapping_sub(guest_then);
-    // The two clocks of the host drift apart by less than this between two samples; a forgotten offset would be off by
-    // the age of the host.
-    let tolerance = khz / 10;
-    assert!(found.abs_diff(expect) < tolerance, "{found} ticks instead of {expect}");
+    let after = source.clone_with(&before).unwrap().save();
+    let [guest_before, khz] = guest_tsc(&before.1);
+    let expect = (sample(&after.0)[1] - sample(&before.0)[1]) * khz / 1_000_000;
+    let found = guest_tsc(&after.1)[0].wrapping_sub(guest_before);
+    // Ten milliseconds: on a busy host a thread may lose its CPU between the reads of the two clocks.
+    assert!(found.abs_diff(expect) < khz * 10, "{found} ticks instead of {expect}");
+}
+
+#[test]
+fn a_tsc_from_elsewhere_goes_on_or_is_refused() {
+    if !kvm() {
+        return;
+    }
+    let mut source = Guest::new(TALK_AND_COUNT);
+    source.count_to(1);
+    source.settle();
+    let mut state = source.save();
+    // Far from where a new vCPU's counter is on any host.
+    let counter = section(&state.1, 11).start;
+    state.1[counter + 6] ^= 1;
+    match source.clone_with(&state) {
+        Ok(target) => {
+            let moved = guest_tsc(&target.save().1)[0].wrapping_sub(guest_tsc(&state.1)[0]);
+            assert!(moved < 1 << 40, "the guest's time jumped by {moved} ticks");
+        }
+        Err(HypervisorError::State(StateError::TscFixed { .. })) => {}
+        Err(other) => panic!("{other:?}"),
+    }
 }
 
 #[test]
