@@ -1,0 +1,189 @@
+//! Brings a VM's process up, and down.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use drover_ids::{MigrationId, VmId};
+use drover_node_supervisor::{EndHow, Event, Lease, Run};
+use drover_wire::vm::v1::{Command, MigrateInRequest};
+use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tonic::Status;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use crate::{
+    death_watch::DeathWatch,
+    machine::Machine,
+    message::{Message, NotUp, Up},
+    process::Process,
+    spawn,
+    state_dir::RunDir,
+    vmmd::{Vmmd, io_status, wire_lease},
+};
+
+/// A vmmd that is asked to stop drains its disks' writes first. After this it is killed.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+/// Between the answer to Stop and the end of the process.
+const EXIT_WITHIN: Duration = Duration::from_secs(2);
+/// A killed process is gone in milliseconds, unless it waits for a disk that does not answer.
+const DEATH_WITHIN: Duration = Duration::from_secs(10);
+/// How much of vmmd's last words an error repeats.
+const LAST_WORDS: i64 = 512;
+
+/// Everything a launch needs.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) vm: VmId,
+    pub(crate) run: Run,
+    pub(crate) dir: RunDir,
+    pub(crate) vmmd: PathBuf,
+    pub(crate) machine: Machine,
+    pub(crate) command: Command,
+    pub(crate) lease: Lease,
+    pub(crate) how: How,
+    pub(crate) deaths: DeathWatch,
+}
+
+/// How the VM comes to life.
+#[derive(Clone, Debug)]
+pub(crate) enum How {
+    Boot,
+    Receive { migration: MigrationId, listen: String },
+}
+
+/// Carries out a plan and tells the agent how it went.
+pub(crate) async fn launch(
+    plan: Plan,
+    recorded: impl Future<Output = io::Result<()>>,
+    inbox: mpsc::Sender<Message>,
+) {
+    let (vm, run) = (plan.vm, plan.run);
+    let result = bring_up(plan, recorded, &inbox).await;
+    match &result {
+        Ok(up) => info!(%vm, pid = up.info.pid, epoch = up.info.owner_epoch, "VM is up"),
+        Err(NotUp { status, .. }) => warn!(%vm, error = status.message(), "VM did not come up"),
+    }
+    inbox.send(Message::Launched { vm, run, result }).await.ok();
+}
+
+async fn bring_up(
+    plan: Plan,
+    recorded: impl Future<Output = io::Result<()>>,
+    inbox: &mpsc::Sender<Message>,
+) -> Result<Up, NotUp> {
+    let never_ran = |status| NotUp { status, may_have_run: false };
+    recorded.await.map_err(|error| never_ran(io_status("cannot record the VM", &error)))?;
+    let process = start_process(&plan).map_err(never_ran)?;
+    let (vm, run) = (plan.vm, plan.run);
+    inbox.send(Message::Spawned { vm, run, process: Arc::clone(&process) }).await.ok();
+    let dir = plan.dir.clone();
+    // The end of the process ends every call to it; this only says so in better words, and sooner.
+    tokio::select! {
+        biased;
+        result = talk(plan) => result,
+        exit = process.ended() => {
+            let words = spawn_blocking(move || last_words(&dir.path().join("vmmd.log"))).await.unwrap_or_default();
+            let message = format!("vmmd ended while it was being started: {exit}{words}");
+            Err(NotUp { status: Status::internal(message), may_have_run: true })
+        }
+    }
+}
+
+fn start_process(plan: &Plan) -> Result<Arc<Process>, Status> {
+    // Spawning blocks until the child has become vmmd, about a millisecond: shorter than the way to another thread
+    // and back, and this thread has to register the process with its reactor.
+    match spawn::spawn(&plan.vmmd, &plan.dir, &plan.deaths) {
+        Ok(Some(process)) => Ok(Arc::new(process)),
+        Ok(None) => Err(Status::internal("an older process of this VM is still there")),
+        Err(error) => Err(io_status(&format!("cannot start {}", plan.vmmd.display()), &error)),
+    }
+}
+
+async fn talk(plan: Plan) -> Result<Up, NotUp> {
+    let Plan { dir, machine, command, lease, how, .. } = plan;
+    let never_ran = |status| NotUp { status, may_have_run: false };
+    let vmmd = Vmmd::connect(dir.socket()).await.map_err(never_ran)?;
+    match how {
+        How::Boot => {
+            vmmd.create(command.clone(), machine.config, lease).await.map_err(never_ran)?;
+            let started = vmmd.start(command).await;
+            let info = started.map_err(|status| NotUp { status, may_have_run: true })?;
+            Ok(Up { vmmd, info, address: None })
+        }
+        How::Receive { migration, listen } => {
+            let request = MigrateInRequest {
+                command: Some(command),
+                migration_id: migration.to_string(),
+                config: Some(machine.config),
+                listen_address: listen,
+                lease: Some(wire_lease(lease)),
+            };
+            let answer = vmmd.migrate_in(request).await.map_err(never_ran)?;
+            let info = match answer.info {
+                Some(info) => info,
+                None => vmmd.info().await.map_err(never_ran)?,
+            };
+            Ok(Up { vmmd, info, address: Some(answer.address) })
+        }
+    }
+}
+
+/// The end of vmmd's log: it says why it ended.
+fn last_words(log: &Path) -> String {
+    let read = || -> io::Result<String> {
+        let mut file = File::open(log)?;
+        let length = i64::try_from(file.metadata()?.len()).unwrap_or(i64::MAX);
+        file.seek(SeekFrom::End(-length.min(LAST_WORDS)))?;
+        let mut words = Vec::new();
+        file.take(LAST_WORDS.unsigned_abs()).read_to_end(&mut words)?;
+        Ok(String::from_utf8_lossy(&words).trim().to_owned())
+    };
+    match read() {
+        Ok(words) if !words.is_empty() => format!("; its last words: {words}"),
+        _ => String::new(),
+    }
+}
+
+/// Ends a process. The proof comes by another way, whoever causes it; this says only if it takes too long.
+pub(crate) async fn end(
+    (vm, run): (VmId, Run),
+    (process, vmmd): (Arc<Process>, Option<Vmmd>),
+    how: EndHow,
+    inbox: mpsc::Sender<Message>,
+) {
+    if let (EndHow::Gracefully { epoch }, Some(vmmd)) = (how, vmmd) {
+        let command = Command { operation_id: Uuid::new_v4().to_string(), owner_epoch: epoch.get() };
+        let stopping = async {
+            match timeout(STOP_WITHIN, vmmd.stop(command)).await {
+                Ok(Ok(info)) => {
+                    // Its last report, which says why it ended.
+                    inbox.send(Message::Info { vm, run, info }).await.ok();
+                    timeout(EXIT_WITHIN, process.ended()).await.is_ok()
+                }
+                Ok(Err(status)) => {
+                    debug!(%vm, error = status.message(), "vmmd did not stop when asked");
+                    false
+                }
+                Err(_) => false,
+            }
+        };
+        let gone = tokio::select! {
+            gone = stopping => gone,
+            _ = process.ended() => true,
+        };
+        if gone {
+            return;
+        }
+        warn!(%vm, pid = process.pid(), "vmmd did not stop in time and is killed");
+    }
+    process.kill();
+    if timeout(DEATH_WITHIN, process.ended()).await.is_err() {
+        warn!(%vm, pid = process.pid(), "a killed process is still there");
+        inbox.send(Message::Event(Event::EndOverdue { vm, run })).await.ok();
+    }
+}

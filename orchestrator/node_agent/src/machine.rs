@@ -1,0 +1,134 @@
+//! From what the control plane asks for to what vmmd builds: names become paths.
+
+use drover_ids::{NodeId, VmId, VolumeId};
+use drover_wire::{
+    node::v1::VmSpec,
+    vm::v1::{Disk, VmConfig},
+};
+use tonic::Status;
+
+use crate::config::Pool;
+
+/// Limits of one message, so that a peer cannot make the agent do unbounded work.
+const VOLUMES_MAX: usize = 64;
+
+/// A VM that this node could run.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    pub(crate) config: VmConfig,
+}
+
+impl Machine {
+    /// Checks a specification and resolves its paths. Whether the files exist is vmmd's to find out.
+    pub(crate) fn resolve(spec: Option<VmSpec>, node: NodeId, pools: &[Pool]) -> Result<Self, Status> {
+        let invalid = |what: String| Status::invalid_argument(what);
+        let spec = spec.ok_or_else(|| invalid("spec is missing".into()))?;
+        let vm: VmId = spec.vm_id.parse().map_err(|error| invalid(format!("spec.vm_id: {error}")))?;
+        if spec.vcpus == 0 {
+            return Err(invalid("spec.vcpus must be at least 1".into()));
+        }
+        if spec.memory_bytes == 0 {
+            return Err(invalid("spec.memory_bytes must be more than 0".into()));
+        }
+        if spec.volumes.len() > VOLUMES_MAX {
+            return Err(invalid(format!("spec.volumes has more than {VOLUMES_MAX} entries")));
+        }
+        let boot_pool = match (spec.image_pool.as_str(), spec.volumes.first()) {
+            ("", Some(volume)) => pool(&volume.pool, pools)?,
+            (named, _) if !named.is_empty() => pool(named, pools)?,
+            _ => pools.first().ok_or_else(|| Status::failed_precondition("this node has no pool"))?,
+        };
+        let kernel =
+            boot_pool.dir.image_path(&spec.image).map_err(|error| invalid(format!("spec.image: {error}")))?;
+        if !kernel.is_file() {
+            return Err(Status::failed_precondition(format!(
+                "spec.image: there is no image '{}' in pool '{}'",
+                spec.image, boot_pool.name
+            )));
+        }
+        let mut disks = Vec::with_capacity(spec.volumes.len());
+        for volume in &spec.volumes {
+            let id: VolumeId = volume
+                .volume_id
+                .parse()
+                .map_err(|error| invalid(format!("spec.volumes.volume_id: {error}")))?;
+            let path = pool(&volume.pool, pools)?.dir.volume_path(id);
+            disks.push(Disk { volume_id: id.to_string(), path: utf8(&path)?, read_only: volume.read_only });
+        }
+        let config = VmConfig {
+            vm_id: vm.to_string(),
+            name: spec.name,
+            vcpus: spec.vcpus,
+            memory_bytes: spec.memory_bytes,
+            kernel_path: utf8(&kernel)?,
+            cmdline: spec.cmdline,
+            disks,
+            node_id: node.to_string(),
+        };
+        Ok(Self { config })
+    }
+}
+
+fn pool<'a>(name: &str, pools: &'a [Pool]) -> Result<&'a Pool, Status> {
+    pools.iter().find(|pool| pool.name == name).ok_or_else(|| {
+        let known: Vec<_> = pools.iter().map(|pool| pool.name.as_str()).collect();
+        let shown: String = name.chars().take(64).collect();
+        Status::failed_precondition(format!("this node has no pool '{shown}': it has {}", known.join(", ")))
+    })
+}
+
+fn utf8(path: &std::path::Path) -> Result<String, Status> {
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| Status::failed_precondition(format!("the path {} is not UTF-8", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_dir_volume::DirPool;
+    use drover_wire::node::v1::VolumeAttachment;
+
+    use super::*;
+
+    const ID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            vm_id: ID.into(),
+            name: "web".into(),
+            vcpus: 2,
+            memory_bytes: 64 << 20,
+            image: "probe".into(),
+            cmdline: "probe.heartbeat=5".into(),
+            image_pool: String::new(),
+            volumes: vec![VolumeAttachment { volume_id: ID.into(), pool: "fast".into(), read_only: true }],
+        }
+    }
+
+    fn check(change: impl FnOnce(&mut VmSpec), names: &str) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = DirPool::open(folder.path()).expect("a pool");
+        std::fs::write(dir.image_path("probe").expect("a name"), b"elf").expect("an image");
+        let pools = ["slow", "fast"].map(|name| Pool { name: name.into(), dir: dir.clone() });
+        let mut spec = spec();
+        change(&mut spec);
+        match Machine::resolve(Some(spec), NodeId::from_u128(1), &pools) {
+            Ok(machine) => assert!(machine.config.disks[0].path.contains(names), "{machine:?}"),
+            Err(status) => assert!(status.message().contains(names), "{status}"),
+        }
+    }
+
+    #[test]
+    fn names_become_paths_and_errors_name_the_field() {
+        check(|_| {}, &format!("/volumes/{ID}.raw"));
+        check(|spec| spec.vcpus = 0, "spec.vcpus");
+        check(|spec| spec.memory_bytes = 0, "spec.memory_bytes");
+        check(|spec| spec.vm_id = "x".into(), "spec.vm_id");
+        check(|spec| spec.image = "../etc".into(), "spec.image");
+        check(|spec| spec.image = "absent".into(), "no image 'absent' in pool 'fast'");
+        check(|spec| spec.volumes[0].pool = "gone".into(), "it has slow, fast");
+        check(|spec| spec.image_pool = "gone".into(), "no pool 'gone'");
+        check(|spec| spec.volumes[0].volume_id = "x".into(), "spec.volumes.volume_id");
+        check(|spec| spec.volumes = vec![spec.volumes[0].clone(); 65], "spec.volumes");
+    }
+}

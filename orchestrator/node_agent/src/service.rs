@@ -1,0 +1,190 @@
+//! The agent's gRPC interface: parses, asks the agent's task, answers.
+
+use std::{pin::Pin, sync::Arc};
+
+use drover_ids::{MigrationId, NodeId, OperationId, VmId};
+use drover_node_supervisor::Verb;
+use drover_wire::{
+    node::v1::{
+        CancelMigrationRequest, ConsoleRequest, EnsureVmRequest, GrantEpochRequest, ListVmsRequest,
+        ListVmsResponse, LogsRequest, MigrateOutRequest, PauseVmRequest, PrepareIncomingRequest,
+        PrepareIncomingResponse, ResumeVmRequest, StopVmRequest, StopVmResponse, VmSpec, VmStatus,
+        node_agent_server::NodeAgent,
+    },
+    vm::v1::{self as vm, Command, ConsoleOutput},
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    config::Pool,
+    console, logs,
+    machine::Machine,
+    message::{Asked, Body, Located, Message, Reply},
+};
+
+type Answer<T> = Result<Response<T>, Status>;
+type Output = Pin<Box<dyn Stream<Item = Result<ConsoleOutput, Status>> + Send>>;
+
+/// The service. Holds nothing of the VMs.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    node: NodeId,
+    pools: Arc<[Pool]>,
+    inbox: mpsc::Sender<Message>,
+}
+
+impl Service {
+    pub(crate) fn new(node: NodeId, pools: &[Pool], inbox: mpsc::Sender<Message>) -> Self {
+        Self { node, pools: pools.into(), inbox }
+    }
+
+    async fn tell<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, Status> {
+        let (reply, answer) = oneshot::channel();
+        let ended = || Status::unavailable("the agent is shutting down");
+        self.inbox.send(message(reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())
+    }
+
+    async fn ask(&self, asked: Asked) -> Result<Reply, Status> {
+        self.tell(|reply| Message::Asked(asked, reply)).await?
+    }
+
+    async fn ask_status(&self, asked: Asked) -> Answer<VmStatus> {
+        match self.ask(asked).await? {
+            Reply::Status(status) => Ok(Response::new(*status)),
+            other => Err(Status::internal(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    fn machine(&self, spec: Option<VmSpec>) -> Result<(VmId, Body), Status> {
+        let vm = vm_id("spec.vm_id", spec.as_ref().map(|spec| spec.vm_id.as_str()).unwrap_or_default())?;
+        Ok((vm, Body::Machine(Machine::resolve(spec, self.node, &self.pools))))
+    }
+
+    async fn find(&self, vm: VmId) -> Result<Located, Status> {
+        self.tell(|reply| Message::Find(vm, reply)).await
+    }
+}
+
+fn vm_id(field: &str, text: &str) -> Result<VmId, Status> {
+    text.parse().map_err(|error| Status::invalid_argument(format!("{field}: {error}")))
+}
+
+fn migration_id(text: &str) -> Result<MigrationId, Status> {
+    text.parse().map_err(|error| Status::invalid_argument(format!("migration_id: {error}")))
+}
+
+/// The command, if its operation is one.
+fn command(command: Option<Command>) -> Result<Command, Status> {
+    let command = command.ok_or_else(|| Status::invalid_argument("command is missing"))?;
+    let parsed: Result<OperationId, _> = command.operation_id.parse();
+    parsed.map_err(|error| Status::invalid_argument(format!("command.operation_id: {error}")))?;
+    Ok(command)
+}
+
+fn asked(vm: VmId, verb: Verb, given: Option<Command>, body: Body) -> Result<Asked, Status> {
+    Ok(Asked { vm, verb, command: command(given)?, body })
+}
+
+#[tonic::async_trait]
+impl NodeAgent for Service {
+    async fn ensure_vm(&self, request: Request<EnsureVmRequest>) -> Answer<VmStatus> {
+        let request = request.into_inner();
+        let (vm, body) = self.machine(request.spec)?;
+        self.ask_status(asked(vm, Verb::Ensure, request.command, body)?).await
+    }
+
+    async fn stop_vm(&self, request: Request<StopVmRequest>) -> Answer<StopVmResponse> {
+        let request = request.into_inner();
+        let vm = vm_id("vm_id", &request.vm_id)?;
+        match self.ask(asked(vm, Verb::Stop, request.command, Body::None)?).await? {
+            Reply::Stopped { ended } => Ok(Response::new(StopVmResponse { ended })),
+            other => Err(Status::internal(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    async fn prepare_incoming(
+        &self,
+        request: Request<PrepareIncomingRequest>,
+    ) -> Answer<PrepareIncomingResponse> {
+        let request = request.into_inner();
+        let migration = migration_id(&request.migration_id)?;
+        let (vm, body) = self.machine(request.spec)?;
+        let asked = asked(vm, Verb::PrepareIncoming { migration }, request.command, body)?;
+        match self.ask(asked).await? {
+            Reply::Incoming { address } => Ok(Response::new(PrepareIncomingResponse { address })),
+            other => Err(Status::internal(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    async fn migrate_out(&self, request: Request<MigrateOutRequest>) -> Answer<VmStatus> {
+        let request = request.into_inner();
+        let vm = vm_id("vm_id", &request.vm_id)?;
+        let body = Body::MigrateOut(vm::MigrateOutRequest {
+            command: request.command.clone(),
+            migration_id: migration_id(&request.migration_id)?.to_string(),
+            target_address: request.target_address,
+            target_epoch: request.target_epoch,
+            downtime_target_ms: request.downtime_target_ms,
+        });
+        self.ask_status(asked(vm, Verb::MigrateOut, request.command, body)?).await
+    }
+
+    async fn cancel_migration(&self, request: Request<CancelMigrationRequest>) -> Answer<VmStatus> {
+        let request = request.into_inner();
+        let vm = vm_id("vm_id", &request.vm_id)?;
+        let body = Body::CancelMigration { migration_id: migration_id(&request.migration_id)?.to_string() };
+        self.ask_status(asked(vm, Verb::CancelMigration, request.command, body)?).await
+    }
+
+    async fn grant_epoch(&self, request: Request<GrantEpochRequest>) -> Answer<VmStatus> {
+        let request = request.into_inner();
+        let vm = vm_id("vm_id", &request.vm_id)?;
+        self.ask_status(asked(vm, Verb::GrantEpoch, request.command, Body::None)?).await
+    }
+
+    async fn pause_vm(&self, request: Request<PauseVmRequest>) -> Answer<VmStatus> {
+        let request = request.into_inner();
+        let vm = vm_id("vm_id", &request.vm_id)?;
+        self.ask_status(asked(vm, Verb::Pause, request.command, Body::None)?).await
+    }
+
+    async fn resume_vm(&self, request: Request<ResumeVmRequest>) -> Answer<VmStatus> {
+        let request = request.into_inner();
+        let vm = vm_id("vm_id", &request.vm_id)?;
+        self.ask_status(asked(vm, Verb::Resume, request.command, Body::None)?).await
+    }
+
+    async fn list_vms(&self, _request: Request<ListVmsRequest>) -> Answer<ListVmsResponse> {
+        let vms = self.tell(Message::List).await?;
+        Ok(Response::new(ListVmsResponse { vms }))
+    }
+
+    type ConsoleStream = Output;
+
+    async fn console(&self, request: Request<Streaming<ConsoleRequest>>) -> Answer<Self::ConsoleStream> {
+        let mut input = request.into_inner();
+        let first = input
+            .message()
+            .await?
+            .ok_or_else(|| Status::invalid_argument("the first message must name vm_id"))?;
+        let vm = vm_id("vm_id", &first.vm_id)?;
+        let vmmd =
+            self.find(vm).await?.vmmd.ok_or_else(|| {
+                Status::failed_precondition("this VM does not run here, so it has no console")
+            })?;
+        Ok(Response::new(Box::pin(console::attach(&vmmd, first.data, input).await?)))
+    }
+
+    type LogsStream = Output;
+
+    async fn logs(&self, request: Request<LogsRequest>) -> Answer<Self::LogsStream> {
+        let request = request.into_inner();
+        let vm = vm_id("vm_id", &request.vm_id)?;
+        let Located { dir, process, .. } = self.find(vm).await?;
+        let follow = if request.follow { process } else { None };
+        Ok(Response::new(Box::pin(logs::stream(dir, request.tail_bytes, follow).await?)))
+    }
+}
