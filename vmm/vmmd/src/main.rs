@@ -1,1 +1,112 @@
-fn main() {}
+//! `drover-vmmd`: the process that runs one VM.
+//!
+//! One process per VM, so that whatever happens to one takes nobody else with it. This crate is wiring: the machine is
+//! drover-machine, its disks drover-block, its moves drover-migration, the rules of its life drover-lifecycle. What is
+//! here is the way in and the clockwork:
+//!
+//! ```text
+//!                     +-- service: drover.vm.v1 on a unix socket (a runtime of one thread)
+//!  node agent --------+-- Watch <-- status <--+
+//!                     +-- Console <-- console <--- the guest's serial port
+//!                               order         |
+//!                                 v           |
+//!  watchdog (the lease) -----> vm_thread -----+--- machine (hosted, kvm), lent to a thread that migrates it
+//! ```
+//!
+//! The process ends when its VM has ended and whoever had to know of it knows (see [`lifetime`]).
+#![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "the binary owns the clock and the waits")]
+
+mod boottime;
+mod cli;
+mod console;
+mod hosted;
+mod kvm;
+mod lifetime;
+mod metrics;
+mod order;
+mod refused;
+mod service;
+mod socket;
+mod status;
+mod vm_thread;
+mod watchdog;
+
+use std::{os::unix::net::UnixListener, process::ExitCode, sync::Arc};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use tokio_stream::wrappers::UnixListenerStream;
+use tracing::{error, info};
+
+use crate::{
+    cli::Arguments, console::Console, hosted::Instruments, kvm::Kvm, lifetime::Lifetime, service::Service,
+    status::Status,
+};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(arguments.log_level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    end_with_any_panic();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A thread that panics leaves a machine that cannot be trusted, and locks that nobody will release: the process ends
+/// and gives everything back, as in any other crash.
+fn end_with_any_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        error!(%panic, %backtrace, "bug: ending the process");
+        std::process::exit(lifetime::EXIT_PANICKED);
+    }));
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let (listener, _claim) = socket::listen(&arguments.socket)?;
+    let status = Arc::new(Status::new(arguments.spawned_at_boottime_ns));
+    let publish = Arc::clone(&status);
+    let (console, _log) = Console::start(&arguments.run_dir, move |at| publish.publish_first_byte(at))
+        .with_context(|| {
+            format!("--run-dir {}: cannot keep console.log there", arguments.run_dir.display())
+        })?;
+    info!(socket = %arguments.socket.display(), pid = std::process::id(), "serving");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(listener, status, console))
+}
+
+async fn serve(
+    listener: UnixListener,
+    status: Arc<Status>,
+    console: Arc<Console>,
+) -> anyhow::Result<ExitCode> {
+    let lifetime = Lifetime::new().context("cannot catch signals")?;
+    let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
+    let instruments = Instruments::default();
+    let hypervisor = Kvm::new(Arc::clone(&console), instruments.clone());
+    let vm = vm_thread::start(hypervisor, status, Arc::clone(&console)).context("cannot start a thread")?;
+    let over = Arc::new(tokio::sync::Notify::new());
+    let closing = Arc::clone(&over);
+    let handle = vm.clone();
+    let server = tonic::transport::Server::builder()
+        .add_service(Service::server(vm, console, instruments))
+        .serve_with_incoming_shutdown(incoming, async move {
+            lifetime.over(handle).await;
+            closing.notify_one();
+        });
+    tokio::select! {
+        served = server => served.context("serving failed")?,
+        // A peer that does not close its calls must not keep the process.
+        () = async { over.notified().await; tokio::time::sleep(lifetime::FAREWELL).await } => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,54 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use drover_lifecycle::BootTime;
+use tracing::level_filters::LevelFilter;
+
+/// Runs one virtual machine. Started by the node agent, and controlled through gRPC (drover.vm.v1) on a unix socket.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "drover-vmmd", version)]
+pub(crate) struct Arguments {
+    /// Where to serve; created with mode 0600, removed on exit
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+
+    /// Existing directory for console.log (kept below 2 MiB, in two files)
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: PathBuf,
+
+    /// When the spawner started this process (CLOCK_BOOTTIME); boot times are measured from here
+    #[arg(long, value_name = "N", value_parser = boot_time)]
+    pub spawned_at_boottime_ns: Option<BootTime>,
+
+    /// Least severe messages to write to stderr: off, error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: LevelFilter,
+}
+
+fn boot_time(text: &str) -> Result<BootTime, String> {
+    match text.parse() {
+        Ok(ns) if ns > 0 => Ok(BootTime::from_ns(ns)),
+        _ => Err("expected nanoseconds since boot, a number from 1".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_boot_time_of_zero_is_refused() {
+        let parse = |at| Arguments::try_parse_from(["drover-vmmd", "--socket=s", "--run-dir=d", at]);
+        assert!(parse("--spawned-at-boottime-ns=0").is_err());
+        let arguments = parse("--spawned-at-boottime-ns=7").expect("valid");
+        assert_eq!(arguments.spawned_at_boottime_ns, Some(BootTime::from_ns(7)));
+    }
+}

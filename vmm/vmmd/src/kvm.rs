@@ -1,0 +1,293 @@
+//! The machine on KVM, as the VM's thread and a migration drive it.
+//!
+//! A machine of drover-machine runs when nobody holds a guard on it. Here is the one guard of this process: the lease,
+//! a command and a migration never pause at the same time, because one thread or one migration has the machine.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use drover_block::{Access, FileBackend};
+use drover_guest_memory::{DirtyPages, GuestMemory};
+use drover_ids::{OwnerEpoch, VolumeId};
+use drover_lifecycle::StopReason;
+use drover_machine::{
+    BuildError, ConsoleSink, DevicesReady, Disk, EventSink, KernelImage, Machine, MachineConfig,
+    MachineEvent, Ownership, PauseError, PauseGuard, Planned,
+};
+use drover_migration::{
+    GuestError, MigratableGuest,
+    shape::{CpuShape, DeviceShape, MachineShape},
+};
+use drover_saved_state::Envelope;
+use drover_units::PAGE_SIZE;
+
+use crate::{
+    console::Console,
+    hosted::{EndSink, HostedVm, Hypervisor, Instruments, Owner},
+    order::{DiskConfig, InvalidField, VmConfig},
+    refused::{Refused, chain},
+};
+
+/// Builds machines on this host's KVM.
+#[derive(Debug)]
+pub(crate) struct Kvm {
+    console: Arc<Console>,
+    instruments: Instruments,
+}
+
+/// A machine and whether it is held back.
+#[derive(Debug)]
+pub(crate) struct KvmVm {
+    machine: Machine,
+    held: Held,
+    owner: drover_block::Owner,
+    disks: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Held {
+    /// It runs.
+    No,
+    /// Nothing of it runs.
+    Whole(PauseGuard),
+    /// The vCPUs are out, and a device does not become quiet.
+    Partly(PauseError),
+}
+
+impl Kvm {
+    /// Machines whose serial port writes to this console, and that are read and typed on by these instruments.
+    pub(crate) fn new(console: Arc<Console>, instruments: Instruments) -> Self {
+        Self { console, instruments }
+    }
+
+    fn assemble(
+        &self,
+        config: &VmConfig,
+        ownership: Ownership,
+        ended: EndSink,
+    ) -> Result<DevicesReady, Refused> {
+        let planned = Planned::new(MachineConfig {
+            vcpus: config.vcpus,
+            memory: config.memory,
+            cmdline: config.cmdline.clone(),
+        })?;
+        let hypervisor = drover_machine::Hypervisor::open().map_err(BuildError::from)?;
+        let disks = open_disks(&config.disks)?;
+        let console = Box::new(GuestOutput(Arc::clone(&self.console)));
+        let events = EventSink::new(move |event| ended(stop_reason(&event), event.to_string()));
+        let ready = planned.allocate_memory()?.open_volumes(disks, ownership)?.attach_devices(
+            &hypervisor,
+            console,
+            events,
+        )?;
+        Ok(ready)
+    }
+
+    fn finish(
+        &self,
+        config: &VmConfig,
+        owner: drover_block::Owner,
+        (machine, guard): (Machine, PauseGuard),
+    ) -> KvmVm {
+        let volumes: Vec<_> = config.disks.iter().map(|disk| disk.volume).collect();
+        let disks = volumes.iter().map(VolumeId::to_string).collect();
+        self.instruments.connect(machine.panel(), volumes);
+        KvmVm { machine, held: Held::Whole(guard), owner, disks }
+    }
+}
+
+impl Hypervisor for Kvm {
+    type Machine = KvmVm;
+
+    fn build(&mut self, config: &VmConfig, owner: Owner, ended: EndSink) -> Result<KvmVm, Refused> {
+        let owner = volume_owner(owner);
+        // Before anything is taken: the likeliest mistake of all is the kernel's name.
+        let mut kernel = KernelImage::open(&config.kernel)?;
+        let ready = self.assemble(config, Ownership::Take(owner), ended)?;
+        Ok(self.finish(config, owner, ready.boot(&mut kernel)?))
+    }
+
+    fn build_incoming(&mut self, config: &VmConfig, owner: Owner, ended: EndSink) -> Result<KvmVm, Refused> {
+        let ready = self.assemble(config, Ownership::Later, ended)?;
+        Ok(self.finish(config, volume_owner(owner), ready.receive()?))
+    }
+}
+
+impl KvmVm {
+    /// The guard, for what only a paused machine can do.
+    fn guard(&self, tried: &str) -> Result<&PauseGuard, GuestError> {
+        match &self.held {
+            Held::Whole(guard) => Ok(guard),
+            Held::No | Held::Partly(_) => Err(GuestError::new(format!("{tried}: the machine is not paused"))),
+        }
+    }
+}
+
+impl HostedVm for KvmVm {
+    fn start(&mut self) -> Result<(), GuestError> {
+        self.resume()
+    }
+
+    fn end(self, limit: Duration) -> Result<(), GuestError> {
+        let Self { machine, held, .. } = self;
+        let stopped = machine.stop(limit);
+        // Only now: what held a machine that has been taken apart has nothing to let go of.
+        drop(held);
+        stopped.map_err(|error| GuestError::because("stop the machine", error))
+    }
+}
+
+impl MigratableGuest for KvmVm {
+    fn shape(&self) -> MachineShape {
+        let disk = |identity: &String| DeviceShape {
+            kind: "virtio-blk".to_owned(),
+            identity: identity.clone(),
+            version: 1,
+        };
+        MachineShape {
+            vm: self.owner.vm,
+            vcpus: self.machine.vcpus(),
+            memory: self.machine.memory().layout().ranges().iter().map(Into::into).collect(),
+            page_size: PAGE_SIZE as u32,
+            devices: self.disks.iter().map(disk).collect(),
+            cpu: CpuShape::default(),
+        }
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        self.machine.memory()
+    }
+
+    fn start_dirty_log(&mut self) -> Result<(), GuestError> {
+        self.machine.start_dirty_log().map_err(|error| GuestError::because("log dirty pages", error))
+    }
+
+    fn take_dirty(&mut self) -> Result<DirtyPages, GuestError> {
+        self.machine.take_dirty().map_err(|error| GuestError::because("take the dirty pages", error))
+    }
+
+    fn mark_dirty(&mut self, pages: &DirtyPages) {
+        self.machine.mark_dirty(pages);
+    }
+
+    fn stop_dirty_log(&mut self) {
+        self.machine.stop_dirty_log();
+    }
+
+    fn pause(&mut self, limit: Duration) -> Result<(), GuestError> {
+        let paused = match std::mem::replace(&mut self.held, Held::No) {
+            Held::Whole(guard) => Ok(guard),
+            Held::Partly(incomplete) => incomplete.retry(limit),
+            Held::No => self.machine.pause(limit),
+        };
+        match paused {
+            Ok(guard) => {
+                self.held = Held::Whole(guard);
+                Ok(())
+            }
+            Err(incomplete) => {
+                let why = chain(incomplete.fault());
+                self.held = Held::Partly(incomplete);
+                Err(GuestError::because("pause the machine", why))
+            }
+        }
+    }
+
+    fn save(&mut self) -> Result<Vec<Envelope>, GuestError> {
+        let tried = "save the machine's state";
+        self.machine.save(self.guard(tried)?).map_err(|error| GuestError::because(tried, error))
+    }
+
+    fn release_volumes(&mut self) -> Result<(), GuestError> {
+        let tried = "release the volumes";
+        self.machine.release_volumes(self.guard(tried)?).map_err(|error| GuestError::because(tried, error))
+    }
+
+    fn acquire_volumes(&mut self, epoch: OwnerEpoch) -> Result<(), GuestError> {
+        let tried = "acquire the volumes";
+        let owner = drover_block::Owner { epoch, ..self.owner };
+        let acquired = self.machine.acquire_volumes(self.guard(tried)?, &owner);
+        acquired.map_err(|error| GuestError::because(tried, error))?;
+        self.owner = owner;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), GuestError> {
+        let resumed = match std::mem::replace(&mut self.held, Held::No) {
+            Held::Whole(guard) => guard.resume(),
+            // Lets go, like a guard; what cannot run then ends the machine with an event of its own.
+            Held::Partly(_) | Held::No => Ok(()),
+        };
+        resumed.map_err(|error| GuestError::because("resume the machine", error))
+    }
+
+    fn restore(&mut self, states: &[Envelope]) -> Result<(), GuestError> {
+        let tried = "restore the guest's state";
+        self.machine.restore(self.guard(tried)?, states).map_err(|error| GuestError::because(tried, error))
+    }
+
+    // In both cases the machine is dropped next, and until then it is held.
+    fn retire(&mut self) {}
+
+    fn discard(&mut self) {}
+}
+
+/// The guest's serial port writes to the console.
+struct GuestOutput(Arc<Console>);
+
+impl fmt::Debug for GuestOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GuestOutput")
+    }
+}
+
+impl ConsoleSink for GuestOutput {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.append(bytes);
+    }
+}
+
+fn volume_owner(owner: Owner) -> drover_block::Owner {
+    drover_block::Owner { vm: owner.vm, node: owner.node, epoch: owner.epoch, pid: std::process::id() }
+}
+
+fn open_disks(configs: &[DiskConfig]) -> Result<Vec<Disk>, Refused> {
+    let open = |(n, config): (usize, &DiskConfig)| {
+        let access = if config.read_only { Access::ReadOnly } else { Access::ReadWrite };
+        let backend = FileBackend::open(&config.path, access)
+            .map_err(|error| Refused::Precondition(format!("config.disks[{n}].path: {}", chain(&error))))?;
+        Ok(Disk { id: config.volume.to_string(), backend: Arc::new(backend) })
+    };
+    configs.iter().enumerate().map(open).collect()
+}
+
+fn stop_reason(event: &MachineEvent) -> StopReason {
+    match event {
+        MachineEvent::GuestShutdown | MachineEvent::GuestReset => StopReason::GuestShutdown,
+        MachineEvent::Fault(_) => StopReason::GuestFault,
+        MachineEvent::Fenced => StopReason::Fenced,
+        _ => StopReason::VmmFailure,
+    }
+}
+
+impl From<BuildError> for Refused {
+    fn from(error: BuildError) -> Self {
+        let text = chain(&error);
+        let invalid = |field: &str| Self::Invalid(InvalidField::new(format!("{field}: {text}")));
+        match error {
+            BuildError::Vcpus { .. } => invalid("config.vcpus"),
+            BuildError::MemorySize { .. } | BuildError::MemoryTooSmall { .. } => {
+                invalid("config.memory_bytes")
+            }
+            BuildError::InvalidCmdline { .. } | BuildError::CmdlineTooLong { .. } => {
+                invalid("config.cmdline")
+            }
+            BuildError::TooManyDisks { .. } => invalid("config.disks"),
+            BuildError::NotAnElf { .. } | BuildError::NoPvhNote { .. } | BuildError::KernelLayout { .. } => {
+                invalid("config.kernel_path")
+            }
+            BuildError::OpenKernel { .. } => Self::Precondition(format!("config.kernel_path: {text}")),
+            BuildError::Disk { .. } => Self::Precondition(format!("config.disks: {text}")),
+            _ => Self::Failed(text),
+        }
+    }
+}

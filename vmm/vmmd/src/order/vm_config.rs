@@ -1,0 +1,178 @@
+//! The machine that is asked for.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use drover_ids::{NodeId, VmId, VolumeId};
+use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
+use drover_wire::vm::v1 as wire;
+
+use super::fields::{InvalidField, invalid, parsed};
+
+/// Longest name, bytes: what fits a DNS label four times, and a line of a table.
+const NAME_BYTES_MAX: usize = 255;
+/// Longest command line that a client may give, bytes. The machine appends its devices to it, and x86's limit for the
+/// whole is 2,048 (COMMAND_LINE_SIZE).
+const CMDLINE_BYTES_MAX: usize = 1536;
+/// Most vCPUs. Local APIC ids of 255 and above need x2APIC-only guests.
+const VCPUS_MAX: u32 = 254;
+/// Most disks: each takes one interrupt line of the first I/O APIC's 24, from 5 on.
+const DISKS_MAX: usize = 8;
+/// Least memory: the boot structures and a kernel lie in the first MiBs.
+const MEMORY_MIN: Bytes = Bytes::mib(4);
+/// Most memory: 52 bits of guest-physical addresses exist, and no host has more than this.
+const MEMORY_MAX: Bytes = Bytes::gib(16 << 10);
+
+/// A machine that can be built, as far as its description tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VmConfig {
+    pub(crate) vm: VmId,
+    pub(crate) name: String,
+    pub(crate) node: NodeId,
+    pub(crate) vcpus: VcpuCount,
+    pub(crate) memory: Bytes,
+    pub(crate) kernel: PathBuf,
+    pub(crate) cmdline: String,
+    pub(crate) disks: Vec<DiskConfig>,
+}
+
+/// A volume in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DiskConfig {
+    pub(crate) volume: VolumeId,
+    pub(crate) path: PathBuf,
+    pub(crate) read_only: bool,
+}
+
+impl TryFrom<wire::VmConfig> for VmConfig {
+    type Error = InvalidField;
+
+    fn try_from(message: wire::VmConfig) -> Result<Self, InvalidField> {
+        if message.name.is_empty() || message.name.len() > NAME_BYTES_MAX {
+            return Err(invalid("config.name", message.name, &format!("1 to {NAME_BYTES_MAX} bytes")));
+        }
+        if !(1..=VCPUS_MAX).contains(&message.vcpus) {
+            return Err(invalid("config.vcpus", message.vcpus, &format!("1 to {VCPUS_MAX}")));
+        }
+        let cmdline = message.cmdline;
+        if cmdline.len() > CMDLINE_BYTES_MAX || !cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            let expected = format!("at most {CMDLINE_BYTES_MAX} printable ASCII characters");
+            return Err(invalid("config.cmdline", cmdline, &expected));
+        }
+        Ok(Self {
+            vm: parsed("config.vm_id", &message.vm_id)?,
+            name: message.name,
+            node: parsed("config.node_id", &message.node_id)?,
+            vcpus: VcpuCount::new(message.vcpus),
+            memory: memory(message.memory_bytes)?,
+            kernel: absolute("config.kernel_path", message.kernel_path)?,
+            cmdline,
+            disks: disks(message.disks)?,
+        })
+    }
+}
+
+fn memory(bytes: u64) -> Result<Bytes, InvalidField> {
+    let memory = Bytes::new(bytes);
+    if memory < MEMORY_MIN || memory > MEMORY_MAX || !bytes.is_multiple_of(PAGE_SIZE) {
+        let expected = format!("{MEMORY_MIN} to {MEMORY_MAX}, a multiple of {PAGE_SIZE} bytes");
+        return Err(invalid("config.memory_bytes", bytes, &expected));
+    }
+    Ok(memory)
+}
+
+fn disks(messages: Vec<wire::Disk>) -> Result<Vec<DiskConfig>, InvalidField> {
+    if messages.len() > DISKS_MAX {
+        let found = format!("{} disks", messages.len());
+        return Err(invalid("config.disks", found, &format!("at most {DISKS_MAX}")));
+    }
+    let mut volumes = BTreeSet::new();
+    let mut paths = BTreeSet::new();
+    let mut disks = Vec::with_capacity(messages.len());
+    for (n, message) in messages.into_iter().enumerate() {
+        let disk = DiskConfig {
+            volume: parsed(&format!("config.disks[{n}].volume_id"), &message.volume_id)?,
+            path: absolute(&format!("config.disks[{n}].path"), message.path)?,
+            read_only: message.read_only,
+        };
+        if !volumes.insert(disk.volume) {
+            let expected = "each volume attached at most once";
+            return Err(invalid(&format!("config.disks[{n}].volume_id"), disk.volume, expected));
+        }
+        if !paths.insert(disk.path.clone()) {
+            let expected = "a path that no other disk has";
+            return Err(invalid(&format!("config.disks[{n}].path"), disk.path.display(), expected));
+        }
+        disks.push(disk);
+    }
+    Ok(disks)
+}
+
+fn absolute(field: &str, path: String) -> Result<PathBuf, InvalidField> {
+    if !Path::new(&path).is_absolute() || path.contains('\0') {
+        return Err(invalid(field, path, "an absolute path"));
+    }
+    Ok(path.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> wire::VmConfig {
+        let id = |n: u128| VmId::from_u128(n).to_string();
+        let disk = |n: u128| wire::Disk {
+            volume_id: id(n),
+            path: format!("/pool/volumes/{n}.raw"),
+            read_only: false,
+        };
+        wire::VmConfig {
+            vm_id: id(1),
+            name: "web".to_owned(),
+            vcpus: 2,
+            memory_bytes: 64 << 20,
+            kernel_path: "/pool/images/probe".to_owned(),
+            cmdline: "probe.heartbeat=10".to_owned(),
+            disks: vec![disk(2), disk(3)],
+            node_id: id(4),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_refused_by_field() {
+        let check = |change: fn(&mut wire::VmConfig), field: &str| {
+            let mut message = config();
+            change(&mut message);
+            let error = VmConfig::try_from(message).expect_err(field).to_string();
+            assert!(error.starts_with(field), "{error}");
+            assert!(error.contains("expected"), "{error}");
+        };
+        assert!(VmConfig::try_from(config()).is_ok());
+        check(|vm| vm.vm_id.clear(), "config.vm_id");
+        check(|vm| vm.name.clear(), "config.name");
+        check(|vm| vm.name = "n".repeat(256), "config.name");
+        check(|vm| vm.vcpus = 0, "config.vcpus");
+        check(|vm| vm.vcpus = 255, "config.vcpus");
+        check(|vm| vm.memory_bytes = 0, "config.memory_bytes");
+        check(|vm| vm.memory_bytes += 512, "config.memory_bytes");
+        check(|vm| vm.memory_bytes = !4095, "config.memory_bytes");
+        check(|vm| vm.kernel_path = "probe".to_owned(), "config.kernel_path");
+        check(|vm| vm.cmdline = "a\nb".to_owned(), "config.cmdline");
+        check(|vm| vm.cmdline = "a".repeat(1537), "config.cmdline");
+        check(|vm| vm.disks[1].volume_id = vm.disks[0].volume_id.clone(), "config.disks[1].volume_id");
+        check(|vm| vm.disks[1].path = vm.disks[0].path.clone(), "config.disks[1].path");
+        check(|vm| vm.disks[0].path = "volumes/x.raw".to_owned(), "config.disks[0].path");
+        check(|vm| vm.disks = vec![vm.disks[0].clone(); 9], "config.disks");
+        check(|vm| vm.node_id = "here".to_owned(), "config.node_id");
+    }
+
+    #[test]
+    fn a_hostile_text_is_not_repeated_at_length() {
+        let mut message = config();
+        message.cmdline = "\u{1}".repeat(1 << 20);
+        let error = VmConfig::try_from(message).expect_err("refused").to_string();
+        assert!(error.len() < 400, "{}", error.len());
+    }
+}

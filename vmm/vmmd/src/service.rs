@@ -1,0 +1,169 @@
+//! drover.vm.v1 over the socket: understands messages, hands orders to the VM's thread, and streams what others want to
+//! follow. Never blocks the runtime: the VM's thread does what takes time.
+
+use std::{pin::Pin, sync::Arc};
+
+use drover_wire::vm::v1::{self as wire, vm_server};
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    console::Console,
+    hosted::{HostedVm, Instruments},
+    metrics,
+    order::{InvalidField, Order, Renewal},
+    refused::Refused,
+    status::is_terminal,
+    vm_thread::VmHandle,
+};
+
+/// Largest request, bytes: a VmConfig with every field at its limit is about 50 KiB.
+const REQUEST_BYTES_MAX: usize = 256 << 10;
+/// Chunks of console output that wait for a slow connection before its reader starts to fall behind in the ring.
+const CONSOLE_CHUNKS_MAX: usize = 1;
+
+/// The service for one VM.
+#[derive(Debug)]
+pub(crate) struct Service<M> {
+    vm: VmHandle<M>,
+    console: Arc<Console>,
+    instruments: Instruments,
+}
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl<M: HostedVm> Service<M> {
+    /// The server for the VM behind `vm`.
+    pub(crate) fn server(
+        vm: VmHandle<M>,
+        console: Arc<Console>,
+        instruments: Instruments,
+    ) -> vm_server::VmServer<Self> {
+        vm_server::VmServer::new(Self { vm, console, instruments })
+            .max_decoding_message_size(REQUEST_BYTES_MAX)
+    }
+
+    async fn order<T>(&self, request: Request<T>) -> Result<Response<wire::VmInfo>, Status>
+    where
+        Order: TryFrom<T, Error = InvalidField>,
+    {
+        let order = Order::try_from(request.into_inner()).map_err(Refused::Invalid)?;
+        Ok(Response::new(self.vm.order(order).await?.info))
+    }
+}
+
+#[tonic::async_trait]
+impl<M: HostedVm> vm_server::Vm for Service<M> {
+    type WatchStream = BoxStream<wire::VmInfo>;
+    type ConsoleStream = BoxStream<wire::ConsoleOutput>;
+
+    async fn create(&self, request: Request<wire::CreateRequest>) -> Result<Response<wire::VmInfo>, Status> {
+        self.order(request).await
+    }
+
+    async fn start(&self, request: Request<wire::StartRequest>) -> Result<Response<wire::VmInfo>, Status> {
+        self.order(request).await
+    }
+
+    async fn pause(&self, request: Request<wire::PauseRequest>) -> Result<Response<wire::VmInfo>, Status> {
+        self.order(request).await
+    }
+
+    async fn resume(&self, request: Request<wire::ResumeRequest>) -> Result<Response<wire::VmInfo>, Status> {
+        self.order(request).await
+    }
+
+    async fn stop(&self, request: Request<wire::StopRequest>) -> Result<Response<wire::VmInfo>, Status> {
+        let response = self.order(request).await;
+        if response.is_ok() {
+            self.vm.acknowledge_end();
+        }
+        response
+    }
+
+    async fn info(&self, _: Request<wire::InfoRequest>) -> Result<Response<wire::VmInfo>, Status> {
+        Ok(Response::new(self.vm.status().info()))
+    }
+
+    async fn watch(&self, _: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (messages, changes) = mpsc::channel(1);
+        let mut info = self.vm.status().subscribe();
+        tokio::spawn(async move {
+            loop {
+                let newest = info.borrow_and_update().clone();
+                let last = is_terminal(&newest);
+                if messages.send(Ok(newest)).await.is_err() || last || info.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(changes))))
+    }
+
+    async fn console(
+        &self,
+        request: Request<Streaming<wire::ConsoleInput>>,
+    ) -> Result<Response<Self::ConsoleStream>, Status> {
+        let (chunks, output) = mpsc::channel(CONSOLE_CHUNKS_MAX);
+        let mut reader = self.console.follow();
+        tokio::spawn(async move {
+            while let Some(chunk) = reader.next().await {
+                let message = wire::ConsoleOutput { data: chunk.bytes, lost: chunk.lost };
+                if chunks.send(Ok(message)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut input = request.into_inner();
+        let instruments = self.instruments.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = input.message().await {
+                instruments.type_in(&message.data);
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(output))))
+    }
+
+    async fn migrate_out(
+        &self,
+        request: Request<wire::MigrateOutRequest>,
+    ) -> Result<Response<wire::VmInfo>, Status> {
+        self.order(request).await
+    }
+
+    async fn cancel_migration(
+        &self,
+        request: Request<wire::CancelMigrationRequest>,
+    ) -> Result<Response<wire::VmInfo>, Status> {
+        self.order(request).await
+    }
+
+    async fn migrate_in(
+        &self,
+        request: Request<wire::MigrateInRequest>,
+    ) -> Result<Response<wire::MigrateInResponse>, Status> {
+        let order = Order::try_from(request.into_inner()).map_err(Refused::Invalid)?;
+        let reply = self.vm.order(order).await?;
+        let address = reply.listening.map(|address| address.to_string()).unwrap_or_default();
+        Ok(Response::new(wire::MigrateInResponse { address, info: Some(reply.info) }))
+    }
+
+    async fn extend_lease(
+        &self,
+        request: Request<wire::ExtendLeaseRequest>,
+    ) -> Result<Response<wire::ExtendLeaseResponse>, Status> {
+        let renewal = Renewal::try_from(request.into_inner()).map_err(Refused::Invalid)?;
+        let info = self.vm.renew(renewal).await?.info;
+        Ok(Response::new(wire::ExtendLeaseResponse { state: info.state }))
+    }
+
+    async fn metrics(
+        &self,
+        _: Request<wire::MetricsRequest>,
+    ) -> Result<Response<wire::MetricsResponse>, Status> {
+        let text =
+            metrics::render(&self.vm.status().info(), self.console.written(), &self.instruments.disks());
+        Ok(Response::new(wire::MetricsResponse { text }))
+    }
+}

@@ -1,0 +1,229 @@
+//! The thread that owns the machine.
+//!
+//! Everything that happens to the VM arrives here as an [`Input`] over one bounded channel, and is handled one after
+//! the other: the [`Lifecycle`] says what it means, this thread does it. While a migration is under way the machine is
+//! with the migration's thread, which hands it back as an input.
+//!
+//! ```text
+//!  gRPC handlers --Order, Renew-->  +-----------+  --machine-->  sending or receiving thread
+//!  lease watchdog ------Tick----->  | VM thread |  <--SendEnded, ReceiveEnded-- (with the machine)
+//!  machine's threads ----end----->  +-----------+  --VmInfo-->  Status
+//! ```
+
+mod handle;
+mod migrating;
+mod performing;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver},
+    },
+    thread,
+};
+
+use drover_lifecycle::{Admission, Lease, Lifecycle, Observation, Outcome};
+use tokio::sync::oneshot;
+use tracing::info;
+
+pub(crate) use self::handle::{INPUTS_MAX, Reply, VmHandle};
+use self::{
+    handle::{Answer, Input},
+    migrating::Sending,
+    performing::Performed,
+};
+use crate::{
+    boottime,
+    console::Console,
+    hosted::Hypervisor,
+    order::{Order, Renewal},
+    refused::Refused,
+    status::{Status, is_terminal},
+    watchdog::Watchdog,
+};
+
+/// Where the machine is.
+#[derive(Debug)]
+enum Machine<M> {
+    None,
+    /// With this thread.
+    Here(M),
+    /// With the thread that sends it.
+    Sending(Sending),
+    /// With the thread that receives it.
+    Receiving(drover_migration::MigrationControl),
+}
+
+/// An order that has been admitted and waits for something to happen first.
+struct Waiting {
+    order: Order,
+    answer: oneshot::Sender<Answer>,
+}
+
+struct VmThread<H: Hypervisor> {
+    inputs: Receiver<Input<H::Machine>>,
+    handle: VmHandle<H::Machine>,
+    hypervisor: H,
+    console: Arc<Console>,
+    watchdog: Watchdog,
+    watched: Option<Lease>,
+    lifecycle: Lifecycle,
+    machine: Machine<H::Machine>,
+    /// At most [`INPUTS_MAX`].
+    waiting: Vec<Waiting>,
+}
+
+/// Starts the thread of a VM that is empty. It ends when the process does.
+pub(crate) fn start<H: Hypervisor>(
+    hypervisor: H,
+    status: Arc<Status>,
+    console: Arc<Console>,
+) -> io::Result<VmHandle<H::Machine>> {
+    let (sender, inputs) = mpsc::sync_channel(INPUTS_MAX);
+    let handle = VmHandle::new(sender, status);
+    let watchdog = Watchdog::start(handle.clone())?;
+    let vm = VmThread {
+        inputs,
+        handle: handle.clone(),
+        hypervisor,
+        console,
+        watchdog,
+        watched: None,
+        lifecycle: Lifecycle::new(),
+        machine: Machine::None,
+        waiting: Vec::new(),
+    };
+    thread::Builder::new().name("vm".to_owned()).spawn(move || vm.run())?;
+    Ok(handle)
+}
+
+impl<H: Hypervisor> VmThread<H> {
+    fn run(mut self) {
+        // This thread holds a sender itself, so the channel never ends: the process does.
+        while let Ok(input) = self.inputs.recv() {
+            self.handle_input(input);
+            self.settle();
+        }
+    }
+
+    fn handle_input(&mut self, input: Input<H::Machine>) {
+        // The migration's thread may have committed since: nothing must be decided on the state before that.
+        self.follow_migration();
+        if let Some((reason, detail)) = self.handle.ended() {
+            self.lifecycle.observe(Observation::Ended { reason: *reason, detail: detail.clone() });
+        }
+        match input {
+            Input::Order(order, answer) => self.order(*order, answer),
+            Input::Renew(renewal, answer) => {
+                let result = self.renew(renewal);
+                self.publish();
+                let _ = answer.send(result);
+            }
+            Input::SendEnded(ended) => self.send_ended(*ended),
+            Input::ReceiveEnded(ended) => self.receive_ended(*ended),
+            // Looked at above, and in what is due.
+            Input::Tick => {}
+        }
+    }
+
+    fn order(&mut self, order: Order, answer: oneshot::Sender<Answer>) {
+        let verb = order.task.request().verb();
+        match self.carry_out(&order) {
+            None if self.waiting.len() < INPUTS_MAX => self.waiting.push(Waiting { order, answer }),
+            None => _ = answer.send(Err(Refused::TooMany)),
+            Some(result) => {
+                match &result {
+                    Ok(_) => info!(%verb, operation = %order.command.operation, "carried out"),
+                    Err(error) => info!(%verb, operation = %order.command.operation, %error, "refused"),
+                }
+                let _ = answer.send(result);
+            }
+        }
+    }
+
+    /// Carries an order out as far as the lifecycle admits it. `None`: its answer has to wait.
+    fn carry_out(&mut self, order: &Order) -> Option<Answer> {
+        match self.lifecycle.request(boottime::now(), order.command, order.task.request()) {
+            Err(refusal) => Some(Err(refusal.into())),
+            Ok(Admission::Done) => Some(Ok(self.reply(None))),
+            Ok(Admission::Wait) => None,
+            Ok(Admission::Perform(action)) => {
+                let Performed { outcome, result } = self.perform(action, Some(&order.task));
+                self.lifecycle.finish(outcome);
+                Some(result.map(|listening| self.reply(listening)))
+            }
+            Ok(Admission::PerformAndWait(action)) => {
+                let Performed { outcome, result } = self.perform(action, Some(&order.task));
+                self.lifecycle.finish(outcome);
+                result.err().map(Err)
+            }
+        }
+    }
+
+    /// What an order is answered with, when everything is as it says.
+    fn reply(&mut self, listening: Option<SocketAddr>) -> Reply {
+        self.publish();
+        Reply { info: self.handle.status().info(), listening }
+    }
+
+    fn renew(&mut self, renewal: Renewal) -> Answer {
+        self.lifecycle.renew(boottime::now(), renewal.epoch, renewal.lease)?;
+        Ok(Reply { info: self.handle.status().info(), listening: None })
+    }
+
+    /// Does what is due, answers who no longer has to wait, until neither brings anything new.
+    fn settle(&mut self) {
+        loop {
+            while let Some(action) = self.lifecycle.due(boottime::now()) {
+                let Performed { outcome, result } = self.perform(action, None);
+                if let (Outcome::Broken { .. } | Outcome::NothingChanged, Err(error)) = (&outcome, result) {
+                    tracing::error!(%error, "what was due could not be done");
+                }
+                self.lifecycle.finish(outcome);
+            }
+            self.publish();
+            let before = self.lifecycle.clone();
+            for Waiting { order, answer } in std::mem::take(&mut self.waiting) {
+                match self.carry_out(&order) {
+                    None => self.waiting.push(Waiting { order, answer }),
+                    Some(result) => _ = answer.send(result),
+                }
+            }
+            if self.lifecycle == before {
+                return;
+            }
+        }
+    }
+
+    /// Fails everybody who waits for something that will not happen.
+    fn fail_waiting(&mut self, still_waits: impl Fn(&Order) -> bool, why: impl Fn() -> Refused) {
+        for Waiting { order, answer } in std::mem::take(&mut self.waiting) {
+            if still_waits(&order) {
+                self.waiting.push(Waiting { order, answer });
+            } else {
+                let _ = answer.send(Err(why()));
+            }
+        }
+    }
+
+    /// Lets everybody know where the VM is: readers of the status, and the watchdog.
+    fn publish(&mut self) {
+        let status = self.handle.status();
+        status.publish(&self.lifecycle);
+        // What has ended needs no lease, and its process stays only to be asked how it ended.
+        let ended = is_terminal(&status.info());
+        let lease = if ended { None } else { self.lifecycle.lease() };
+        if lease != self.watched {
+            self.watchdog.set(lease);
+            self.watched = lease;
+        }
+        if ended {
+            self.console.close();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

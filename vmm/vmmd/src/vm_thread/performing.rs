@@ -1,0 +1,184 @@
+//! What each [`Action`] means for the machine.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use drover_lifecycle::{Action, Outcome, PauseCause, State};
+use drover_migration::MigratableGuest as _;
+use tracing::warn;
+
+use super::{Machine, VmThread};
+use crate::{
+    boottime,
+    hosted::{EndSink, HostedVm as _, Hypervisor, Owner, QUIESCE_LIMIT},
+    order::{Task, VmConfig},
+    refused::{Refused, chain},
+};
+
+/// How an action went, for the lifecycle and for whoever asked for it.
+pub(super) struct Performed {
+    pub(super) outcome: Outcome,
+    /// The address listened on, where there is one.
+    pub(super) result: Result<Option<SocketAddr>, Refused>,
+}
+
+impl Performed {
+    fn done() -> Self {
+        Self { outcome: Outcome::Done, result: Ok(None) }
+    }
+
+    fn nothing_changed(why: Refused) -> Self {
+        Self { outcome: Outcome::NothingChanged, result: Err(why) }
+    }
+
+    fn broken(detail: String) -> Self {
+        Self { outcome: Outcome::Broken { detail: detail.clone() }, result: Err(Refused::Failed(detail)) }
+    }
+}
+
+impl From<Result<Option<SocketAddr>, Refused>> for Performed {
+    fn from(result: Result<Option<SocketAddr>, Refused>) -> Self {
+        match result {
+            Ok(listening) => Self { outcome: Outcome::Done, result: Ok(listening) },
+            Err(why) => Self::nothing_changed(why),
+        }
+    }
+}
+
+impl<H: Hypervisor> VmThread<H> {
+    /// Does what the lifecycle says. `task` is the order behind it, if there is one.
+    pub(super) fn perform(&mut self, action: Action, task: Option<&Task>) -> Performed {
+        match (action, task) {
+            (Action::Build { epoch }, Some(Task::Create { config, .. })) => {
+                let owner = Owner { vm: config.vm, node: config.node, epoch };
+                let ended = self.end_sink();
+                let built = self.hypervisor.build(config, owner, ended);
+                built.map(|machine| self.settle_in(config, machine)).into()
+            }
+            (Action::Receive { epoch, .. }, Some(Task::MigrateIn(incoming))) => {
+                let config = &incoming.config;
+                let owner = Owner { vm: config.vm, node: config.node, epoch };
+                let ended = self.end_sink();
+                let listening = self
+                    .hypervisor
+                    .build_incoming(config, owner, ended)
+                    .and_then(|machine| self.await_arrival(incoming, epoch, machine));
+                if listening.is_ok() {
+                    self.introduce(config);
+                }
+                listening.map(Some).into()
+            }
+            (Action::Send { .. }, Some(Task::MigrateOut(outgoing))) => match self.take_machine() {
+                Some(machine) => self.send_away(outgoing, machine).map(|()| None).into(),
+                None => no_machine(),
+            },
+            (Action::Start, _) => self.start(),
+            (Action::Pause(cause), _) => self.pause(cause),
+            (Action::Resume, _) => self.resume(),
+            (Action::End { .. }, _) => self.end(),
+            (Action::Grant { epoch }, _) => match &self.machine {
+                Machine::Sending(sending) => {
+                    let granted = sending.control.grant(epoch);
+                    granted.map(|()| None).map_err(|error| Refused::Precondition(error.to_string())).into()
+                }
+                _ => no_machine(),
+            },
+            (Action::CancelMigration, _) => self.give_up_migration(false),
+            (Action::AbandonMigration, _) => self.give_up_migration(true),
+            (Action::Build { .. } | Action::Receive { .. } | Action::Send { .. }, _) => no_machine(),
+        }
+    }
+
+    fn start(&mut self) -> Performed {
+        let Machine::Here(machine) = &mut self.machine else { return no_machine() };
+        self.handle.status().started(boottime::now());
+        match machine.start() {
+            Ok(()) => Performed::done(),
+            Err(error) => Performed::broken(format!("starting the machine failed: {}", chain(&error))),
+        }
+    }
+
+    fn pause(&mut self, cause: PauseCause) -> Performed {
+        let Machine::Here(machine) = &mut self.machine else { return no_machine() };
+        let Err(error) = machine.pause(QUIESCE_LIMIT) else { return Performed::done() };
+        let detail = format!("pausing the machine failed: {}", chain(&error));
+        match cause {
+            // What was stopped stays so, and that is what an overdue lease asks for.
+            PauseCause::Lease => {
+                warn!(detail, "the VM is not quiet, and its lease is overdue");
+                Performed::done()
+            }
+            PauseCause::Command => match machine.resume() {
+                Ok(()) => Performed::nothing_changed(Refused::Failed(detail)),
+                Err(error) => {
+                    Performed::broken(format!("{detail}; resuming it failed too: {}", chain(&error)))
+                }
+            },
+        }
+    }
+
+    fn resume(&mut self) -> Performed {
+        let Machine::Here(machine) = &mut self.machine else { return no_machine() };
+        match machine.resume() {
+            Ok(()) => Performed::done(),
+            Err(error) => Performed::broken(format!("resuming the machine failed: {}", chain(&error))),
+        }
+    }
+
+    fn end(&mut self) -> Performed {
+        let Some(machine) = self.take_machine() else { return Performed::done() };
+        match machine.end(QUIESCE_LIMIT) {
+            Ok(()) => Performed::done(),
+            Err(error) => Performed::broken(format!("ending the machine failed: {}", chain(&error))),
+        }
+    }
+
+    fn give_up_migration(&mut self, for_good: bool) -> Performed {
+        let why = match self.lifecycle.state() {
+            State::Incoming => "the target is being stopped",
+            _ => "cancelled",
+        };
+        match &self.machine {
+            Machine::Sending(sending) if for_good => sending.control.abandon(),
+            Machine::Sending(sending) => sending.control.cancel(why),
+            Machine::Receiving(control) => control.cancel(why),
+            // It has ended by itself; its end is on its way here.
+            Machine::None | Machine::Here(_) => {}
+        }
+        Performed::done()
+    }
+
+    fn take_machine(&mut self) -> Option<H::Machine> {
+        match std::mem::replace(&mut self.machine, Machine::None) {
+            Machine::Here(machine) => Some(machine),
+            other => {
+                self.machine = other;
+                None
+            }
+        }
+    }
+
+    fn settle_in(&mut self, config: &VmConfig, machine: H::Machine) -> Option<SocketAddr> {
+        self.machine = Machine::Here(machine);
+        self.introduce(config);
+        None
+    }
+
+    /// Says whose process this is from now on.
+    fn introduce(&self, config: &VmConfig) {
+        self.handle.status().update(|info| {
+            info.vm_id = config.vm.to_string();
+            info.name.clone_from(&config.name);
+        });
+    }
+
+    fn end_sink(&self) -> EndSink {
+        let handle = self.handle.clone();
+        Arc::new(move |reason, detail| handle.end(reason, detail))
+    }
+}
+
+/// The lifecycle asked for something that needs a machine, and there is none: a bug, and no reason to take the
+/// process down while its storage may be in use.
+fn no_machine() -> Performed {
+    Performed::nothing_changed(Refused::Failed("there is no machine to do this with".to_owned()))
+}

@@ -1,0 +1,10 @@
+//! The real binary, the real probe, real KVM: each test starts its own processes in its own directory.
+#![allow(clippy::disallowed_methods, reason = "tests wait for processes, with deadlines")]
+
+mod footprint;
+mod isolation;
+mod lease;
+mod life;
+mod migration;
+mod support;
+mod volumes;
