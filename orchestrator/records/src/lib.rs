@@ -46,6 +46,7 @@ trait StoredForm: Sized {
 
 /// What a value in the store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "short-lived, and nearly all are records")]
 pub enum Value {
     /// A record of cluster state.
     Record(Record),
