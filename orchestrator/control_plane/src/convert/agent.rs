@@ -1,0 +1,95 @@
+//! The agents' conversation.
+
+use std::collections::BTreeMap;
+
+use drover_cluster_state::{Incarnation, VmSpec};
+use drover_ids::VmId;
+use drover_reconcile::{Heartbeat, admission::Registration};
+use drover_wire::node::v1 as wire;
+
+use super::{WireError, required, vm_report};
+
+/// Most VMs that one node reports, ended ones included. A heartbeat of that many is about 1.2 MiB.
+const VMS_MAX: usize = 4096;
+
+/// A VM for an agent.
+pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec) -> wire::VmSpec {
+    let volume = |attachment: &drover_cluster_state::VolumeAttachment| wire::VolumeAttachment {
+        volume_id: attachment.volume.to_string(),
+        pool: attachment.pool.to_string(),
+        read_only: attachment.read_only,
+    };
+    wire::VmSpec {
+        vm_id: vm.to_string(),
+        name: spec.name.to_string(),
+        vcpus: spec.vcpus.get(),
+        memory_bytes: spec.memory.get(),
+        image: spec.image.to_string(),
+        image_pool: spec.image_pool.to_string(),
+        cmdline: spec.cmdline.clone(),
+        volumes: spec.volumes.iter().map(volume).collect(),
+    }
+}
+
+/// Checks a heartbeat.
+pub(crate) fn heartbeat(request: wire::HeartbeatRequest) -> Result<Heartbeat, WireError> {
+    if request.vms.len() > VMS_MAX {
+        return Err(WireError::new(
+            "vms",
+            format!("there are {}, at most {VMS_MAX} are taken", request.vms.len()),
+        ));
+    }
+    let mut vms = BTreeMap::new();
+    for (place, status) in request.vms.into_iter().enumerate() {
+        let place = format!("vms[{place}]");
+        let (vm, report) = vm_report(status).map_err(|error| error.within(&place))?;
+        if vms.insert(vm, report).is_some() {
+            return Err(WireError::new(&place, format!("VM {vm} is reported twice")));
+        }
+    }
+    Ok(Heartbeat {
+        node: request.node_id.parse().map_err(|error| WireError::new("node_id", error))?,
+        incarnation: Incarnation(request.incarnation),
+        sequence: request.sequence,
+        vms,
+    })
+}
+
+/// Checks a registration, as far as a message can be checked by itself.
+pub(crate) fn registration(request: wire::RegisterRequest) -> Result<Registration, WireError> {
+    let capacity = required("capacity", request.capacity)?;
+    Ok(Registration {
+        node: request.node_id.parse().map_err(|error| WireError::new("node_id", error))?,
+        name: request.name,
+        address: request.address,
+        vcpus: capacity.vcpus,
+        memory_bytes: capacity.memory_bytes,
+        incarnation: request.incarnation,
+        pools: request.pools,
+        version: request.version.chars().take(64).collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_wire::vm::v1 as vm;
+
+    use super::*;
+
+    #[test]
+    fn a_vm_reported_twice_is_refused() {
+        let info = vm::VmInfo {
+            vm_id: VmId::from_u128(1).to_string(),
+            state: vm::VmState::Running.into(),
+            ..vm::VmInfo::default()
+        };
+        let status = wire::VmStatus { info: Some(info), ..wire::VmStatus::default() };
+        let node_id = VmId::from_u128(2).to_string();
+        let request = |vms| wire::HeartbeatRequest { node_id: node_id.clone(), vms, ..Default::default() };
+        assert_eq!(heartbeat(request(vec![status.clone()])).unwrap().vms.len(), 1);
+        let error = heartbeat(request(vec![status.clone(), status])).unwrap_err();
+        assert!(error.to_string().starts_with("vms[1]: VM"), "{error}");
+        let error = heartbeat(request(vec![wire::VmStatus::default()])).unwrap_err();
+        assert_eq!(error.to_string(), "vms[0].info: it is missing");
+    }
+}

@@ -1,0 +1,195 @@
+//! What clients see.
+
+use drover_cluster_state::{
+    ClusterState, Image, Node, NodeFence, NodeState, Operation, OperationState, Right, Subject, Usage, Vm,
+    VmPhase, Volume, WallTime,
+};
+use drover_driver::{LoggedEvent, View};
+use drover_wire::control::v1 as wire;
+use prost_types::Timestamp;
+
+use super::report::{boot_times, micros, migration_status};
+
+fn timestamp(at: WallTime) -> Option<Timestamp> {
+    let ms = at.as_unix_millis();
+    let nanos = i32::try_from(ms % 1000 * 1_000_000).expect("below 10^9");
+    Some(Timestamp { seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX), nanos })
+}
+
+/// A VM.
+pub(crate) fn vm(state: &ClusterState, vm: &Vm) -> wire::Vm {
+    let phase = match state.vm_phase(vm) {
+        VmPhase::Pending => wire::VmPhase::Pending,
+        VmPhase::Starting => wire::VmPhase::Starting,
+        VmPhase::Running => wire::VmPhase::Running,
+        VmPhase::Migrating => wire::VmPhase::Migrating,
+        VmPhase::Stopping => wire::VmPhase::Stopping,
+        VmPhase::Stopped => wire::VmPhase::Stopped,
+        VmPhase::Fencing => wire::VmPhase::Fencing,
+        VmPhase::Backoff => wire::VmPhase::Backoff,
+        VmPhase::Deleting => wire::VmPhase::Deleting,
+    };
+    let node = vm.ownership.node();
+    let report = state.owner_report(vm);
+    let epoch = match vm.ownership.right() {
+        Right::Unowned => vm.ownership.highest(),
+        Right::Owned { epoch, .. } | Right::Migrating { epoch, .. } => epoch,
+    };
+    let evidence: Vec<String> = vm.ownership.evidence().iter().map(ToString::to_string).collect();
+    wire::Vm {
+        id: vm.id.to_string(),
+        spec: Some(vm_spec(state, vm)),
+        phase: phase.into(),
+        node_id: node.map(|node| node.to_string()).unwrap_or_default(),
+        node_name: node.map(|node| state.node_name(node)).unwrap_or_default(),
+        owner_epoch: epoch.get(),
+        restarts: vm.restarts.count,
+        detail: detail(state, vm),
+        boot: report.map(|report| boot_times(&report.boot)),
+        migration: report.and_then(|report| report.migration.as_ref()).map(migration_status),
+        created_at: timestamp(vm.created_at),
+        last_fence_evidence: if vm.restarts.count > 0 { evidence.join("; ") } else { String::new() },
+        pid: report.filter(|report| report.is_live()).map_or(0, |report| report.pid),
+    }
+}
+
+/// What there is to say: what is being done, or why it does not run.
+fn detail(state: &ClusterState, vm: &Vm) -> String {
+    let progress =
+        state.progress.get(&vm.id).map(|progress| progress.detail.as_str()).filter(|text| !text.is_empty());
+    match (progress, &vm.stop_cause) {
+        (Some(text), _) => text.to_owned(),
+        (None, Some(cause)) => cause.to_string(),
+        (None, None) => vm.restarts.last_reason.clone(),
+    }
+}
+
+fn vm_spec(state: &ClusterState, vm: &Vm) -> wire::VmSpec {
+    let spec = &vm.spec;
+    let volume_name =
+        |volume| state.volumes.get(volume).map_or_else(|| volume.to_string(), |v| v.name.to_string());
+    wire::VmSpec {
+        name: spec.name.to_string(),
+        vcpus: spec.vcpus.get(),
+        memory_bytes: spec.memory.get(),
+        image: spec.image.to_string(),
+        cmdline: spec.cmdline.clone(),
+        volumes: spec.volumes.iter().map(|attachment| volume_name(&attachment.volume)).collect(),
+        anti_affinity_group: spec.anti_affinity_group.as_ref().map(ToString::to_string).unwrap_or_default(),
+        priority: spec.priority,
+    }
+}
+
+/// A node; `usage` is what its VMs take.
+pub(crate) fn node(view: View<'_>, node: &Node, usage: Usage) -> wire::Node {
+    let node_state = match view.state.node_state(node.id) {
+        None => wire::NodeState::Unspecified,
+        Some(NodeState::Ready) => wire::NodeState::Ready,
+        Some(NodeState::Suspect) => wire::NodeState::Suspect,
+        Some(NodeState::Fencing) => wire::NodeState::Fencing,
+        Some(NodeState::Fenced) => wire::NodeState::Fenced,
+        Some(NodeState::Unknown) => wire::NodeState::Unknown,
+    };
+    let silent =
+        view.state.sessions.get(&node.id).map(|session| view.now.moment.since(session.last_heartbeat));
+    wire::Node {
+        id: node.id.to_string(),
+        name: node.name.to_string(),
+        address: node.address.clone(),
+        state: node_state.into(),
+        vcpus: node.capacity.vcpus.get(),
+        memory_bytes: node.capacity.memory.get(),
+        vcpus_used: usage.taken.vcpus.get(),
+        memory_used_bytes: usage.taken.memory.get(),
+        vm_count: usage.vms,
+        last_heartbeat_ms: silent.map_or(0, |silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+        fence_evidence: match &node.fence {
+            NodeFence::Clear | NodeFence::Fencing { .. } => String::new(),
+            NodeFence::Fenced(evidence) => evidence.to_string(),
+        },
+        version: node.version.clone(),
+    }
+}
+
+/// A volume.
+pub(crate) fn volume(state: &ClusterState, volume: &Volume) -> wire::Volume {
+    let holder = volume.attached;
+    let vm_name = holder.and_then(|vm| state.vms.get(&vm)).map(|vm| vm.spec.name.to_string());
+    wire::Volume {
+        id: volume.id.to_string(),
+        name: volume.name.to_string(),
+        pool: volume.pool.to_string(),
+        size_bytes: volume.size.get(),
+        vm_id: holder.map(|vm| vm.to_string()).unwrap_or_default(),
+        vm_name: vm_name.unwrap_or_default(),
+        created_at: timestamp(volume.created_at),
+    }
+}
+
+/// A boot image.
+pub(crate) fn image(image: &Image) -> wire::Image {
+    wire::Image {
+        name: image.name.to_string(),
+        pool: image.pool.to_string(),
+        size_bytes: image.size.get(),
+        sha256: image.sha256.clone(),
+        min_memory_bytes: image.min_memory.get(),
+        created_at: timestamp(image.created_at),
+    }
+}
+
+/// An operation.
+pub(crate) fn operation(state: &ClusterState, operation: &Operation) -> wire::Operation {
+    let operation_state = match operation.state {
+        OperationState::Running => wire::OperationState::Running,
+        OperationState::Done => wire::OperationState::Done,
+        OperationState::Failed => wire::OperationState::Failed,
+        OperationState::Cancelled => wire::OperationState::Cancelled,
+    };
+    let rejection = |rejection: &drover_cluster_state::NodeRejection| wire::NodeRejection {
+        node_id: rejection.node.to_string(),
+        node_name: rejection.name.to_string(),
+        reasons: rejection.reasons.clone(),
+    };
+    let migration = |result: &drover_cluster_state::MigrationResult| wire::MigrationResult {
+        rounds: result.rounds,
+        bytes: result.bytes,
+        total_us: micros(result.total),
+        downtime_us: micros(result.downtime),
+        source_node: state.node_name(result.source),
+        target_node: state.node_name(result.target),
+    };
+    // An image has no id but its name.
+    let subject_id = match &operation.subject {
+        Subject::Image(name) => name.to_string(),
+        other => other.to_string(),
+    };
+    wire::Operation {
+        id: operation.id.to_string(),
+        kind: operation.kind.to_string(),
+        subject_id,
+        subject_name: operation.subject_name.to_string(),
+        state: operation_state.into(),
+        step: operation.step.clone(),
+        percent: operation.percent.into(),
+        reason: operation.reason.clone(),
+        rejections: operation.rejections.iter().map(rejection).collect(),
+        migration: operation.migration.as_ref().map(migration),
+        created_at: timestamp(operation.created_at),
+        ended_at: operation.ended_at.and_then(timestamp),
+        // Zero means that none was made.
+        placement_us: operation.placement.map_or(0, |time| micros(time).max(1)),
+    }
+}
+
+/// An event.
+pub(crate) fn event(logged: &LoggedEvent) -> wire::Event {
+    wire::Event {
+        sequence: logged.sequence.get(),
+        at: timestamp(logged.event.at),
+        kind: logged.event.kind.to_string(),
+        subject_id: logged.event.subject_id.clone(),
+        subject_name: logged.event.subject_name.clone(),
+        message: logged.event.message.clone(),
+    }
+}

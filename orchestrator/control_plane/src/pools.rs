@@ -1,0 +1,130 @@
+//! The storage pools of this cluster, as directories of this host.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use drover_cluster_state::{Name, VolumeFence, VolumeOwner};
+use drover_dir_volume::{DirPool, FenceProof, LockError, PoolError};
+use drover_ids::VolumeId;
+use drover_ports::Fence;
+use drover_reconcile::{FenceRefusal, FenceRequest};
+use tokio::sync::Semaphore;
+
+use crate::status::describe;
+
+/// Volumes that are fenced at a time. Each occupies a thread while the storage answers: a pool that hangs must not
+/// take all of them.
+const FENCES_MAX: usize = 32;
+
+/// Every pool, by name. Clones are the same pools.
+#[derive(Clone, Debug)]
+pub(crate) struct Pools {
+    pools: Arc<BTreeMap<Name, DirPool>>,
+    fences: Arc<Semaphore>,
+}
+
+impl Pools {
+    /// Opens every pool's directory.
+    pub(crate) fn open(paths: BTreeMap<Name, PathBuf>) -> Result<Self, PoolError> {
+        let open = |(name, path): (Name, PathBuf)| Ok((name, DirPool::open(&path)?));
+        let pools = paths.into_iter().map(open).collect::<Result<_, PoolError>>()?;
+        Ok(Self { pools: Arc::new(pools), fences: Arc::new(Semaphore::new(FENCES_MAX)) })
+    }
+
+    /// Their names.
+    pub(crate) fn names(&self) -> BTreeSet<Name> {
+        self.pools.keys().cloned().collect()
+    }
+
+    /// The pool with this name, if this control plane is configured with it.
+    pub(crate) fn get(&self, name: &Name) -> Option<&DirPool> {
+        self.pools.get(name)
+    }
+}
+
+/// Runs what waits for storage outside of the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        // Not cancelled, since nobody can: it panicked, and so do we.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+impl Fence for Pools {
+    async fn fence(&self, request: FenceRequest) -> Vec<(VolumeId, Result<VolumeFence, FenceRefusal>)> {
+        let mut results = Vec::with_capacity(request.volumes.len());
+        for (volume, pool) in request.volumes {
+            let Some(directory) = self.get(&pool).cloned() else {
+                let text = format!("pool '{pool}' is not configured at the control plane");
+                results.push((volume, Err(FenceRefusal(text))));
+                continue;
+            };
+            let permit = Arc::clone(&self.fences).acquire_owned().await;
+            let (vm, floor) = (request.vm, request.min_epoch);
+            let outcome = blocking(move || {
+                let _permit = permit;
+                drover_dir_volume::fence(&directory, volume, vm, floor)
+            })
+            .await;
+            results.push((volume, outcome.map(proof).map_err(|error| refusal(&error))));
+        }
+        results
+    }
+}
+
+fn proof(proof: FenceProof) -> VolumeFence {
+    let previous =
+        proof.previous.map(|owner| VolumeOwner { vm: owner.vm, node: owner.node, epoch: owner.epoch });
+    VolumeFence { volume: proof.volume, epoch: proof.epoch, previous }
+}
+
+fn refusal(error: &LockError) -> FenceRefusal {
+    FenceRefusal(describe(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_dir_volume::{Owner, VolumeLock};
+    use drover_ids::{NodeId, OwnerEpoch, VmId};
+    use drover_reconcile::FenceId;
+    use drover_units::Bytes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_volume_in_use_is_refused_and_a_free_one_is_fenced_for_good() {
+        let directory = tempfile::tempdir().unwrap();
+        let name = Name::new("default").unwrap();
+        let pools = Pools::open([(name.clone(), directory.path().to_owned())].into()).unwrap();
+        let pool = pools.get(&name).unwrap();
+        let (volume, vm) = (VolumeId::from_u128(1), VmId::from_u128(2));
+        let owner = Owner { vm, node: NodeId::from_u128(3), epoch: OwnerEpoch::new(1), pid: 4 };
+        pool.create_volume(volume, Bytes::mib(1)).unwrap();
+        let open =
+            || std::fs::OpenOptions::new().read(true).write(true).open(pool.volume_path(volume)).unwrap();
+        let file = open();
+        let lock = VolumeLock::acquire(&file, &pool.sidecar_path(volume), owner).unwrap();
+        let elsewhere = Name::new("elsewhere").unwrap();
+        let request = FenceRequest {
+            id: FenceId::default(),
+            vm,
+            volumes: vec![(volume, name.clone()), (volume, elsewhere)],
+            min_epoch: OwnerEpoch::new(2),
+        };
+        let results = pools.fence(request.clone()).await;
+        let refusals: Vec<String> = results.iter().map(|(_, result)| result.clone().unwrap_err().0).collect();
+        assert!(refusals[0].contains("pid 4"), "{refusals:?}");
+        assert!(refusals[1].contains("'elsewhere' is not configured"), "{refusals:?}");
+
+        lock.release();
+        drop(file);
+        let proof = pools.fence(request).await[0].1.clone().unwrap();
+        let previous = Some(VolumeOwner { vm, node: owner.node, epoch: owner.epoch });
+        assert_eq!(proof, VolumeFence { volume, epoch: OwnerEpoch::new(2), previous });
+        assert!(VolumeLock::acquire(&open(), &pool.sidecar_path(volume), owner).is_err());
+    }
+}

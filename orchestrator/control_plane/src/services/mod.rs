@@ -1,0 +1,48 @@
+//! The gRPC services: each turns messages into requests to the cluster, and what it sees into messages.
+
+mod console;
+mod events;
+mod images;
+mod nodes;
+mod operations;
+mod registry;
+mod vms;
+mod volumes;
+mod watching;
+
+use std::sync::Arc;
+
+use drover_driver::Cluster;
+use drover_reconcile::{Timers, admission::RequestIdentity};
+use uuid::Uuid;
+
+use crate::{agents::AgentConnections, pools::Pools, state_dir::StateDir};
+
+pub(crate) use volumes::sweep;
+
+/// What every service works with. Clones share it.
+#[derive(Debug)]
+pub(crate) struct Api<S> {
+    pub(crate) cluster: Cluster<S>,
+    pub(crate) pools: Pools,
+    pub(crate) agents: AgentConnections,
+    pub(crate) timers: Timers,
+    pub(crate) state_dir: Arc<StateDir>,
+}
+
+impl<S> Clone for Api<S> {
+    fn clone(&self) -> Self {
+        Self {
+            cluster: self.cluster.clone(),
+            pools: self.pools.clone(),
+            agents: self.agents.clone(),
+            timers: self.timers,
+            state_dir: Arc::clone(&self.state_dir),
+        }
+    }
+}
+
+/// How a request wants to be recognised.
+fn identity(request_id: String) -> RequestIdentity {
+    RequestIdentity { request_id, random: Uuid::new_v4().as_u128() }
+}

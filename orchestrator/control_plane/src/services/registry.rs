@@ -1,0 +1,65 @@
+//! The agents' side: registration and heartbeats.
+
+use std::time::Duration;
+
+use drover_ids::{OwnerEpoch, VmId};
+use drover_ports::Store;
+use drover_reconcile::{HeartbeatAnswer, admission};
+use drover_wire::node::v1::{
+    HeartbeatRequest, HeartbeatResponse, RegisterRequest, RegisterResponse, StaleVm, Timers,
+    node_registry_server::NodeRegistry,
+};
+use tonic::{Request, Response, Status};
+
+use super::Api;
+use crate::{
+    convert,
+    status::{gone, submit_failed},
+};
+
+#[tonic::async_trait]
+impl<S: Store> NodeRegistry for Api<S> {
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterResponse>, Status> {
+        let registration = convert::registration(request.into_inner())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let node = registration.node;
+        let admitted = self.cluster.submit(move |view| {
+            let txn = admission::register_node(view.state, &registration, view.now.wall)?;
+            Ok(((), txn))
+        });
+        admitted.await.map_err(submit_failed)?;
+        tracing::info!(%node, "a node's agent has registered");
+        let timers = self.timers.get();
+        let ms = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
+        Ok(Response::new(RegisterResponse {
+            timers: Some(Timers {
+                heartbeat_interval_ms: ms(timers.heartbeat),
+                pause_after_ms: ms(timers.pause_after),
+                kill_after_ms: ms(timers.kill_after),
+            }),
+        }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatResponse>, Status> {
+        let heartbeat = convert::heartbeat(request.into_inner())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        match self.cluster.heartbeat(heartbeat).await.map_err(gone)? {
+            HeartbeatAnswer::Unknown { node, .. } => {
+                let problem = format!("node_id: node {node} is not registered with this incarnation");
+                Err(Status::not_found(format!("{problem}; call Register first")))
+            }
+            HeartbeatAnswer::Known { lease_granted, reap, .. } => {
+                let stale =
+                    |(vm, epoch): (VmId, OwnerEpoch)| StaleVm { vm_id: vm.to_string(), epoch: epoch.get() };
+                let reap = reap.into_iter().map(stale).collect();
+                Ok(Response::new(HeartbeatResponse { lease_granted, reap }))
+            }
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! VMs.
+
+use drover_cluster_state::{ClusterState, Stored, Vm};
+use drover_dir_volume::{LockError, OwnerRecord};
+use drover_ids::{OperationId, VmId, VolumeId};
+use drover_ports::Store;
+use drover_reconcile::admission::{self, AdmissionError, Admitted, CreateVm, MigrateVm};
+use drover_wire::control::v1::{
+    self as wire, ConsoleRequest, CreateVmRequest, DeleteVmRequest, GetVmRequest, ListVmsRequest,
+    ListVmsResponse, LogsRequest, MigrateVmRequest, StartVmRequest, StopVmRequest, vms_server::Vms,
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    Api,
+    console::{self, ConsoleStream},
+    identity,
+};
+use crate::{
+    convert,
+    paging::PageRequest,
+    pools::blocking,
+    status::{describe, gone, invalid, no_such, submit_failed},
+};
+
+/// The VM a client means, by id or name.
+pub(super) fn find<'a>(state: &'a ClusterState, text: &str) -> Result<&'a Stored<Vm>, Status> {
+    let by_id = text.parse::<VmId>().ok().and_then(|id| state.vms.get(&id));
+    by_id.or_else(|| state.vm_named(text)).ok_or_else(|| no_such("vm", "VM", text))
+}
+
+fn outcome(admitted: Admitted) -> (OperationId, Option<drover_cluster_state::Txn>) {
+    (admitted.operation, admitted.txn)
+}
+
+impl<S: Store> Api<S> {
+    /// Carries out an admission that ends in an operation.
+    async fn operate(
+        &self,
+        admit: impl Fn(drover_driver::View<'_>) -> Result<Admitted, AdmissionError> + Clone + Send + 'static,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let admitted = self.cluster.submit(move |view| admit(view).map(outcome));
+        let operation = admitted.await.map_err(submit_failed)?;
+        self.operation(operation).await.map(Response::new)
+    }
+
+    /// Lets volumes go from VMs that have been deleted, so that their new VM can acquire them: on disk a volume stays
+    /// with its last VM until it is told otherwise (see `drover-dir-volume`), and that VM is known to be gone only here.
+    async fn detach_from_deleted_vms(&self, volumes: Vec<String>) -> Result<(), Status> {
+        let free = move |state: &ClusterState| -> Vec<(VolumeId, drover_cluster_state::Name)> {
+            let named = |text: &String| {
+                let by_id = text.parse::<VolumeId>().ok().and_then(|id| state.volumes.get(&id));
+                by_id.or_else(|| state.volume_named(text))
+            };
+            let free = volumes.iter().filter_map(named).filter(|volume| volume.attached.is_none());
+            free.map(|volume| (volume.id, volume.pool.clone())).collect()
+        };
+        let free = self.cluster.read(move |view| free(view.state)).await.map_err(gone)?;
+        for (volume, pool) in free {
+            // Admission says what is wrong with a pool that is not there.
+            let Some(pool) = self.pools.get(&pool).cloned() else { continue };
+            let sidecar = pool.sidecar_path(volume);
+            let record = blocking(move || drover_dir_volume::read_record(&sidecar)).await;
+            let record =
+                record.map_err(|error| Status::internal(format!("spec.volumes: {}", describe(&error))))?;
+            let Some(vm) = record.as_ref().map(OwnerRecord::vm) else { continue };
+            // Ids are never used again: a VM that is not there will not be.
+            if self.cluster.read(move |view| view.state.vms.contains_key(&vm)).await.map_err(gone)? {
+                continue;
+            }
+            match blocking(move || drover_dir_volume::detach(&pool, volume, vm)).await {
+                // Another request was faster.
+                Ok(()) | Err(LockError::OtherVm { .. }) => {}
+                Err(error) => {
+                    let problem =
+                        format!("spec.volumes: volume {volume} cannot be attached: {}", describe(&error));
+                    return Err(Status::failed_precondition(problem));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl<S: Store> Vms for Api<S> {
+    async fn create_vm(
+        &self,
+        request: Request<CreateVmRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let CreateVmRequest { request_id, spec } = request.into_inner();
+        let spec = spec.ok_or_else(|| invalid("spec", "it is missing", "what the VM is to be"))?;
+        let request = CreateVm {
+            name: spec.name,
+            vcpus: spec.vcpus,
+            memory_bytes: spec.memory_bytes,
+            image: spec.image,
+            cmdline: spec.cmdline,
+            volumes: spec.volumes,
+            anti_affinity_group: spec.anti_affinity_group,
+            priority: spec.priority,
+            start: true,
+        };
+        self.detach_from_deleted_vms(request.volumes.clone()).await?;
+        let identity = identity(request_id);
+        self.operate(move |view| admission::create_vm(view.state, &request, &identity, view.now.wall)).await
+    }
+
+    async fn start_vm(&self, request: Request<StartVmRequest>) -> Result<Response<wire::Operation>, Status> {
+        let StartVmRequest { request_id, vm } = request.into_inner();
+        let identity = identity(request_id);
+        self.operate(move |view| admission::start_vm(view.state, &vm, &identity, view.now.wall)).await
+    }
+
+    async fn stop_vm(&self, request: Request<StopVmRequest>) -> Result<Response<wire::Operation>, Status> {
+        let StopVmRequest { request_id, vm } = request.into_inner();
+        let identity = identity(request_id);
+        self.operate(move |view| admission::stop_vm(view.state, &vm, &identity, view.now.wall)).await
+    }
+
+    async fn migrate_vm(
+        &self,
+        request: Request<MigrateVmRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let MigrateVmRequest { request_id, vm, target_node, downtime_target_ms } = request.into_inner();
+        let request = MigrateVm { vm, target_node, downtime_target_ms };
+        let identity = identity(request_id);
+        self.operate(move |view| admission::migrate_vm(view.state, &request, &identity, view.now.wall)).await
+    }
+
+    async fn delete_vm(
+        &self,
+        request: Request<DeleteVmRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let DeleteVmRequest { request_id, vm } = request.into_inner();
+        let identity = identity(request_id);
+        self.operate(move |view| admission::delete_vm(view.state, &vm, &identity, view.now.wall)).await
+    }
+
+    async fn get_vm(&self, request: Request<GetVmRequest>) -> Result<Response<wire::Vm>, Status> {
+        let text = request.into_inner().vm;
+        let get = move |state: &ClusterState| find(state, &text).map(|vm| convert::vm(state, vm));
+        self.cluster.read(move |view| get(view.state)).await.map_err(gone)?.map(Response::new)
+    }
+
+    async fn list_vms(&self, request: Request<ListVmsRequest>) -> Result<Response<ListVmsResponse>, Status> {
+        let request = request.into_inner();
+        let page = PageRequest::new("vm", request.page_size, &request.page_token)?;
+        let list = move |state: &ClusterState| {
+            let all = state.vms.values().map(|vm| (vm.spec.name.to_string(), vm)).collect();
+            let (vms, next_page_token) = page.take(all);
+            ListVmsResponse {
+                vms: vms.into_iter().map(|vm| convert::vm(state, vm)).collect(),
+                next_page_token,
+            }
+        };
+        self.cluster.read(move |view| list(view.state)).await.map(Response::new).map_err(gone)
+    }
+
+    type ConsoleStream = ConsoleStream;
+
+    async fn console(
+        &self,
+        request: Request<Streaming<ConsoleRequest>>,
+    ) -> Result<Response<Self::ConsoleStream>, Status> {
+        console::attach(self, request.into_inner()).await.map(Response::new)
+    }
+
+    type LogsStream = ConsoleStream;
+
+    async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        console::logs(self, request.into_inner()).await.map(Response::new)
+    }
+}

@@ -1,0 +1,138 @@
+//! An import's stream, as a reader for code that waits for storage.
+
+use std::{
+    io::{self, Read},
+    time::Duration,
+};
+
+use drover_wire::control::v1::{ImportHeader, ImportRequest, import_request::Part};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use crate::status::invalid;
+
+/// Messages that wait for the storage. With the client's own, some MiB.
+const MESSAGES_AHEAD: usize = 2;
+/// A client that sends nothing for this long has gone.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// The first message.
+pub(crate) async fn header(requests: &mut Streaming<ImportRequest>) -> Result<ImportHeader, Status> {
+    match next(requests).await?.and_then(|request| request.part) {
+        Some(Part::Header(header)) => Ok(header),
+        _ => Err(invalid("part", "the first message is not a header", "one header, then the bytes")),
+    }
+}
+
+async fn next(requests: &mut Streaming<ImportRequest>) -> Result<Option<ImportRequest>, Status> {
+    match tokio::time::timeout(IDLE_MAX, requests.message()).await {
+        Ok(message) => message,
+        Err(_) => {
+            Err(Status::deadline_exceeded(format!("the upload stood still for {} s", IDLE_MAX.as_secs())))
+        }
+    }
+}
+
+/// The bytes that follow. Fed by [`feed`].
+#[derive(Debug)]
+pub(crate) struct Upload {
+    chunks: mpsc::Receiver<Result<Vec<u8>, Status>>,
+    chunk: Vec<u8>,
+    taken: usize,
+    ended: bool,
+}
+
+/// Where [`feed`] puts the bytes.
+pub(crate) type Feeder = mpsc::Sender<Result<Vec<u8>, Status>>;
+
+impl Upload {
+    pub(crate) fn new() -> (Feeder, Self) {
+        let (feeder, chunks) = mpsc::channel(MESSAGES_AHEAD);
+        (feeder, Self { chunks, chunk: Vec::new(), taken: 0, ended: false })
+    }
+}
+
+/// Hands on what arrives, until it ends, breaks off, or nobody reads any more. A stream that breaks off is an error
+/// for the reader: it must not take it for the end.
+pub(crate) async fn feed(mut requests: Streaming<ImportRequest>, feeder: Feeder) {
+    loop {
+        let chunk = match next(&mut requests).await {
+            Ok(Some(ImportRequest { part: Some(Part::Data(data)) })) => Ok(data),
+            Ok(Some(_)) => Err(invalid("part", "a message is not data", "one header, then the bytes")),
+            // Told apart from a sender that was dropped.
+            Ok(None) => Ok(Vec::new()),
+            Err(status) => Err(status),
+        };
+        let last = chunk.as_ref().map_or(true, Vec::is_empty);
+        if feeder.send(chunk).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+impl Read for Upload {
+    /// Blocks: not for async threads.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.taken == self.chunk.len() && !self.ended {
+            match self.chunks.blocking_recv() {
+                Some(Ok(chunk)) => {
+                    self.ended = chunk.is_empty();
+                    (self.chunk, self.taken) = (chunk, 0);
+                }
+                Some(Err(status)) => return Err(io::Error::other(status)),
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+        let left = &self.chunk[self.taken..];
+        let count = left.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&left[..count]);
+        self.taken += count;
+        Ok(count)
+    }
+}
+
+/// The status that made an upload break off, if one did.
+pub(crate) fn broken_off<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Status> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(status) = inner.and_then(|inner| inner.downcast_ref::<Status>()) {
+            return Some(status);
+        }
+        next = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read_all(chunks: Vec<Result<Vec<u8>, Status>>) -> io::Result<Vec<u8>> {
+        let (feeder, mut upload) = Upload::new();
+        let reader = tokio::task::spawn_blocking(move || {
+            let mut bytes = Vec::new();
+            upload.read_to_end(&mut bytes).map(|_| bytes)
+        });
+        for chunk in chunks {
+            // The reader may have met an error before.
+            let _unread = feeder.send(chunk).await;
+        }
+        drop(feeder);
+        reader.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn chunks_are_read_in_order_up_to_the_end() {
+        let bytes = read_all(vec![Ok(b"ab".to_vec()), Ok(b"c".to_vec()), Ok(Vec::new())]).await.unwrap();
+        assert_eq!(bytes, b"abc");
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_breaks_off_is_not_an_end() {
+        let error = read_all(vec![Ok(b"ab".to_vec())]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let error = read_all(vec![Ok(b"ab".to_vec()), Err(Status::cancelled("gone"))]).await.unwrap_err();
+        assert_eq!(broken_off(&error).map(Status::message), Some("gone"));
+    }
+}
