@@ -1,18 +1,21 @@
 //! Finding a node for a VM, and reserving it.
 
+use std::time::Duration;
+
 use drover_cluster_state::{
-    Desired, Liveness, Node, NodeFence, Operation, OperationKind, OperationState, Ownership, OwnershipError,
-    Progress, Record, StopCause, Stored, Txn, Vm, event_kind,
+    Claim, Desired, Liveness, Node, NodeFence, Operation, OperationKind, OperationState, Ownership,
+    OwnershipError, Progress, Record, Right, StopCause, Stored, Txn, Vm, event_kind,
 };
 use drover_ids::NodeId;
 use drover_placement::{Decision, Inventory, Rejections, Request, decide};
-use std::time::Duration;
 
 use crate::{
-    planner::{Next, Planner},
+    planner::{Next, Planner, Standing, Wait},
     restart::{backoff, preferred_node},
 };
 
+/// How long a restart lets others of higher priority go first.
+const PRIORITY_WAIT: Duration = Duration::from_secs(1);
 /// A VM that fits nowhere is tried again after this.
 const PENDING_RETRY: Duration = Duration::from_secs(1);
 
@@ -35,6 +38,9 @@ impl Planner {
             let next_try = (failures > 0).then_some(due);
             return Next::Wait(Progress { detail, fencing: false, next_try });
         }
+        if self.more_important_first(vm) {
+            return Next::wait("restarting after VMs of higher priority");
+        }
         let request =
             Request { preferred: preferred_node(failures, vm.ownership.evidence()), ..Request::of(vm) };
         let (decision, took) = self.decide(&request);
@@ -42,6 +48,25 @@ impl Planner {
             Ok(decision) => self.reserve(vm, decision, took, |vm| vm.ownership.grant(decision.node)),
             Err(rejections) => self.nowhere(vm, &rejections, took),
         }
+    }
+
+    /// Whether a VM that lost its node should let others go first: those of higher priority that lost theirs as well,
+    /// and whose evidence is merely a moment later. Not for long: one that cannot be fenced must not hold up the rest.
+    fn more_important_first(&mut self, vm: &Stored<Vm>) -> bool {
+        let restarts =
+            |other: &Vm| other.desired == Desired::Running && other.spec.priority > vm.spec.priority;
+        let moment = self.now.moment;
+        let waits = |other: &Vm| match other.ownership.right() {
+            Right::Unowned => {
+                let next_try = self.memory.get(&other.id).and_then(|memory| memory.next_try);
+                next_try.is_none_or(|next_try| next_try <= moment)
+            }
+            _ => other.ownership.candidates().any(|c| self.standing(c.node) == Standing::Lost),
+        };
+        let others = self.state.vms.values().any(|other| restarts(other) && waits(other));
+        others
+            && !vm.restarts.last_reason.is_empty()
+            && self.waited(vm.id, Wait::Priority, vm.ownership.highest()) < PRIORITY_WAIT
     }
 
     /// A placement decision, and how long it took.
@@ -132,10 +157,7 @@ impl Planner {
     /// Takes back a start that somebody has cancelled before the VM ran.
     pub(crate) fn take_back_start(&mut self, vm: &Stored<Vm>) -> Option<Next> {
         let operation = self.running_operation(vm).filter(|operation| operation.cancel_requested)?;
-        let runs = matches!(
-            vm.ownership.right(),
-            drover_cluster_state::Right::Owned { claim: drover_cluster_state::Claim::Taken, .. }
-        );
+        let runs = matches!(vm.ownership.right(), Right::Owned { claim: Claim::Taken, .. });
         if runs || !matches!(operation.kind, OperationKind::VmCreate | OperationKind::VmStart) {
             return None;
         }

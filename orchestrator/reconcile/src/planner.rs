@@ -43,6 +43,8 @@ pub(crate) enum Wait {
     Commit,
     /// The source is gone and the target may still have received everything.
     TargetAlone,
+    /// VMs of higher priority lost their node as well.
+    Priority,
     /// A node that is heard does not list a process that it should have.
     Vanished,
 }

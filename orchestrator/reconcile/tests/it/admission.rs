@@ -1,0 +1,145 @@
+//! What is refused, and with which words.
+
+use drover_reconcile::admission::{AdmissionError, Category};
+
+use crate::world::World;
+
+fn check(
+    result: Result<drover_ids::OperationId, AdmissionError>,
+    field: &str,
+    category: Category,
+    words: &[&str],
+) {
+    let error = result.expect_err("it is refused");
+    assert_eq!((error.field(), error.category()), (field, category), "{error}");
+    for word in words {
+        assert!(error.to_string().contains(word), "'{word}' is not in: {error}");
+    }
+}
+
+/// A world in which "web" runs on n1, with volume "data"; n3 is small.
+fn world() -> World {
+    let mut world = World::new(1, &[4, 4, 1]);
+    world.volume("data");
+    world.volume("spare");
+    let operation = world.create("web", |vm| (vm.vcpus, vm.volumes) = (2, vec!["data".to_owned()])).unwrap();
+    world.until("it runs", std::time::Duration::from_secs(5), |w| w.ended(operation).is_some());
+    assert_eq!(world.runs_on("web").as_deref(), Some("n1"));
+    world
+}
+
+/// Refusals change nothing: the store is the same afterwards.
+fn refused(
+    field: &str,
+    category: Category,
+    words: &[&str],
+    ask: impl FnOnce(&mut World) -> Result<drover_ids::OperationId, AdmissionError>,
+) {
+    let mut world = world();
+    let before = world.store.clone();
+    let result = ask(&mut world);
+    check(result, field, category, words);
+    assert_eq!(world.store, before);
+}
+
+#[test]
+fn an_unknown_image_is_answered_with_those_there_are() {
+    refused("spec.image", Category::NotFound, &["no image 'debian'", "there is: probe"], |w| {
+        w.create("x", |vm| vm.image = "debian".to_owned())
+    });
+}
+
+#[test]
+fn memory_below_what_the_image_needs_is_answered_with_what_it_needs() {
+    refused(
+        "spec.memory_bytes",
+        Category::InvalidArgument,
+        &["image 'probe'", "at least 16 MiB (16777216 bytes)"],
+        |w| w.create("x", |vm| vm.memory_bytes = 1 << 20),
+    );
+    refused("spec.memory_bytes", Category::InvalidArgument, &["a multiple of 4096"], |w| {
+        w.create("x", |vm| vm.memory_bytes = (64 << 20) + 1)
+    });
+}
+
+#[test]
+fn cpus_names_and_command_lines_have_limits() {
+    refused("spec.vcpus", Category::InvalidArgument, &["1 to 254"], |w| w.create("x", |vm| vm.vcpus = 0));
+    refused("spec.name", Category::InvalidArgument, &["'a b' is not a name"], |w| w.create("a b", |_| {}));
+    refused("spec.cmdline", Category::InvalidArgument, &["printable ASCII"], |w| {
+        w.create("x", |vm| vm.cmdline = "a\nb".to_owned())
+    });
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused() {
+    refused("spec.name", Category::AlreadyExists, &["'web' is taken by VM"], |w| w.create("web", |_| {}));
+}
+
+#[test]
+fn a_volume_is_attached_once() {
+    refused("spec.volumes", Category::FailedPrecondition, &["'data' is attached to VM 'web'"], |w| {
+        w.create("x", |vm| vm.volumes = vec!["data".to_owned()])
+    });
+    refused("spec.volumes", Category::InvalidArgument, &["'spare' is listed twice"], |w| {
+        w.create("x", |vm| vm.volumes = vec!["spare".to_owned(), "spare".to_owned()])
+    });
+    refused("spec.volumes", Category::NotFound, &["no volume 'sapre'", "there is: data, spare"], |w| {
+        w.create("x", |vm| vm.volumes = vec!["sapre".to_owned()])
+    });
+}
+
+#[test]
+fn a_migration_needs_another_node_that_is_ready_and_has_room() {
+    refused(
+        "target_node",
+        Category::InvalidArgument,
+        &["already runs on node 'n1'", "one of: n2, n3"],
+        |w| w.migrate("web", "n1"),
+    );
+    refused("target_node", Category::NotFound, &["no node 'n9'", "there is: n1, n2, n3"], |w| {
+        w.migrate("web", "n9")
+    });
+    refused("target_node", Category::ResourceExhausted, &["n3: needs 2 vCPU(s), 1 of 1 free"], |w| {
+        w.migrate("web", "n3")
+    });
+    refused("vm", Category::NotFound, &["no VM 'wbe'", "there is: web"], |w| w.migrate("wbe", "n2"));
+}
+
+#[test]
+fn a_migration_to_a_node_that_is_down_is_refused() {
+    let mut world = world();
+    world.kill_node("n2");
+    world.run(2_500);
+    check(
+        world.migrate("web", "n2"),
+        "target_node",
+        Category::FailedPrecondition,
+        &["'n2' is suspect, not ready", "one of: n3"],
+    );
+    world.run(10_000);
+    check(
+        world.migrate("web", "n2"),
+        "target_node",
+        Category::FailedPrecondition,
+        &["'n2' is fenced, not ready", "one of: n3"],
+    );
+}
+
+#[test]
+fn a_vm_that_is_being_moved_is_busy() {
+    let mut world = world();
+    world.migrate("web", "n2").unwrap();
+    world.run(100);
+    check(world.migrate("web", "n2"), "vm", Category::FailedPrecondition, &["busy", "vm.migrate"]);
+}
+
+#[test]
+fn what_is_already_so_is_refused() {
+    refused("vm", Category::FailedPrecondition, &["already to run"], |w| w.start("web"));
+    let mut world = world();
+    let stop = world.stop("web").unwrap();
+    world.until("stopped", std::time::Duration::from_secs(5), |w| w.ended(stop).is_some());
+    check(world.stop("web"), "vm", Category::FailedPrecondition, &["already to be stopped"]);
+    check(world.migrate("web", "n2"), "vm", Category::FailedPrecondition, &["does not run"]);
+}

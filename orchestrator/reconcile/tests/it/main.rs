@@ -1,0 +1,7 @@
+//! The planner against a world that it does not know: agents, disks and a store made of plain data, with a clock, a
+//! network and faults of their own. Scenarios say what must come of one situation; the simulation makes situations up.
+
+mod admission;
+mod scenarios;
+mod simulation;
+mod world;
