@@ -2,6 +2,7 @@
 //! network and faults of their own. Scenarios say what must come of one situation; the simulation makes situations up.
 
 mod admission;
+mod lease;
 mod scenarios;
 mod simulation;
 mod world;

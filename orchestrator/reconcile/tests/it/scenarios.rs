@@ -230,6 +230,20 @@ fn a_vm_moves_live_and_the_operation_says_what_it_cost() {
 }
 
 #[test]
+fn a_move_that_is_quicker_than_the_targets_reports_is_not_taken_for_a_loss() {
+    let mut world = one_vm();
+    let migrate = world.migrate("web", "n2").unwrap();
+    world.host("n2").mute = true;
+    world.until("it has moved", SOON, |w| w.owner("web").as_deref() == Some("n2"));
+    world.run(100);
+    world.host("n2").mute = false;
+    world.until("done", SOON, |w| w.ended(migrate) == Some(OperationState::Done));
+    world.run(5_000);
+    assert_eq!(world.runs_on("web").as_deref(), Some("n2"));
+    assert_eq!(world.vm("web").restarts.count, 0);
+}
+
+#[test]
 fn a_migration_that_is_cancelled_leaves_the_vm_where_it_was() {
     let mut world = one_vm();
     let migrate = world.migrate("web", "n2").unwrap();

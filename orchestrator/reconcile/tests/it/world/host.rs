@@ -87,6 +87,8 @@ pub(crate) struct Host {
     pub(crate) agent: bool,
     /// The control plane can be reached.
     pub(crate) linked: bool,
+    /// Its heartbeats do not arrive, though it can be called.
+    pub(crate) mute: bool,
     pub(crate) registered: bool,
     pub(crate) start: u32,
     pub(crate) sequence: u64,
@@ -110,6 +112,7 @@ impl Host {
             up: true,
             agent: true,
             linked: true,
+            mute: false,
             registered: false,
             start: 1,
             sequence: 0,

@@ -1,6 +1,6 @@
 //! What happens when, and how reliably.
 
-use drover_cluster_state::{Change, Moment, RunState, Txn};
+use drover_cluster_state::{Change, Moment, NodeFence, RunState, Txn};
 use drover_ids::{NodeId, VmId};
 use drover_reconcile::{
     AgentAnswer, AgentCall, CallError, CommitId, CommitOutcome, Effect, Event, FenceRefusal, FenceRequest,
@@ -243,7 +243,7 @@ impl World {
         host.sequence += 1;
         let vms = host.processes.iter().map(|(vm, process)| (*vm, process.report.clone())).collect();
         let heartbeat = Heartbeat { node, incarnation: host.incarnation(), sequence: host.sequence, vms };
-        if self.rng.chance(self.weather.loss) {
+        if self.hosts[&node].mute || self.rng.chance(self.weather.loss) {
             return;
         }
         let (sent, delay) = (self.now, self.weather.delay(&mut self.rng));
@@ -255,6 +255,10 @@ impl World {
         self.heartbeat_answer = None;
         self.feed(Event::Heartbeat(heartbeat));
         let Some(answer) = self.heartbeat_answer.take() else { return };
+        if let HeartbeatAnswer::Known { lease_granted: true, .. } = answer {
+            let fence = &self.store.nodes[&node].fence;
+            assert_eq!(*fence, NodeFence::Clear, "a lease for a node that was given up");
+        }
         if !self.rng.chance(self.weather.loss) {
             let delay = self.weather.delay(&mut self.rng);
             self.after(delay, Happening::AnswerArrives { node, start, sent, answer });
