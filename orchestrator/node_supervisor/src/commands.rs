@@ -64,6 +64,11 @@ impl Supervisor {
         let allowed = self.may_take_work(now);
         let next = Next { epoch, role, tickets: vec![ticket] };
         let Some(entry) = self.vms.get_mut(&vm) else {
+            // The end of this epoch has been confirmed, and the sender may have restarted the VM elsewhere since: this
+            // start was sent before that and is late.
+            if epoch <= self.floors.get(vm) {
+                return Err(Refusal::AlreadyEnded { epoch });
+            }
             self.launch(vm, allowed?, next, out);
             return Ok(());
         };

@@ -216,6 +216,19 @@ fn a_dead_process_is_reported_until_stop_acknowledges_it() {
 }
 
 #[test]
+fn a_start_that_is_overtaken_by_the_confirmed_end_of_its_epoch_is_refused() {
+    let ended = Some(Err(Refusal::AlreadyEnded { epoch: OwnerEpoch::new(1) }));
+    let mut node = Node::leased();
+    assert_eq!(answer(&node.command(1, Verb::Stop), 1), Some(Ok(Answer::Stopped { ended: false })));
+    assert_eq!(answer(&node.command(1, Verb::Ensure), 2), ended);
+    assert_eq!(launches(&node.command(2, Verb::Ensure)), [(1, 2)]);
+    let mut node = Node::running();
+    node.command(1, Verb::Stop);
+    node.step(Event::ProcessEnded { vm: VM, run: Run(1) });
+    assert_eq!(answer(&node.command(1, Verb::PrepareIncoming { migration: MIGRATION }), 3), ended);
+}
+
+#[test]
 fn a_launch_that_never_ran_may_be_repeated_under_its_epoch() {
     let mut node = Node::leased();
     node.command(1, Verb::Ensure);
