@@ -161,7 +161,9 @@ impl Planner {
                 vm,
                 Cause::Failure("its process was moved to a node that has no right to it".to_owned()),
             ),
-            RunState::Empty | RunState::Created => self.start(vm, owner),
+            RunState::Empty | RunState::Created if claim == Claim::Boot => self.start(vm, owner),
+            // A process that has run and does not say so yet, as after a restart of its agent.
+            RunState::Empty | RunState::Created => Next::wait("its process has not reported yet"),
             RunState::Committed | RunState::Paused | RunState::Incoming => {
                 Next::wait(format!("its process is {:?}", report.state))
             }

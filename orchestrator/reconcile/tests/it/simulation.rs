@@ -102,11 +102,7 @@ fn disturb(world: &mut World, fate: &mut Rng) {
     let name = format!("n{}", fate.range(1, 5));
     match fate.range(0, 40) {
         0 => world.kill_node(&name),
-        1..=3 => {
-            if !world.host(&name).up {
-                world.boot_node(&name);
-            }
-        }
+        1..=3 if !world.host(&name).up => world.boot_node(&name),
         4 => world.host(&name).linked = false,
         5..=8 => world.host(&name).linked = true,
         9 => world.host(&name).agent = false,
@@ -118,29 +114,20 @@ fn disturb(world: &mut World, fate: &mut Rng) {
             }
         }
         13 | 14 => world.kill_planner(),
-        15..=19 => {
-            if world.planner.is_none() {
-                world.start_planner();
-            }
-        }
-        20..=22 => {
-            let vms: Vec<_> = world.host(&name).processes.keys().copied().collect();
-            if let Some(vm) = fate.pick(&vms)
-                && let Some(called) = world.store.vms.get(&vm).map(|vm| vm.spec.name.to_string())
-            {
-                world.kill_process(&name, &called);
-            }
-        }
-        23 => {
-            let vms: Vec<_> = world.host(&name).processes.keys().copied().collect();
-            if let Some(vm) = fate.pick(&vms)
-                && let Some(called) = world.store.vms.get(&vm).map(|vm| vm.spec.name.to_string())
-            {
-                world.shut_down_guest(&name, &called);
+        15..=19 if world.planner.is_none() => world.start_planner(),
+        fault @ 20..=23 => {
+            if let Some(vm) = some_vm_on(world, fate, &name) {
+                if fault == 23 { world.shut_down_guest(&name, &vm) } else { world.kill_process(&name, &vm) }
             }
         }
         _ => {}
     }
+}
+
+fn some_vm_on(world: &mut World, fate: &mut Rng, node: &str) -> Option<String> {
+    let vms: Vec<_> = world.host(node).processes.keys().copied().collect();
+    let vm = fate.pick(&vms)?;
+    world.store.vms.get(&vm).map(|vm| vm.spec.name.to_string())
 }
 
 fn repair(world: &mut World) {

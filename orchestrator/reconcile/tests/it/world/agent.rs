@@ -48,7 +48,7 @@ impl World {
             return refuse("this epoch has ended here");
         }
         if !self.may_run(&self.hosts[&node]) {
-            return refuse("no lease");
+            return Err(CallError::Unanswered("no lease".to_owned()));
         }
         self.stop_vm(node, vm, OwnerEpoch::new(epoch.get() - 1))?;
         let host = self.hosts.get_mut(&node).unwrap();
@@ -100,8 +100,11 @@ impl World {
             Some(process) if process.report.epoch >= epoch => return refuse("this epoch has ended here"),
             _ => {}
         }
-        if host.floor(vm) >= epoch || !self.may_run(host) {
-            return refuse("no lease, or an epoch that has ended");
+        if host.floor(vm) >= epoch {
+            return refuse("this epoch has ended here");
+        }
+        if !self.may_run(host) {
+            return Err(CallError::Unanswered("no lease".to_owned()));
         }
         if self.hosts.get_mut(&node).map(|h| std::mem::take(&mut h.failing_starts)).is_some_and(|n| n > 0) {
             return refuse("no memory");

@@ -43,6 +43,7 @@ impl Weather {
 }
 
 /// Something that will happen.
+#[allow(clippy::large_enum_variant, reason = "a test's queue is short")]
 pub(crate) enum Happening {
     Tick {
         life: u64,
