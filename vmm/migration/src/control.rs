@@ -59,6 +59,10 @@ impl MigrationControl {
     /// The orchestrator's word to a source after Commit that the target has been fenced and the guest is the source's
     /// under `epoch`.
     ///
+    /// Fencing alone is not enough: a target that owned the volumes may have run and written them, and the RAM that
+    /// stands here is then older than the disks. The fence's proof names the last owner; where that is the target, the
+    /// guest is restarted from its disks instead, and this source is told to [`abandon`](Self::abandon).
+    ///
     /// # Errors
     /// [`GrantError`]; nothing has changed then.
     pub fn grant(&self, epoch: OwnerEpoch) -> Result<(), GrantError> {

@@ -117,7 +117,8 @@ pub trait MigratableGuest: Send {
     /// Takes exclusive ownership of every volume under `epoch`, all or none. Idempotent for an epoch already held.
     ///
     /// # Errors
-    /// Where a volume is owned by somebody else or by a newer epoch.
+    /// Where a volume is owned by somebody else or by a newer epoch. Also, at a source that released its volumes, where
+    /// the volume's record shows that somebody else has owned it since: this guest's RAM is then older than its disk.
     fn acquire_volumes(&mut self, epoch: OwnerEpoch) -> Result<(), GuestError>;
 
     /// Runs the machine: its devices, then its vCPUs. Undoes this driver's `pause` and no other: a machine that is

@@ -201,8 +201,10 @@ impl Target {
 
     /// Handles what has happened; says what to do.
     pub fn step(&mut self, now: Instant, event: Event) -> Vec<Effect> {
+        if let State::Ended(_) = self.state {
+            return Vec::new();
+        }
         let effects = match &self.state {
-            State::Ended(_) => Vec::new(),
             State::Acquiring | State::Resuming => self.after_commit(event),
             _ => self.before_commit(now, event),
         };
@@ -451,3 +453,6 @@ impl Target {
         effects
     }
 }
+
+#[cfg(test)]
+mod tests;

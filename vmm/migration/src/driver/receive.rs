@@ -178,8 +178,10 @@ impl<G: MigratableGuest> Driver<'_, G> {
                 }
             }
         }
-        self.progress
-            .publish(MigrationProgress { bytes_sent: self.received, ..self.machine.progress().clone() });
+        let progress = self.machine.progress();
+        if pages.is_none() || progress.phase != self.progress.latest().phase {
+            self.progress.publish(MigrationProgress { bytes_sent: self.received, ..progress.clone() });
+        }
     }
 
     fn count(&mut self, length: usize) {

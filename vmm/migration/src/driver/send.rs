@@ -56,6 +56,7 @@ pub fn send<G: MigratableGuest>(
         events: VecDeque::new(),
         deadline: &deadline,
         progress,
+        published: Instant::now(),
     };
     driver.execute(effects);
     loop {
@@ -84,7 +85,12 @@ struct Driver<'a, G> {
     events: VecDeque<Event>,
     deadline: &'a Cell<Option<Instant>>,
     progress: &'a ProgressHandle,
+    /// When progress was last published.
+    published: Instant,
 }
+
+/// How often the growing number of bytes is told to observers. A fast link sends a frame every 100 us.
+pub(super) const PUBLISH_INTERVAL: Duration = Duration::from_millis(50);
 
 impl<G: MigratableGuest> Driver<'_, G> {
     fn execute(&mut self, effects: Vec<Effect>) {
@@ -135,7 +141,10 @@ impl<G: MigratableGuest> Driver<'_, G> {
                 match self.outgoing.advance(&mut self.sink) {
                     Ok(Some(Event::PeerLost(reason))) => return self.last_word(reason),
                     Ok(Some(event)) => return event,
-                    Ok(None) => self.publish(),
+                    Ok(None) if now.saturating_duration_since(self.published) >= PUBLISH_INTERVAL => {
+                        self.publish()
+                    }
+                    Ok(None) => {}
                     Err(error) => self.interrupted(&error),
                 }
             } else if let Some(input) = self.control.wait(left) {
@@ -164,7 +173,8 @@ impl<G: MigratableGuest> Driver<'_, G> {
         self.events.extend([cause, Event::PeerLost(lost)]);
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.published = Instant::now();
         let bytes_sent = self.outgoing.wire();
         self.progress.publish(MigrationProgress { bytes_sent, ..self.machine.progress().clone() });
     }

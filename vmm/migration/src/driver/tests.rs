@@ -16,7 +16,7 @@ use drover_ids::{MigrationId, OwnerEpoch};
 use drover_saved_state::Envelope;
 use drover_units::Bytes;
 
-use super::{receive, send};
+use super::{receive, send, send::PUBLISH_INTERVAL};
 use crate::{
     MigrationControl, MigrationProgress, Phase, ProgressHandle,
     control::control,
@@ -403,25 +403,26 @@ fn a_peer_that_takes_nothing_does_not_keep_a_cancel_waiting() {
     let mut bench = Bench::new(Bytes::mib(64), 13);
     // Passes the first megabyte on, and then reads no more.
     let (end, ended) = mpsc::channel::<()>();
+    let (stop, stopped) = mpsc::channel::<()>();
     let mut passed = 0;
     let relay = Relay::start(bench.address(), [u64::MAX; 2], move |count| {
         passed += count;
         if passed > 1 << 20 {
+            stop.send(()).ok();
             // Until the test ends it, or gives up.
             ended.recv_timeout(PATIENCE).ok();
         }
     });
     bench.via = Some(relay.address);
     let running = bench.start();
-    // More than the sockets between can hold has not gone out: the source is stuck in a write.
-    let mut before = Bytes::ZERO;
-    loop {
-        let now = running.source_progress.latest().bytes_sent;
-        if now > Bytes::mib(1) && now == before {
-            break;
-        }
-        before = now;
-        wait(Duration::from_millis(100));
+    // The sockets in between are full, so that the source is stuck in a write.
+    stopped.recv_timeout(PATIENCE).unwrap();
+    let sent = || running.source_progress.latest().bytes_sent;
+    let mut before = sent();
+    wait(3 * PUBLISH_INTERVAL);
+    while sent() != before {
+        before = sent();
+        wait(3 * PUBLISH_INTERVAL);
     }
     let asked = Instant::now();
     running.source_control.cancel("enough");

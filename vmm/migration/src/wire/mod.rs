@@ -28,8 +28,8 @@
 //! The sequence number makes a lost, repeated or reordered frame an error at once, whatever carried it. The CRC finds
 //! faults, not forgeries: those are the transport's (TLS).
 //!
-//! Decoding is total: any bytes give a message or a [`WireError`], and nothing is allocated that the bytes at hand do
-//! not pay for. The encoding of version 1 is frozen in `testdata/wire_v1.golden`.
+//! Decoding is total: any bytes give a message or a [`WireError`], and a header makes its reader allocate no more than
+//! its kind's limit, which is little over 1 MiB for the largest. The encoding of version 1 is frozen in `testdata/wire_v1.golden`.
 
 mod bytes;
 mod frame;
