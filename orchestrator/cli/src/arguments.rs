@@ -31,11 +31,20 @@ pub(crate) struct Arguments {
 /// How commands that start an operation wait for its end.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Wait {
+    /// Wait for the operation to end (the default; undoes an earlier --no-wait)
+    #[arg(long, global = true, overrides_with = "no_wait")]
+    wait: bool,
     /// Print the operation and return at once instead of waiting for its end
     #[arg(long, global = true)]
     pub(crate) no_wait: bool,
     /// Give up waiting after this long, such as 90s or 5m; the operation goes on
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, global = true)]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = humantime::parse_duration,
+        global = true,
+        conflicts_with = "no_wait"
+    )]
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -173,9 +182,20 @@ pub(crate) enum VolumeCommand {
         pool: String,
     },
     /// Creates a volume from a raw file
-    Import(Import),
+    Import {
+        #[command(flatten)]
+        import: Import,
+        /// Size of the volume, where it is to be larger than the file
+        #[arg(long)]
+        size: Option<Bytes>,
+    },
     /// Lists volumes
     List,
+    /// Shows one volume
+    Show {
+        /// Name or id
+        volume: String,
+    },
     /// Deletes a volume that is not attached, and its data
     Delete {
         /// Name or id
@@ -196,7 +216,9 @@ pub(crate) enum ImageCommand {
     },
 }
 
+// The group that clap would make of this has the name of the subcommand's own.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub(crate) struct Import {
     /// Name of what is created
     pub(crate) name: String,
@@ -239,6 +261,9 @@ pub(crate) enum EventCommand {
         /// Only those of this VM, node or volume, by name or id
         #[arg(long)]
         subject: Option<String>,
+        /// Only those after this sequence number
+        #[arg(long, value_name = "SEQUENCE", default_value_t = 0)]
+        after: u64,
     },
     /// Prints events as they happen
     Watch {
@@ -278,5 +303,8 @@ mod tests {
         check("vm migrate web --downtime 0", false);
         check("vm stop web --timeout 5m", true);
         check("vm stop web --timeout soon", false);
+        check("vm stop web --no-wait --timeout 5m", false);
+        check("vm stop web --no-wait --wait", true);
+        check("volume import data disk.raw --size 1G", true);
     }
 }

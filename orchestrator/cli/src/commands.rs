@@ -3,17 +3,25 @@
 mod import;
 mod vm;
 
-use drover_client::api::{CreateVolumeRequest, Event, Operation};
+use std::time::Duration;
+
+use drover_client::{
+    Error,
+    api::{CreateVolumeRequest, Event, Operation},
+};
 
 use crate::{
     Session,
     arguments::{Command, EventCommand, ImageCommand, NodeCommand, OperationCommand, VolumeCommand},
     output::{
         EventRow, Format, ImageRow, NodeRow, OperationRow, VolumeRow, print_details, print_json_line,
-        print_row, print_rows, print_text,
+        print_note, print_row, print_rows, print_text, printable,
     },
     progress,
 };
+
+/// Before a broken watch is opened again.
+const REWATCH_PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(session: &Session, command: Command) -> anyhow::Result<()> {
     match command {
@@ -47,11 +55,17 @@ async fn volume(session: &Session, command: VolumeCommand) -> anyhow::Result<()>
             let volume = session.client.create_volume(request).await?;
             print_row(session.format, &VolumeRow::from(volume))
         }
-        VolumeCommand::Import(arguments) => import::volume(session, arguments).await,
+        VolumeCommand::Import { import, size } => import::volume(session, import, size).await,
         VolumeCommand::List => {
             print_rows(session.format, &rows::<_, VolumeRow>(session.client.list_volumes().await?))
         }
-        VolumeCommand::Delete { volume } => Ok(session.client.delete_volume(&volume).await?),
+        VolumeCommand::Show { volume } => {
+            print_details(session.format, &VolumeRow::from(session.client.get_volume(&volume).await?))
+        }
+        VolumeCommand::Delete { volume } => {
+            session.client.delete_volume(&volume).await?;
+            print_note(session.format, &format!("volume {volume} is deleted"))
+        }
     }
 }
 
@@ -61,7 +75,10 @@ async fn image(session: &Session, command: ImageCommand) -> anyhow::Result<()> {
         ImageCommand::List => {
             print_rows(session.format, &rows::<_, ImageRow>(session.client.list_images().await?))
         }
-        ImageCommand::Delete { image } => Ok(session.client.delete_image(&image).await?),
+        ImageCommand::Delete { image } => {
+            session.client.delete_image(&image).await?;
+            print_note(session.format, &format!("image {image} is deleted"))
+        }
     }
 }
 
@@ -77,7 +94,7 @@ async fn operation(session: &Session, command: OperationCommand) -> anyhow::Resu
         ),
         OperationCommand::Watch { operation } => {
             let operation = session.client.get_operation(&operation).await?;
-            let ended = progress::follow(&session.client, &operation, session.wait).await?;
+            let ended = follow(session, &operation).await?;
             print_details(session.format, &OperationRow::from(ended))
         }
         OperationCommand::Cancel { operation } => {
@@ -89,23 +106,28 @@ async fn operation(session: &Session, command: OperationCommand) -> anyhow::Resu
 
 async fn event(session: &Session, command: EventCommand) -> anyhow::Result<()> {
     match command {
-        EventCommand::List { subject } => {
-            let events = session.client.list_events(0, subject.as_deref()).await?;
+        EventCommand::List { subject, after } => {
+            let events = session.client.list_events(after, subject.as_deref()).await?;
             print_rows(session.format, &rows::<_, EventRow>(events))
         }
         EventCommand::Watch { subject, after } => {
-            let after = match after {
+            let mut last = match after {
                 Some(sequence) => sequence,
                 None => {
                     let events = session.client.list_events(0, None).await?;
                     events.last().map_or(0, |event| event.sequence)
                 }
             };
-            let mut events = session.client.watch_events(after, subject.as_deref()).await?;
-            while let Some(event) = events.message().await? {
-                print_event(session.format, event)?;
+            loop {
+                // Opening a watch retries, and fails when the control plane stays away. One that breaks, or that a
+                // control plane ends as it restarts, goes on where it was.
+                let mut events = session.client.watch_events(last, subject.as_deref()).await?;
+                while let Ok(Some(event)) = events.message().await {
+                    last = event.sequence;
+                    print_event(session.format, event)?;
+                }
+                tokio::time::sleep(REWATCH_PAUSE).await;
             }
-            Ok(())
         }
     }
 }
@@ -114,7 +136,7 @@ fn print_event(format: Format, event: Event) -> anyhow::Result<()> {
     let row = EventRow::from(event);
     match format {
         Format::Json => print_json_line(&row),
-        Format::Table => print_text(&row.line()),
+        Format::Table => print_text(&printable(&row.line())),
     }
 }
 
@@ -124,7 +146,18 @@ async fn settle(session: &Session, operation: Operation) -> anyhow::Result<Optio
         print_row(session.format, &OperationRow::from(operation))?;
         return Ok(None);
     }
-    progress::follow(&session.client, &operation, session.wait).await.map(Some)
+    follow(session, &operation).await.map(Some)
+}
+
+/// Waits for an operation's end. One that fails is printed for scripts, besides being an error.
+async fn follow(session: &Session, operation: &Operation) -> anyhow::Result<Operation> {
+    let outcome = progress::follow(&session.client, operation, session.wait).await;
+    if let (Format::Json, Err(error)) = (session.format, &outcome)
+        && let Some(Error::OperationFailed(ended) | Error::OperationCancelled(ended)) = error.downcast_ref()
+    {
+        print_row(session.format, &OperationRow::from((**ended).clone()))?;
+    }
+    outcome
 }
 
 fn rows<T, R: From<T>>(things: Vec<T>) -> Vec<R> {

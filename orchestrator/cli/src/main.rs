@@ -61,9 +61,17 @@ fn report(error: &anyhow::Error) {
     if is_broken_pipe(error) {
         return;
     }
-    eprintln!("error: {error:#}");
-    if let Some(Error::OperationFailed(operation)) = error.downcast_ref() {
-        output::print_rejections(operation);
+    eprintln!("error: {}", output::printable(&format!("{error:#}")));
+    match error.downcast_ref() {
+        Some(Error::OperationFailed(operation)) => output::print_rejections(operation),
+        Some(Error::WaitTimeout { id, .. }) => {
+            eprintln!("Watch it with:  drover operation watch {id}");
+            eprintln!("Cancel it with: drover operation cancel {id}");
+        }
+        Some(Error::Unreachable { .. }) => {
+            eprintln!("Is the control plane running? Name it with --server or DROVER_SERVER.");
+        }
+        _ => {}
     }
 }
 

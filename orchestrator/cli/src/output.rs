@@ -28,6 +28,8 @@ pub(crate) trait Row: Serialize {
     const TITLES: &'static [&'static str];
     /// One cell for each title.
     fn cells(&self) -> Vec<String>;
+    /// Everything there is to say, for people: empty texts are left out.
+    fn details(&self) -> Vec<(&'static str, String)>;
 }
 
 /// Prints a list.
@@ -51,21 +53,22 @@ pub(crate) fn print_details<R: Row>(format: Format, row: &R) -> anyhow::Result<(
     if format == Format::Json {
         return print_json(row);
     }
-    let serde_json::Value::Object(fields) = serde_json::to_value(row)? else {
-        return print_row(format, row);
-    };
-    let mut lines = Vec::new();
-    for (name, value) in fields {
-        let text = match value {
-            serde_json::Value::Null => continue,
-            serde_json::Value::String(text) if text.is_empty() => continue,
-            serde_json::Value::Array(items) if items.is_empty() => continue,
-            serde_json::Value::String(text) => text,
-            other => other.to_string(),
-        };
-        lines.push(vec![name, text]);
+    let details: Vec<_> = row.details().into_iter().filter(|(_, text)| !text.is_empty()).collect();
+    let width = details.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for (name, value) in details {
+        let indented = printable(&value).replace('\n', &format!("\n{:width$}  ", ""));
+        text.push_str(&format!("{name:width$}  {indented}\n"));
     }
-    print_table(&["FIELD", "VALUE"], lines)
+    print_text(&text)
+}
+
+/// Tells a person what has been done; a script knows by the exit status.
+pub(crate) fn print_note(format: Format, text: &str) -> anyhow::Result<()> {
+    match format {
+        Format::Json => Ok(()),
+        Format::Table => print_text(&format!("{}\n", printable(text))),
+    }
 }
 
 /// Prints one JSON object on a line of its own, for streams.
@@ -88,7 +91,7 @@ pub(crate) fn print_rejections(operation: &Operation) {
         .rejections
         .iter()
         .map(|rejection| vec![rejection.node_name.clone(), rejection.reasons.join("\n")]);
-    eprintln!("{}", table(&["NODE", "REFUSED BECAUSE"], rows));
+    eprint!("{}", lines(&table(&["NODE", "REFUSED BECAUSE"], rows)));
 }
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -96,10 +99,12 @@ fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 fn print_table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> anyhow::Result<()> {
-    // Without trailing blanks, so that tables can be pasted and compared.
-    let table = table(titles, rows).to_string();
-    let lines = table.lines().map(|line| format!("{}\n", line.trim_end()));
-    print_text(&lines.collect::<String>())
+    print_text(&lines(&table(titles, rows)))
+}
+
+/// The lines of a table without trailing blanks, so that they can be pasted and compared.
+fn lines(table: &Table) -> String {
+    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
@@ -109,7 +114,23 @@ fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table 
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(titles);
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
     table
+}
+
+/// The text without control characters: names, reasons and details come from elsewhere, and a terminal obeys what it
+/// is sent.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_command_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\r\nc"), "a\u{fffd}[2Jb\u{fffd}\nc");
+    }
 }

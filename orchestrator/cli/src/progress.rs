@@ -10,7 +10,7 @@ use crate::arguments::Wait;
 
 /// The wait was interrupted at the keyboard; the work goes on.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted; the operation goes on: drover operation watch {id}")]
+#[error("interrupted; the operation goes on. Watch it with: drover operation watch {id}")]
 pub(crate) struct Interrupted {
     id: String,
 }

@@ -6,9 +6,12 @@ use std::{
 };
 
 use anyhow::Context as _;
-use drover_client::Console;
+use drover_client::{Client, Console, Error, Streaming, vm_api::ConsoleOutput};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
-use tokio::sync::mpsc;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 
 /// Ctrl-], as telnet and virsh have it.
 const DETACH: u8 = 0x1d;
@@ -48,26 +51,32 @@ impl Drop for RawTerminal {
 pub(crate) enum Ended {
     Detached,
     ByTheVm,
+    BySignal,
 }
 
-/// Connects the terminal to a console until it ends, input ends, or Ctrl-] is typed.
-pub(crate) async fn attach(mut console: Console) -> anyhow::Result<Ended> {
+/// Connects the terminal to a console until it ends or Ctrl-] is typed.
+pub(crate) async fn attach(client: &Client, mut console: Console) -> anyhow::Result<Ended> {
+    // These would end the process with the terminal still raw.
+    let mut terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut hung_up = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let raw = RawTerminal::enter()?;
-    if raw.before.is_some() {
+    let interactive = raw.before.is_some();
+    if interactive {
         eprint!("attached; Ctrl-] detaches\r\n");
     }
     let mut keys = keyboard();
     let mut typing = true;
     loop {
         tokio::select! {
-            output = console.output.message() => match output.context("the console's connection broke")? {
+            output = next(client, &mut console.output) => match output? {
                 None => return Ok(Ended::ByTheVm),
                 Some(output) => show(&output.data, output.lost)?,
             },
             key = keys.recv(), if typing => match key {
                 None => typing = false,
                 Some(keys) => {
-                    let (before, detach) = until_detach(&keys);
+                    // What a script pipes in is the guest's, whatever it contains.
+                    let (before, detach) = if interactive { until_detach(&keys) } else { (&keys[..], false) };
                     if !before.is_empty() && !console.send(before.to_vec()).await {
                         return Ok(Ended::ByTheVm);
                     }
@@ -76,8 +85,18 @@ pub(crate) async fn attach(mut console: Console) -> anyhow::Result<Ended> {
                     }
                 }
             },
+            _ = terminated.recv() => return Ok(Ended::BySignal),
+            _ = hung_up.recv() => return Ok(Ended::BySignal),
         }
     }
+}
+
+/// The next part of a console's output; `None` at its end.
+pub(crate) async fn next(
+    client: &Client,
+    output: &mut Streaming<ConsoleOutput>,
+) -> Result<Option<ConsoleOutput>, Error> {
+    output.message().await.map_err(|status| Error::from_stream(client, &status))
 }
 
 /// Writes console bytes as they are; says how many were lost before them.

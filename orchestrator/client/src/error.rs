@@ -52,7 +52,7 @@ pub enum Error {
     #[error("{} of {} was cancelled: {}", .0.kind, .0.subject_name, .0.reason)]
     OperationCancelled(Box<Operation>),
     /// The operation goes on, but the caller's patience has ended.
-    #[error("operation {id} has not ended within {} s; it goes on", .waited.as_secs())]
+    #[error("operation {id} has not ended within {waited:?}; it goes on")]
     WaitTimeout {
         /// The operation, which can still be watched or cancelled.
         id: String,
@@ -84,6 +84,12 @@ impl Error {
                 Self::Refused { code, message: if message.is_empty() { code.to_string() } else { message } }
             }
         }
+    }
+
+    /// The error that ended a stream of `client`'s.
+    #[must_use]
+    pub fn from_stream(client: &crate::Client, status: &Status) -> Self {
+        client.error(status)
     }
 
     /// Whether the server was not reached, so that an idempotent call may be repeated.

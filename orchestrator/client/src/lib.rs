@@ -26,6 +26,7 @@ mod volumes;
 
 pub use drover_wire::control::v1 as api;
 pub use drover_wire::vm::v1 as vm_api;
+pub use tonic::Streaming;
 
 pub use connect::{Client, Options};
 pub use error::Error;

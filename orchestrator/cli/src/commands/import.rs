@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use drover_client::Import;
-use drover_units::Bytes;
+use drover_client::{Error, Import};
+use drover_units::{Bytes, SECTOR_SIZE};
 use tokio::fs::File;
 
 use crate::{
@@ -13,9 +13,22 @@ use crate::{
     progress::upload_bar,
 };
 
-pub(super) async fn volume(session: &Session, arguments: arguments::Import) -> anyhow::Result<()> {
-    let (file, import) = open(arguments).await?;
-    let bar = upload_bar(&import.name, import.size);
+pub(super) async fn volume(
+    session: &Session,
+    arguments: arguments::Import,
+    size: Option<Bytes>,
+) -> anyhow::Result<()> {
+    let (file, mut import) = open(arguments).await?;
+    let length = import.size;
+    // A volume has whole sectors, a file need not.
+    import.size = size.unwrap_or_else(|| Bytes::new(length.get().next_multiple_of(SECTOR_SIZE)));
+    if import.size < length {
+        return Err(Error::InvalidArgument {
+            message: format!("--size: {} is less than the {length} of the file", import.size),
+        }
+        .into());
+    }
+    let bar = upload_bar(&import.name, length);
     let volume = session.client.import_volume(import, file, |sent| bar.set_position(sent.get())).await;
     bar.finish_and_clear();
     print_row(session.format, &VolumeRow::from(volume?))

@@ -8,7 +8,7 @@ use drover_client::{
 use crate::{
     Session,
     arguments::{CreateVm, VmCommand},
-    output::{OperationRow, VmRow, print_details, print_row, print_rows},
+    output::{OperationRow, VmRow, print_details, print_note, print_row, print_rows},
     terminal::{self, Ended},
 };
 
@@ -38,18 +38,22 @@ pub(super) async fn run(session: &Session, command: VmCommand) -> anyhow::Result
                 None => Ok(()),
             }
         }
-        VmCommand::Delete { vm } => settle(session, client.delete_vm(&vm).await?).await.map(|_ended| ()),
+        VmCommand::Delete { vm } => match settle(session, client.delete_vm(&vm).await?).await? {
+            Some(ended) => print_note(session.format, &format!("{} is deleted", ended.subject_name)),
+            None => Ok(()),
+        },
         VmCommand::Console { vm } => {
             let console = client.console(&vm).await?;
-            match terminal::attach(console).await? {
-                Ended::Detached => eprintln!("\ndetached"),
+            match terminal::attach(client, console).await? {
+                Ended::Detached => eprintln!("\ndetached from {vm}"),
                 Ended::ByTheVm => eprintln!("\nthe console of {vm} has ended"),
+                Ended::BySignal => {}
             }
             Ok(())
         }
         VmCommand::Logs { vm, follow, tail } => {
             let mut log = client.logs(&vm, LogRange { tail, follow }).await?;
-            while let Some(part) = log.message().await? {
+            while let Some(part) = terminal::next(client, &mut log).await? {
                 terminal::show(&part.data, part.lost)?;
             }
             Ok(())

@@ -27,6 +27,15 @@ fn bytes(value: u64) -> String {
     Bytes::new(value).to_string()
 }
 
+/// A time span as people read it.
+fn micros(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} us"),
+        1_000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
+        _ => format!("{:.1} s", us as f64 / 1e6),
+    }
+}
+
 /// A node.
 #[derive(Debug, Serialize)]
 pub(crate) struct NodeRow {
@@ -76,6 +85,21 @@ impl Row for NodeRow {
             format!("{} / {}", bytes(self.memory_used_bytes), bytes(self.memory_bytes)),
             format!("{} ms ago", self.last_heartbeat_ms),
             self.address.clone(),
+        ]
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("name", self.name.clone()),
+            ("id", self.id.clone()),
+            ("state", self.state.clone()),
+            ("fence evidence", self.fence_evidence.clone()),
+            ("address", self.address.clone()),
+            ("last heartbeat", format!("{} ms ago", self.last_heartbeat_ms)),
+            ("vms", self.vm_count.to_string()),
+            ("vcpus", format!("{} of {} used", self.vcpus_used, self.vcpus)),
+            ("memory", format!("{} of {} used", bytes(self.memory_used_bytes), bytes(self.memory_bytes))),
+            ("version", self.version.clone()),
         ]
     }
 }
@@ -149,6 +173,29 @@ impl Row for VmRow {
             self.detail.clone(),
         ]
     }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("name", self.name.clone()),
+            ("id", self.id.clone()),
+            ("phase", self.phase.clone()),
+            ("detail", self.detail.clone()),
+            ("node", self.node.clone()),
+            ("vcpus", self.vcpus.to_string()),
+            ("memory", bytes(self.memory_bytes)),
+            ("image", self.image.clone()),
+            ("cmdline", self.cmdline.clone()),
+            ("volumes", self.volumes.join(", ")),
+            ("anti-affinity", self.anti_affinity_group.clone()),
+            ("priority", self.priority.to_string()),
+            ("epoch", self.owner_epoch.to_string()),
+            ("pid", self.pid.map(|pid| pid.to_string()).unwrap_or_default()),
+            ("restarts", self.restarts.to_string()),
+            ("fence evidence", self.last_fence_evidence.clone()),
+            ("first output after", self.boot_spawn_to_first_byte_us.map(micros).unwrap_or_default()),
+            ("created", self.created_at.clone()),
+        ]
+    }
 }
 
 /// A volume.
@@ -180,6 +227,17 @@ impl Row for VolumeRow {
 
     fn cells(&self) -> Vec<String> {
         vec![self.name.clone(), self.pool.clone(), bytes(self.size_bytes), self.vm.clone(), self.id.clone()]
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("name", self.name.clone()),
+            ("id", self.id.clone()),
+            ("pool", self.pool.clone()),
+            ("size", bytes(self.size_bytes)),
+            ("vm", self.vm.clone()),
+            ("created", self.created_at.clone()),
+        ]
     }
 }
 
@@ -217,6 +275,17 @@ impl Row for ImageRow {
             bytes(self.size_bytes),
             bytes(self.min_memory_bytes),
             self.sha256.chars().take(12).collect(),
+        ]
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("name", self.name.clone()),
+            ("pool", self.pool.clone()),
+            ("size", bytes(self.size_bytes)),
+            ("needs memory", bytes(self.min_memory_bytes)),
+            ("sha256", self.sha256.clone()),
+            ("created", self.created_at.clone()),
         ]
     }
 }
@@ -305,6 +374,37 @@ impl Row for OperationRow {
             self.reason.clone(),
         ]
     }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        let refused: Vec<_> = self
+            .rejections
+            .iter()
+            .map(|node| format!("{}: {}", node.node, node.reasons.join("; ")))
+            .collect();
+        let migration = self.migration.as_ref();
+        vec![
+            ("id", self.id.clone()),
+            ("kind", self.kind.clone()),
+            ("subject", self.subject.clone()),
+            ("state", format!("{}, {}%", self.state, self.percent)),
+            ("step", self.step.clone()),
+            ("reason", self.reason.clone()),
+            ("refused by", refused.join("\n")),
+            (
+                "moved",
+                migration.map(|m| format!("{} -> {}", m.source_node, m.target_node)).unwrap_or_default(),
+            ),
+            ("downtime", migration.map(|m| micros(m.downtime_us)).unwrap_or_default()),
+            (
+                "sent",
+                migration.map(|m| format!("{} in {} rounds", bytes(m.bytes), m.rounds)).unwrap_or_default(),
+            ),
+            ("took", migration.map(|m| micros(m.total_us)).unwrap_or_default()),
+            ("placement took", self.placement_us.map(micros).unwrap_or_default()),
+            ("created", self.created_at.clone()),
+            ("ended", self.ended_at.clone()),
+        ]
+    }
 }
 
 /// An event.
@@ -350,6 +450,10 @@ impl Row for EventRow {
             self.message.clone(),
         ]
     }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        Self::TITLES.iter().copied().zip(self.cells()).collect()
+    }
 }
 
 #[cfg(test)]
@@ -368,6 +472,11 @@ mod tests {
         assert_eq!(row.cells()[..2], ["web", "running"]);
         assert_eq!(row.cells()[4], "256 MiB");
         assert_eq!(serde_json::to_value(&row).unwrap()["phase"], "running");
+    }
+
+    #[test]
+    fn spans_are_short() {
+        assert_eq!([999, 1_000, 12_345, 4_100_000].map(micros), ["999 us", "1.0 ms", "12.3 ms", "4.1 s"]);
     }
 
     #[test]
