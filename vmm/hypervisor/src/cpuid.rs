@@ -114,6 +114,24 @@ const FEATURE_WORDS: [(u32, u32, &str); 12] = [
     (AMD_SIZES, 0, "EBX"),
 ];
 
+/// What a guest on this host is told about its processor, as far as it decides where else the guest can run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Processor {
+    /// Who made it: CPUID's twelve letters.
+    pub vendor: String,
+    /// The words that list features. A guest can move to a host that has every bit that is set here; the order is
+    /// fixed and only grows at its end.
+    pub features: Vec<u32>,
+}
+
+/// The processor behind `supported`.
+pub(crate) fn processor(supported: &CpuId) -> Processor {
+    let name = ["EBX", "EDX", "ECX"].map(|register| word(supported, 0, 0, register).to_le_bytes()).concat();
+    let features =
+        FEATURE_WORDS.map(|(function, index, register)| word(supported, function, index, register));
+    Processor { vendor: String::from_utf8_lossy(&name).into_owned(), features: features.to_vec() }
+}
+
 /// Whether a guest that was told `guest` can run where `host` could be told.
 pub(crate) fn check_features(guest: &CpuId, host: &CpuId) -> Result<(), StateError> {
     for (function, index, register) in FEATURE_WORDS {
@@ -145,6 +163,20 @@ pub(crate) fn from_entries(entries: &[kvm_cpuid_entry2]) -> Result<CpuId, Hyperv
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_processor_has_its_makers_name_and_its_features() {
+        // "AuthenticAMD", as AMD's APM volume 3 spells it in EBX, EDX and ECX.
+        let maker =
+            kvm_cpuid_entry2 { ebx: 0x6874_7541, edx: 0x6974_6e65, ecx: 0x444d_4163, ..Default::default() };
+        let features = kvm_cpuid_entry2 { function: FEATURES, ecx: 7, edx: 9, ..Default::default() };
+        let processor = processor(&CpuId::from_entries(&[maker, features]).unwrap());
+        assert_eq!(processor.vendor, "AuthenticAMD");
+        assert_eq!(
+            (processor.features.len(), &processor.features[..3]),
+            (FEATURE_WORDS.len(), [7, 9, 0].as_slice())
+        );
+    }
 
     fn supported() -> CpuId {
         let entry =

@@ -12,7 +12,7 @@ use drover_guest_memory::GuestMemory;
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::{HypervisorError, Vm, VmOptions, kick};
+use crate::{HypervisorError, Processor, Vm, VmOptions, cpuid, kick};
 
 /// Where KVM is.
 const DEVICE: &str = "/dev/kvm";
@@ -89,6 +89,14 @@ impl Hypervisor {
     /// [`HypervisorError::Call`] where KVM refuses.
     pub fn create_vm(&self, memory: &GuestMemory, options: VmOptions) -> Result<Vm, HypervisorError> {
         Vm::new(Arc::clone(&self.device), memory, options)
+    }
+
+    /// The processor that guests see on this host.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`] where KVM does not tell.
+    pub fn processor(&self) -> Result<Processor, HypervisorError> {
+        self.device.supported_cpuid().map(cpuid::processor)
     }
 }
 

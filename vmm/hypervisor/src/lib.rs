@@ -30,6 +30,7 @@ mod vm;
 mod vm_state;
 mod xsave;
 
+pub use cpuid::Processor;
 pub use error::{HypervisorError, StateError};
 pub use exit::{Exit, Fault, SystemEvent};
 pub use irq::{Gsi, IoEvent, IoEventAddress, IrqFd};
