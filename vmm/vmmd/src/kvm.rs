@@ -41,6 +41,13 @@ pub(crate) struct KvmVm {
     held: Held,
     owner: drover_block::Owner,
     disks: Vec<String>,
+    cpu: CpuShape,
+}
+
+/// A machine without a guest, on this processor.
+struct Assembled {
+    ready: DevicesReady,
+    cpu: CpuShape,
 }
 
 #[derive(Debug)]
@@ -64,7 +71,7 @@ impl Kvm {
         config: &VmConfig,
         ownership: Ownership,
         ended: EndSink,
-    ) -> Result<DevicesReady, Refused> {
+    ) -> Result<Assembled, Refused> {
         let planned = Planned::new(MachineConfig {
             vcpus: config.vcpus,
             memory: config.memory,
@@ -79,19 +86,21 @@ impl Kvm {
             console,
             events,
         )?;
-        Ok(ready)
+        let processor = hypervisor.processor().map_err(BuildError::from)?;
+        Ok(Assembled { ready, cpu: CpuShape { vendor: processor.vendor, features: processor.features } })
     }
 
     fn finish(
         &self,
         config: &VmConfig,
         owner: drover_block::Owner,
+        cpu: CpuShape,
         (machine, guard): (Machine, PauseGuard),
     ) -> KvmVm {
         let volumes: Vec<_> = config.disks.iter().map(|disk| disk.volume).collect();
         let disks = volumes.iter().map(VolumeId::to_string).collect();
         self.instruments.connect(machine.panel(), volumes);
-        KvmVm { machine, held: Held::Whole(guard), owner, disks }
+        KvmVm { machine, held: Held::Whole(guard), owner, disks, cpu }
     }
 }
 
@@ -102,13 +111,13 @@ impl Hypervisor for Kvm {
         let owner = volume_owner(owner);
         // Before anything is taken: the likeliest mistake of all is the kernel's name.
         let mut kernel = KernelImage::open(&config.kernel)?;
-        let ready = self.assemble(config, Ownership::Take(owner), ended)?;
-        Ok(self.finish(config, owner, ready.boot(&mut kernel)?))
+        let Assembled { ready, cpu } = self.assemble(config, Ownership::Take(owner), ended)?;
+        Ok(self.finish(config, owner, cpu, ready.boot(&mut kernel)?))
     }
 
     fn build_incoming(&mut self, config: &VmConfig, owner: Owner, ended: EndSink) -> Result<KvmVm, Refused> {
-        let ready = self.assemble(config, Ownership::Later, ended)?;
-        Ok(self.finish(config, volume_owner(owner), ready.receive()?))
+        let Assembled { ready, cpu } = self.assemble(config, Ownership::Later, ended)?;
+        Ok(self.finish(config, volume_owner(owner), cpu, ready.receive()?))
     }
 }
 
@@ -149,7 +158,7 @@ impl MigratableGuest for KvmVm {
             memory: self.machine.memory().layout().ranges().iter().map(Into::into).collect(),
             page_size: PAGE_SIZE as u32,
             devices: self.disks.iter().map(disk).collect(),
-            cpu: CpuShape::default(),
+            cpu: self.cpu.clone(),
         }
     }
 

@@ -161,7 +161,11 @@ impl<H: Hypervisor> VmThread<H> {
                 self.lifecycle.observe(Observation::SendConfirmed);
                 return;
             }
-            source::Outcome::Aborted(_) => Observation::SendAborted { broken: None },
+            source::Outcome::Aborted(reason) => {
+                let detail = format!("a migration was given up: {reason}");
+                self.handle.status().update(|info| info.detail = detail);
+                Observation::SendAborted { broken: None }
+            }
             source::Outcome::Stranded { reason, failure } => {
                 let detail = format!(
                     "the migration was given up ({reason}), and then the VM could not go on here: {failure}"
@@ -200,6 +204,8 @@ fn published_progress<M: HostedVm>(handle: &VmHandle<M>, migration: MigrationId)
         status.update(|info| info.migration = Some(message));
     };
     publish(handle.status(), &MigrationProgress::default());
+    // What an earlier migration has left there is no longer of interest.
+    handle.status().update(|info| info.detail.clear());
     // The handle keeps the thread's channel open, but not the thread: it ends with the process.
     let (status, handle) = (Arc::clone(handle.status()), handle.clone());
     ProgressHandle::observed_by(move |progress| {
