@@ -41,6 +41,8 @@ mod state_dir;
 mod status;
 mod vmmd;
 
+use std::io::IsTerminal as _;
+
 use anyhow::Context as _;
 use clap::Parser as _;
 use drover_wire::{MAX_MESSAGE_BYTES, node::v1::node_agent_server::NodeAgentServer};
@@ -72,6 +74,7 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(&config.log_level))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -82,7 +82,7 @@ fn describe_exit(pidfd: &OwnedFd) -> String {
             (_, Some(signal)) => format!("killed by signal {signal}"),
             _ => "ended".to_owned(),
         },
-        _ => "ended; it was started by an earlier agent, so its exit status is not known".to_owned(),
+        _ => "ended, exit status unknown: an earlier agent started it".to_owned(),
     }
 }
 

@@ -17,8 +17,11 @@ use tower::service_fn;
 
 /// A vmmd that has not opened its socket this long after its spawn never will.
 const SOCKET_WITHIN: Duration = Duration::from_secs(5);
-/// The first looks for the socket come quickly (vmmd needs a few milliseconds), later ones at this pace.
-const LOOK_PAUSE_MAX: Duration = Duration::from_millis(10);
+/// vmmd opens its socket a few milliseconds after its spawn, and every millisecond lost here is lost to the start of
+/// the VM: look as often as tokio's timer can. After `QUICK_LOOKS` it is not a matter of milliseconds any more.
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
+const QUICK_LOOKS: u32 = 50;
+const LATE_LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Building a machine reads its boot image and touches its disks: seconds on a busy host, not more.
 const BUILD_WITHIN: Duration = Duration::from_secs(20);
 /// Everything else is answered at once, or vmmd hangs.
@@ -38,10 +41,10 @@ impl Vmmd {
     /// Connects, waiting for the socket to appear.
     pub(crate) async fn connect(socket: PathBuf) -> Result<Self> {
         let connected = timeout(SOCKET_WITHIN, async {
-            let mut pause = Duration::from_micros(500);
+            let mut looks = 0;
             while UnixStream::connect(&socket).await.is_err() {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LOOK_PAUSE_MAX);
+                looks += 1;
+                tokio::time::sleep(if looks < QUICK_LOOKS { LOOK_PAUSE } else { LATE_LOOK_PAUSE }).await;
             }
             let connector = service_fn(move |_| {
                 let socket = socket.clone();
