@@ -61,7 +61,7 @@ pub use boot::KernelImage;
 pub use build::{DevicesReady, MemoryReady, Planned, VolumesOpen};
 pub use config::{MEMORY_MAX, MEMORY_MIN, MachineConfig, VCPUS_MAX};
 pub use drover_devices::{BlkMetricsSnapshot, ConsoleSink};
-pub use drover_hypervisor::Hypervisor;
+pub use drover_hypervisor::{Hypervisor, HypervisorError};
 pub use error::{BuildError, MachineError};
 pub use event::{EventSink, MachineEvent};
 pub use machine::Machine;
