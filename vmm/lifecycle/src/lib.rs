@@ -35,4 +35,4 @@ pub use lease::{BootTime, Lease, LeaseError, LeaseVerdict};
 pub use operations::RECENT_OPERATIONS_MAX;
 pub use phase::{Link, Phase, State, StopReason};
 pub use request::{Command, Refusal, Request, Verb};
-pub use state_machine::{Action, Admission, Lifecycle, Observation, Outcome, PauseCause};
+pub use state_machine::{Action, Admission, CancelCause, Lifecycle, Observation, Outcome, PauseCause};

@@ -16,6 +16,17 @@ pub enum PauseCause {
     Lease,
 }
 
+/// Why a migration is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelCause {
+    /// By CancelMigration.
+    Command,
+    /// The VM is being ended.
+    Ending,
+    /// The lease is overdue, and the VM has to be paused.
+    LeaseOverdue,
+}
+
 /// What the driver has to do. One at a time; each is answered with [`Lifecycle::finish`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -55,7 +66,7 @@ pub enum Action {
         epoch: OwnerEpoch,
     },
     /// Tell the migrating thread to give up unless it has committed. Done at once; its end is observed later.
-    CancelMigration,
+    CancelMigration(CancelCause),
     /// Tell the sending thread to wait for its target no longer. Done at once; its end is observed later.
     AbandonMigration,
 }
@@ -357,11 +368,16 @@ impl Lifecycle {
                 if overdue || self.cancel_wanted || ending.is_some() =>
             {
                 *link = Link::Aborting;
-                Some(Action::CancelMigration)
+                let cause = match ending {
+                    Some(_) => CancelCause::Ending,
+                    None if self.cancel_wanted => CancelCause::Command,
+                    None => CancelCause::LeaseOverdue,
+                };
+                Some(Action::CancelMigration(cause))
             }
             (Phase::Incoming { link: link @ Link::Open, .. }, Some(_)) => {
                 *link = Link::Aborting;
-                Some(Action::CancelMigration)
+                Some(Action::CancelMigration(CancelCause::Ending))
             }
             (Phase::Committed { link: link @ Link::Open, .. }, Some(_)) => {
                 *link = Link::Aborting;
@@ -528,7 +544,7 @@ impl Lifecycle {
             Action::Send { migration, target_epoch } => {
                 self.phase = Phase::MigratingOut { migration, target_epoch, link: Link::Open };
             }
-            Action::CancelMigration | Action::AbandonMigration | Action::End { .. } => {}
+            Action::CancelMigration(_) | Action::AbandonMigration | Action::End { .. } => {}
         }
     }
 }

@@ -3,8 +3,8 @@
 
 use drover_ids::{MigrationId, OperationId, OwnerEpoch};
 use drover_lifecycle::{
-    Action, Admission, BootTime, Command, Lease, Lifecycle, Observation, Outcome, PauseCause, Refusal,
-    Request, State, StopReason, Verb,
+    Action, Admission, BootTime, CancelCause, Command, Lease, Lifecycle, Observation, Outcome, PauseCause,
+    Refusal, Request, State, StopReason, Verb,
 };
 
 const EPOCH: u64 = 5;
@@ -234,7 +234,7 @@ fn only_the_owner_renews() {
 fn an_overdue_lease_gives_up_the_migration_first() {
     let mut vm = Vm::leased(State::MigratingOut, Some(lease(2_000, 3_000)));
     vm.now = BootTime::from_ns(2_500);
-    assert_eq!(vm.settle(), [Action::CancelMigration]);
+    assert_eq!(vm.settle(), [Action::CancelMigration(CancelCause::LeaseOverdue)]);
     assert_eq!(vm.settle(), [], "the abort is asked for once");
     vm.lifecycle.observe(Observation::SendAborted { broken: None });
     assert_eq!(vm.settle(), [Action::Pause(PauseCause::Lease)]);

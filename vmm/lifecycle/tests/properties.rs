@@ -128,7 +128,7 @@ impl Driver {
             Action::Build { .. }
             | Action::Send { .. }
             | Action::Receive { .. }
-            | Action::CancelMigration
+            | Action::CancelMigration(_)
             | Action::AbandonMigration => {}
         }
     }

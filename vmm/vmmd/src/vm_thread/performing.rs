@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use drover_lifecycle::{Action, Outcome, PauseCause, State};
+use drover_lifecycle::{Action, CancelCause, Outcome, PauseCause};
 use drover_migration::MigratableGuest as _;
 use tracing::warn;
 
@@ -82,8 +82,13 @@ impl<H: Hypervisor> VmThread<H> {
                 }
                 _ => no_machine(),
             },
-            (Action::CancelMigration, _) => self.give_up_migration(false),
-            (Action::AbandonMigration, _) => self.give_up_migration(true),
+            (Action::CancelMigration(cause), _) => self.cancel_migration(cause),
+            (Action::AbandonMigration, _) => {
+                if let Machine::Sending(sending) = &self.machine {
+                    sending.control.abandon();
+                }
+                Performed::done()
+            }
             (Action::Build { .. } | Action::Receive { .. } | Action::Send { .. }, _) => no_machine(),
         }
     }
@@ -132,16 +137,16 @@ impl<H: Hypervisor> VmThread<H> {
         }
     }
 
-    fn give_up_migration(&mut self, for_good: bool) -> Performed {
-        let why = match self.lifecycle.state() {
-            State::Incoming => "the target is being stopped",
-            _ => "cancelled",
+    fn cancel_migration(&self, cause: CancelCause) -> Performed {
+        let why = match cause {
+            CancelCause::Command => "cancelled by command",
+            CancelCause::Ending => "the VM is being ended",
+            CancelCause::LeaseOverdue => "the lease is overdue, and the VM has to be paused",
         };
         match &self.machine {
-            Machine::Sending(sending) if for_good => sending.control.abandon(),
             Machine::Sending(sending) => sending.control.cancel(why),
             Machine::Receiving(control) => control.cancel(why),
-            // It has ended by itself; its end is on its way here.
+            // The thread has ended by itself; what it has to say is on its way here.
             Machine::None | Machine::Here(_) => {}
         }
         Performed::done()
