@@ -5,12 +5,11 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use drover_block::{Access, FileBackend};
 use drover_guest_memory::{DirtyPages, GuestMemory};
 use drover_ids::{OwnerEpoch, VolumeId};
 use drover_lifecycle::StopReason;
 use drover_machine::{
-    BuildError, ConsoleSink, DevicesReady, Disk, EventSink, KernelImage, Machine, MachineConfig,
+    BuildError, ConsoleSink, DevicesReady, EventSink, HypervisorError, KernelImage, Machine, MachineConfig,
     MachineEvent, Ownership, PauseError, PauseGuard, Planned,
 };
 use drover_migration::{
@@ -22,8 +21,9 @@ use drover_units::PAGE_SIZE;
 
 use crate::{
     console::Console,
+    disks,
     hosted::{EndSink, HostedVm, Hypervisor, Instruments, Owner},
-    order::{DiskConfig, InvalidField, VmConfig},
+    order::{InvalidField, VmConfig},
     refused::{Refused, chain},
 };
 
@@ -78,7 +78,10 @@ impl Kvm {
             cmdline: config.cmdline.clone(),
         })?;
         let hypervisor = drover_machine::Hypervisor::open().map_err(BuildError::from)?;
-        let disks = open_disks(&config.disks)?;
+        let disks = disks::open(&config.disks)?;
+        if let Ownership::Take(owner) = &ownership {
+            disks::acquire(&disks, owner)?;
+        }
         let console = Box::new(GuestOutput(Arc::clone(&self.console)));
         let events = EventSink::new(move |event| ended(stop_reason(&event), event.to_string()));
         let ready = planned.allocate_memory()?.open_volumes(disks, ownership)?.attach_devices(
@@ -259,16 +262,6 @@ fn volume_owner(owner: Owner) -> drover_block::Owner {
     drover_block::Owner { vm: owner.vm, node: owner.node, epoch: owner.epoch, pid: std::process::id() }
 }
 
-fn open_disks(configs: &[DiskConfig]) -> Result<Vec<Disk>, Refused> {
-    let open = |(n, config): (usize, &DiskConfig)| {
-        let access = if config.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let backend = FileBackend::open(&config.path, access)
-            .map_err(|error| Refused::Precondition(format!("config.disks[{n}].path: {}", chain(&error))))?;
-        Ok(Disk { id: config.volume.to_string(), backend: Arc::new(backend) })
-    };
-    configs.iter().enumerate().map(open).collect()
-}
-
 fn stop_reason(event: &MachineEvent) -> StopReason {
     match event {
         MachineEvent::GuestShutdown | MachineEvent::GuestReset => StopReason::GuestShutdown,
@@ -296,7 +289,48 @@ impl From<BuildError> for Refused {
             }
             BuildError::OpenKernel { .. } => Self::Precondition(format!("config.kernel_path: {text}")),
             BuildError::Disk { .. } => Self::Precondition(format!("config.disks: {text}")),
+            // This host runs no machines at all; the text says what to do about it.
+            BuildError::Hypervisor(
+                HypervisorError::NoDevice { .. }
+                | HypervisorError::NoPermission { .. }
+                | HypervisorError::MissingCapability { .. },
+            ) => Self::Precondition(text),
             _ => Self::Failed(text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_units::Bytes;
+    use tonic::{Code, Status};
+
+    use super::*;
+
+    #[test]
+    fn every_end_has_its_reason() {
+        let check = |event, reason| assert_eq!(stop_reason(&event), reason, "{event}");
+        check(MachineEvent::GuestShutdown, StopReason::GuestShutdown);
+        check(MachineEvent::GuestReset, StopReason::GuestShutdown);
+        check(MachineEvent::Fault("triple fault".to_owned()), StopReason::GuestFault);
+        check(MachineEvent::Failure("disk0".to_owned()), StopReason::VmmFailure);
+        check(MachineEvent::Fenced, StopReason::Fenced);
+    }
+
+    #[test]
+    fn what_the_caller_can_mend_names_its_field() {
+        let check = |error: BuildError, code, field: &str| {
+            let status = Status::from(Refused::from(error));
+            assert_eq!(status.code(), code, "{status}");
+            assert!(status.message().starts_with(field), "{status}");
+        };
+        let path = std::path::PathBuf::from("/pool/images/probe");
+        let small = Bytes::mib(2);
+        check(BuildError::MemorySize { asked: small }, Code::InvalidArgument, "config.memory_bytes");
+        let too_small =
+            BuildError::MemoryTooSmall { path: path.clone(), memory: small, needed: Bytes::mib(9) };
+        check(too_small, Code::InvalidArgument, "config.memory_bytes");
+        check(BuildError::NoPvhNote { path }, Code::InvalidArgument, "config.kernel_path");
+        check(BuildError::TooManyDisks { asked: 99 }, Code::InvalidArgument, "config.disks");
     }
 }

@@ -20,6 +20,7 @@
 mod boottime;
 mod cli;
 mod console;
+mod disks;
 mod hosted;
 mod kvm;
 mod lifetime;
@@ -43,6 +44,9 @@ use crate::{
     cli::Arguments, console::Console, hosted::Instruments, kvm::Kvm, lifetime::Lifetime, service::Service,
     status::Status,
 };
+
+/// Calls at once on one connection, streams included (B9). An agent has a watch, a few consoles, and a command.
+const CALLS_MAX: u32 = 64;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -98,6 +102,7 @@ async fn serve(
     let closing = Arc::clone(&over);
     let handle = vm.clone();
     let server = tonic::transport::Server::builder()
+        .max_concurrent_streams(CALLS_MAX)
         .add_service(Service::server(vm, console, instruments))
         .serve_with_incoming_shutdown(incoming, async move {
             lifetime.over(handle).await;

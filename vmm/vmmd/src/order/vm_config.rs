@@ -6,6 +6,7 @@ use std::{
 };
 
 use drover_ids::{NodeId, VmId, VolumeId};
+use drover_machine::{DISKS_MAX, MEMORY_MAX, MEMORY_MIN, VCPUS_MAX};
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
 use drover_wire::vm::v1 as wire;
 
@@ -13,17 +14,9 @@ use super::fields::{InvalidField, invalid, parsed};
 
 /// Longest name, bytes: what fits a DNS label four times, and a line of a table.
 const NAME_BYTES_MAX: usize = 255;
-/// Longest command line that a client may give, bytes. The machine appends its devices to it, and x86's limit for the
-/// whole is 2,048 (COMMAND_LINE_SIZE).
-const CMDLINE_BYTES_MAX: usize = 1536;
-/// Most vCPUs. Local APIC ids of 255 and above need x2APIC-only guests.
-const VCPUS_MAX: u32 = 254;
-/// Most disks: each takes one interrupt line of the first I/O APIC's 24, from 5 on.
-const DISKS_MAX: usize = 8;
-/// Least memory: the boot structures and a kernel lie in the first MiBs.
-const MEMORY_MIN: Bytes = Bytes::mib(4);
-/// Most memory: 52 bits of guest-physical addresses exist, and no host has more than this.
-const MEMORY_MAX: Bytes = Bytes::gib(16 << 10);
+/// Longest command line that a client may give, bytes: far above what the machine can append its devices to, so that
+/// the machine's own limit is the one that is felt, and small enough to be handled without a thought (B9).
+const CMDLINE_BYTES_MAX: usize = 4096;
 
 /// A machine that can be built, as far as its description tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,8 +46,9 @@ impl TryFrom<wire::VmConfig> for VmConfig {
         if message.name.is_empty() || message.name.len() > NAME_BYTES_MAX {
             return Err(invalid("config.name", message.name, &format!("1 to {NAME_BYTES_MAX} bytes")));
         }
-        if !(1..=VCPUS_MAX).contains(&message.vcpus) {
-            return Err(invalid("config.vcpus", message.vcpus, &format!("1 to {VCPUS_MAX}")));
+        let vcpus = VcpuCount::new(message.vcpus);
+        if vcpus == VcpuCount::ZERO || vcpus > VCPUS_MAX {
+            return Err(invalid("config.vcpus", vcpus, &format!("1 to {VCPUS_MAX}")));
         }
         let cmdline = message.cmdline;
         if cmdline.len() > CMDLINE_BYTES_MAX || !cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
@@ -65,7 +59,7 @@ impl TryFrom<wire::VmConfig> for VmConfig {
             vm: parsed("config.vm_id", &message.vm_id)?,
             name: message.name,
             node: parsed("config.node_id", &message.node_id)?,
-            vcpus: VcpuCount::new(message.vcpus),
+            vcpus,
             memory: memory(message.memory_bytes)?,
             kernel: absolute("config.kernel_path", message.kernel_path)?,
             cmdline,
@@ -154,17 +148,17 @@ mod tests {
         check(|vm| vm.name.clear(), "config.name");
         check(|vm| vm.name = "n".repeat(256), "config.name");
         check(|vm| vm.vcpus = 0, "config.vcpus");
-        check(|vm| vm.vcpus = 255, "config.vcpus");
+        check(|vm| vm.vcpus = 256, "config.vcpus");
         check(|vm| vm.memory_bytes = 0, "config.memory_bytes");
         check(|vm| vm.memory_bytes += 512, "config.memory_bytes");
         check(|vm| vm.memory_bytes = !4095, "config.memory_bytes");
         check(|vm| vm.kernel_path = "probe".to_owned(), "config.kernel_path");
         check(|vm| vm.cmdline = "a\nb".to_owned(), "config.cmdline");
-        check(|vm| vm.cmdline = "a".repeat(1537), "config.cmdline");
+        check(|vm| vm.cmdline = "a".repeat(4097), "config.cmdline");
         check(|vm| vm.disks[1].volume_id = vm.disks[0].volume_id.clone(), "config.disks[1].volume_id");
         check(|vm| vm.disks[1].path = vm.disks[0].path.clone(), "config.disks[1].path");
         check(|vm| vm.disks[0].path = "volumes/x.raw".to_owned(), "config.disks[0].path");
-        check(|vm| vm.disks = vec![vm.disks[0].clone(); 9], "config.disks");
+        check(|vm| vm.disks = vec![vm.disks[0].clone(); DISKS_MAX + 1], "config.disks");
         check(|vm| vm.node_id = "here".to_owned(), "config.node_id");
     }
 

@@ -153,7 +153,7 @@ async fn what_cannot_be_created_is_refused_and_changes_nothing() {
     };
     let invalid = Code::InvalidArgument;
     check(&mut vmmd, |vm| vm.vcpus = 0, invalid, &["config.vcpus", "1 to"]).await;
-    check(&mut vmmd, |vm| vm.memory_bytes = 1 << 20, invalid, &["config.memory_bytes", "4 MiB"]).await;
+    check(&mut vmmd, |vm| vm.memory_bytes = 1 << 20, invalid, &["config.memory_bytes", "2 MiB"]).await;
     check(&mut vmmd, |vm| vm.memory_bytes += 1, invalid, &["config.memory_bytes", "multiple"]).await;
     check(&mut vmmd, |vm| vm.vm_id = "me".to_owned(), invalid, &["config.vm_id", "UUID"]).await;
     let missing = Code::FailedPrecondition;

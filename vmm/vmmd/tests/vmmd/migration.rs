@@ -184,6 +184,91 @@ async fn a_source_that_is_killed_while_copying_leaves_no_target() {
     assert_sound(&mut next).await;
 }
 
+/// Moments at which a side is killed: as soon as the source reports this phase, or a later one.
+const MOMENTS: [wire::MigrationPhase; 4] = [
+    wire::MigrationPhase::TargetReady,
+    wire::MigrationPhase::Copying,
+    wire::MigrationPhase::Switchover,
+    wire::MigrationPhase::Committed,
+];
+
+/// Everything that was acknowledged, wherever the guest was, is on the volume, and nobody wrote beside anybody.
+fn assert_whole(host: &Host, processes: &[&Vmmd], what: &str) {
+    let acked = processes.iter().map(|vmmd| vmmd.console().acked_max()).max().expect("some");
+    let report = host.verify(acked);
+    assert!(report.is_clean(), "{what}: {report}");
+}
+
+#[tokio::test]
+async fn whenever_the_target_dies_the_guest_goes_on_once_and_whole() {
+    if !kvm() {
+        return;
+    }
+    for moment in MOMENTS {
+        let host = Host::with_volume();
+        let (mut source, mut target, address) = pair(&host).await;
+        migrate_out(&mut source, &address, 0).await.expect("admitted");
+        source.reaches("the moment", |info| phase(info) >= moment).await;
+        target.kill_9();
+        let decided = source.reaches("a decision", |info| match info.state() {
+            wire::VmState::Running | wire::VmState::Migrated => true,
+            wire::VmState::Committed => {
+                info.migration.as_ref().is_some_and(|migration| !migration.error.is_empty())
+            }
+            _ => false,
+        });
+        let decided = decided.await;
+        println!("target killed at {}: {}", moment.as_str_name(), decided.state().as_str_name());
+        match decided.state() {
+            wire::VmState::Running => assert_sound(&mut source).await,
+            wire::VmState::Committed => {
+                host.fence(TARGET_EPOCH + 1).await;
+                source.resume(TARGET_EPOCH + 1).await.expect("granted");
+                assert_sound(&mut source).await;
+            }
+            _ => {
+                let mut next = host.spawn("next").await;
+                next.boot_at(TARGET_EPOCH + 1, busy(&host)).await;
+                assert_sound(&mut next).await;
+                next.kill_9();
+                assert_whole(&host, &[&source, &target, &next], moment.as_str_name());
+            }
+        }
+        source.kill_9();
+        assert_whole(&host, &[&source, &target], moment.as_str_name());
+    }
+}
+
+#[tokio::test]
+async fn whenever_the_source_dies_the_guest_goes_on_once_and_whole() {
+    if !kvm() {
+        return;
+    }
+    for moment in MOMENTS {
+        let host = Host::with_volume();
+        let (mut source, mut target, address) = pair(&host).await;
+        migrate_out(&mut source, &address, 0).await.expect("admitted");
+        source.reaches("the moment", |info| phase(info) >= moment).await;
+        source.kill_9();
+        let decided = target.reaches("a decision", |info| {
+            matches!(info.state(), wire::VmState::Running | wire::VmState::Stopped)
+        });
+        let decided = decided.await;
+        println!("source killed at {}: {}", moment.as_str_name(), decided.state().as_str_name());
+        if decided.state() == wire::VmState::Running {
+            assert_sound(&mut target).await;
+            target.kill_9();
+            assert_whole(&host, &[&source, &target], moment.as_str_name());
+        } else {
+            let mut next = host.spawn("next").await;
+            next.boot_at(TARGET_EPOCH + 1, busy(&host)).await;
+            assert_sound(&mut next).await;
+            next.kill_9();
+            assert_whole(&host, &[&source, &next], moment.as_str_name());
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_source_after_commit_waits_for_a_newer_epoch_than_the_targets() {
     if !kvm() {

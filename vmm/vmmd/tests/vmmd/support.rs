@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use drover_dir_volume::DirPool;
-use drover_ids::{NodeId, OperationId, VmId, VolumeId};
+use drover_dir_volume::{DirPool, fence};
+use drover_ids::{NodeId, OperationId, OwnerEpoch, VmId, VolumeId};
 use drover_probe_record::{
     Claim, ConsoleLog, DirtyWork, DiskWork, ImageReport, Workload, stamp::Slots, verify_image,
 };
@@ -70,6 +70,13 @@ impl Host {
         let volume = VolumeId::from_u128(VOLUME);
         let path = self.pool.volume_path(volume).to_string_lossy().into_owned();
         wire::Disk { volume_id: volume.to_string(), path, read_only: false }
+    }
+
+    /// Does what the orchestrator does before it lets anybody else have the volume.
+    pub(crate) async fn fence(&self, floor: u64) {
+        let volume = VolumeId::from_u128(VOLUME);
+        let fence = || fence(&self.pool, volume, VmId::from_u128(VM), OwnerEpoch::new(floor)).ok();
+        eventually("a volume that nobody holds", fence).await;
     }
 
     /// What is on the volume, given that so much was acknowledged.
@@ -186,7 +193,8 @@ impl Vmmd {
     /// Starts a process as the agent does.
     pub(crate) fn launch(run_dir: &Path) -> Child {
         fs::create_dir_all(run_dir).expect("a run dir");
-        let log = fs::File::create(run_dir.join("vmmd.log")).expect("a log");
+        let log = run_dir.join("vmmd.log");
+        let log = fs::OpenOptions::new().append(true).create(true).open(log).expect("a log");
         Command::new(env!("CARGO_BIN_EXE_drover-vmmd"))
             .arg("--socket")
             .arg(run_dir.join("vmmd.sock"))

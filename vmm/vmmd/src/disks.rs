@@ -1,0 +1,92 @@
+//! The VM's disks on this host: opened, and taken from whoever is gone.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use drover_block::{Access, FileBackend, Owner, OwnershipError};
+use drover_machine::Disk;
+use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
+
+use crate::{
+    order::DiskConfig,
+    refused::{Refused, chain},
+};
+
+/// How long a volume may remain locked by a process of this host that is gone.
+///
+/// The kernel ends the last requests of a killed process after the process itself, in a worker of its own (io_uring's
+/// deferred release), and each request holds its file, and with it the lock: now and then, on a busy machine, a restart
+/// right after a kill finds the volume held by the dead.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
+/// Between two looks at such a lock.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Opens the images. Nothing is locked yet.
+pub(crate) fn open(configs: &[DiskConfig]) -> Result<Vec<Disk>, Refused> {
+    let open = |(n, config): (usize, &DiskConfig)| {
+        let access = if config.read_only { Access::ReadOnly } else { Access::ReadWrite };
+        let backend = FileBackend::open(&config.path, access)
+            .map_err(|error| Refused::Precondition(format!("config.disks[{n}].path: {}", chain(&error))))?;
+        Ok(Disk { id: config.volume.to_string(), backend: Arc::new(backend) })
+    };
+    configs.iter().enumerate().map(open).collect()
+}
+
+/// Takes the volumes for `owner`. Refused at once where somebody else is at work; a dead process of this host is given
+/// the moment that its last requests take.
+pub(crate) fn acquire(disks: &[Disk], owner: &Owner) -> Result<(), Refused> {
+    let deadline = Instant::now() + LAST_REQUESTS;
+    for (n, disk) in disks.iter().enumerate() {
+        loop {
+            match disk.backend.acquire(owner) {
+                Ok(()) => break,
+                Err(OwnershipError::Held { owner: Some(holder) })
+                    if is_gone(&holder, owner) && Instant::now() < deadline =>
+                {
+                    thread::sleep(LOOK);
+                }
+                Err(error) => {
+                    let text =
+                        format!("config.disks[{n}]: cannot acquire volume {}: {}", disk.id, chain(&error));
+                    return Err(Refused::Precondition(text));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the holder was a process of our node, and is one no more. Of another node's processes only that node knows.
+fn is_gone(holder: &Owner, we: &Owner) -> bool {
+    let Ok(pid) = i32::try_from(holder.pid) else { return false };
+    holder.node == we.node && pid > 0 && kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_ids::{NodeId, OwnerEpoch, VmId};
+
+    use super::*;
+
+    #[test]
+    fn only_a_dead_process_of_this_node_is_gone() {
+        let owner = |node, pid| Owner {
+            vm: VmId::from_u128(1),
+            node: NodeId::from_u128(node),
+            epoch: OwnerEpoch::new(1),
+            pid,
+        };
+        let mut child = std::process::Command::new("true").spawn().expect("spawned");
+        let pid = child.id();
+        assert!(!is_gone(&owner(7, pid), &owner(7, 1)), "not before it is reaped");
+        child.wait().expect("reaped");
+        assert!(is_gone(&owner(7, pid), &owner(7, 1)));
+        assert!(!is_gone(&owner(8, pid), &owner(7, 1)), "another node's pids mean nothing here");
+        assert!(!is_gone(&owner(7, std::process::id()), &owner(7, 1)));
+        assert!(!is_gone(&owner(7, 0), &owner(7, 1)));
+        assert!(!is_gone(&owner(7, u32::MAX), &owner(7, 1)));
+    }
+}
