@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use drover_probe_record::Workload;
 use drover_test_prerequisites::kvm;
 use drover_wire::vm::v1 as wire;
 use tonic::Code;
@@ -79,15 +80,21 @@ async fn leases_that_make_no_sense_are_refused() {
 }
 
 #[tokio::test]
-async fn a_stopped_vm_needs_no_lease() {
+async fn the_end_of_a_lease_does_not_hide_how_the_vm_ended() {
     if !kvm() {
         return;
     }
     let host = Host::new();
     let mut vmmd = host.spawn("vm").await;
-    vmmd.client.create(create(1, lease(HOUR, 2 * HOUR))).await.expect("created");
-    let mut config = config(heartbeat());
-    config.vm_id.clear();
-    vmmd.stop(1).await.expect("stopped");
+    let halting = config(Workload { halt_after_ms: Some(20), ..heartbeat() });
+    let kill_in = 800 * MS;
+    let create =
+        wire::CreateRequest { command: command(1), config: Some(halting), lease: lease(600 * MS, kill_in) };
+    vmmd.client.create(create).await.expect("created");
+    vmmd.client.start(wire::StartRequest { command: command(1) }).await.expect("started");
+    vmmd.reaches_state(wire::VmState::Stopped).await;
+    tokio::time::sleep(kill_in + 200 * MS).await;
+    assert_eq!(vmmd.info().await.stop_reason(), wire::StopReason::GuestShutdown);
+    vmmd.stop(1).await.expect("acknowledged");
     assert!(vmmd.exits().await.success());
 }
