@@ -1,13 +1,10 @@
 //! What guests acknowledged, and whether their disks hold it.
 //!
 //! A vmmd keeps its guest's console log in its run directory, which survives the process and, for a while, the VM's stay on the
-//! node: `<node>/vms/<vm id>/<epoch>/console.log`. Put in the order of epochs, the logs of all nodes are the guest's whole
-//! story, a migration being a line that begins in one file and ends in the next.
+//! node: `<node>/vms/<vm id>/console.log`. Marks in it say under which owner epoch something was said. Put in the order of epochs,
+//! the logs of all nodes are the guest's whole story, even a line that begins on one node and ends on the next.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use anyhow::Context as _;
 use drover_probe_record::{Claim, ConsoleLog, ImageReport, Workload, stamp::Slots, verify_image};
@@ -79,48 +76,62 @@ pub fn judge(cluster: &TestCluster, subject: &Subject) -> anyhow::Result<Verdict
 /// # Errors
 /// If a log cannot be read.
 pub fn console(cluster: &TestCluster, vm_id: &str) -> anyhow::Result<ConsoleLog> {
-    let mut text = String::new();
-    for folder in run_folders(cluster, vm_id)? {
+    let mut parts = Vec::new();
+    for node in 0..cluster.nodes() {
+        let folder = cluster.node_folder(node).join("vms").join(vm_id);
+        let mut text = String::new();
         // The older half of a log that was rotated comes first.
         for name in ["console.log.1", "console.log"] {
-            let log = folder.join(name);
-            match fs::read(&log) {
-                Ok(bytes) => text.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    return Err(error).with_context(|| format!("cannot read {}", log.display()));
+            text.push_str(&read_if_present(&folder.join(name))?);
+        }
+        parts.extend(split_by_owner(&text));
+    }
+    // Stable: what one host said under one epoch keeps its order.
+    parts.sort_by_key(|(epoch, _)| *epoch);
+    Ok(ConsoleLog::parse(&parts.into_iter().map(|(_, text)| text).collect::<String>()))
+}
+
+fn read_if_present(log: &Path) -> anyhow::Result<String> {
+    match fs::read(log) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", log.display())),
+    }
+}
+
+/// Takes a host's log apart at the marks that vmmd leaves: what was said under which epoch.
+fn split_by_owner(log: &str) -> Vec<(u64, String)> {
+    const MARK: &str = "[drover: owner epoch ";
+    let mut parts: Vec<(u64, String)> = Vec::new();
+    for piece in log.split(MARK) {
+        let marked = piece.split_once("]\n").and_then(|(epoch, text)| Some((epoch.parse().ok()?, text)));
+        match marked {
+            Some((epoch, text)) => {
+                // The line break before a mark is the mark's own.
+                if let Some((_, before)) = parts.last_mut()
+                    && before.ends_with('\n')
+                {
+                    before.pop();
                 }
+                parts.push((epoch, text.to_owned()));
             }
+            None if piece.is_empty() => {}
+            None => parts.push((0, piece.to_owned())),
         }
     }
-    Ok(ConsoleLog::parse(&text))
+    parts
 }
 
-/// Run directories of a VM on all nodes, oldest epoch first.
-///
-/// # Errors
-/// If a directory cannot be read.
-pub fn run_folders(cluster: &TestCluster, vm_id: &str) -> anyhow::Result<Vec<PathBuf>> {
-    let mut folders: Vec<(u64, PathBuf)> = Vec::new();
-    for node in 0..cluster.nodes() {
-        folders.extend(epochs(&cluster.node_folder(node).join("vms").join(vm_id))?);
-    }
-    folders.sort();
-    Ok(folders.into_iter().map(|(_, folder)| folder).collect())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn epochs(folder: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", folder.display())),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        if let Some(epoch) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
-            found.push((epoch, entry.path()));
-        }
+    #[test]
+    fn a_line_that_was_cut_by_a_move_is_whole_again() {
+        let mut parts = split_by_owner("[drover: owner epoch 1]\none\ntw\n[drover: owner epoch 3]\nfour\n");
+        parts.extend(split_by_owner("[drover: owner epoch 2]\no\nthree\n"));
+        parts.sort_by_key(|(epoch, _)| *epoch);
+        let story: String = parts.into_iter().map(|(_, text)| text).collect();
+        assert_eq!(story, "one\ntwo\nthree\nfour\n");
     }
-    Ok(found)
 }

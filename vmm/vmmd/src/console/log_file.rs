@@ -1,4 +1,8 @@
 //! `console.log`: what the guest said, kept across processes in two files of bounded size.
+//!
+//! A VM may leave a host and come back to it: a line of the log's own says with which owner epoch the following was said, so
+//! that the logs of several hosts can be put in order. What follows it continues, to the byte, what the epoch before it left
+//! unfinished on another host.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -6,10 +10,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use drover_ids::OwnerEpoch;
+
 use super::Chunk;
 
 /// Size at which `console.log` becomes `console.log.1`, bytes. Both together are the most that is kept (B9).
 pub(super) const LOG_BYTES_MAX: u64 = 1 << 20;
+
+/// Room for the log's own lines before one chunk.
+const OWN_LINES_MAX: u64 = 160;
 
 /// The open log.
 #[derive(Debug)]
@@ -17,6 +26,8 @@ pub(super) struct LogFile {
     path: PathBuf,
     file: File,
     length: u64,
+    /// The epoch that the last line of the log's own in this file names.
+    named: Option<OwnerEpoch>,
 }
 
 impl LogFile {
@@ -25,23 +36,35 @@ impl LogFile {
         let path = run_dir.join("console.log");
         let file = OpenOptions::new().append(true).create(true).open(&path)?;
         let length = file.metadata()?.len();
-        Ok(Self { path, file, length })
+        Ok(Self { path, file, length, named: None })
     }
 
-    /// Adds what the guest said; where some of it was lost, a line says how much.
-    pub(super) fn append(&mut self, chunk: &Chunk) -> io::Result<()> {
+    /// Adds what the guest said under an owner; where some of it was lost, a line says how much.
+    pub(super) fn append(&mut self, owner: OwnerEpoch, chunk: &Chunk) -> io::Result<()> {
+        self.make_room(chunk.bytes.len())?;
+        if self.named != Some(owner) {
+            // Its own line break belongs to the mark, not to the guest.
+            let start = if self.length > 0 { "\n" } else { "" };
+            self.write(format!("{start}[drover: owner epoch {owner}]\n").as_bytes())?;
+            self.named = Some(owner);
+        }
         if chunk.lost > 0 {
             self.write(format!("\n[drover: {} bytes of console output lost]\n", chunk.lost).as_bytes())?;
         }
         self.write(&chunk.bytes)
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.length + bytes.len() as u64 > LOG_BYTES_MAX {
+    /// Sets the file aside if it would grow too large.
+    fn make_room(&mut self, bytes: usize) -> io::Result<()> {
+        if self.length + bytes as u64 + OWN_LINES_MAX > LOG_BYTES_MAX {
             fs::rename(&self.path, self.path.with_added_extension("1"))?;
             self.file = OpenOptions::new().append(true).create(true).open(&self.path)?;
-            self.length = 0;
+            (self.length, self.named) = (0, None);
         }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
         self.length += bytes.len() as u64;
         Ok(())
@@ -52,6 +75,8 @@ impl LogFile {
 mod tests {
     use super::*;
 
+    const EPOCH: OwnerEpoch = OwnerEpoch::new(1);
+
     fn line(byte: u8) -> Chunk {
         Chunk { bytes: vec![byte; 400 << 10], lost: 0, next: 0 }
     }
@@ -61,11 +86,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let mut log = LogFile::open(dir.path()).expect("opened");
         for byte in b'a'..=b'g' {
-            log.append(&line(byte)).expect("written");
+            log.append(EPOCH, &line(byte)).expect("written");
         }
         let newest = fs::read(dir.path().join("console.log")).expect("there");
         let older = fs::read(dir.path().join("console.log.1")).expect("there");
-        assert_eq!((newest.first(), older.first()), (Some(&b'g'), Some(&b'e')));
+        assert_eq!((newest.last(), older.last()), (Some(&b'g'), Some(&b'f')));
+        assert!(newest.starts_with(b"[drover: owner epoch 1]\n"), "each file says whose it is");
         assert!(newest.len() as u64 <= LOG_BYTES_MAX && older.len() as u64 <= LOG_BYTES_MAX);
     }
 
@@ -74,17 +100,32 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         for text in ["first\n", "second\n"] {
             let chunk = Chunk { bytes: text.into(), ..Chunk::default() };
-            LogFile::open(dir.path()).expect("opened").append(&chunk).expect("written");
+            LogFile::open(dir.path()).expect("opened").append(EPOCH, &chunk).expect("written");
         }
-        assert_eq!(fs::read_to_string(dir.path().join("console.log")).expect("there"), "first\nsecond\n");
+        assert_eq!(
+            fs::read_to_string(dir.path().join("console.log")).expect("there"),
+            "[drover: owner epoch 1]\nfirst\n\n[drover: owner epoch 1]\nsecond\n"
+        );
+    }
+
+    #[test]
+    fn what_one_epoch_left_unfinished_the_next_one_continues_after_a_mark() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut log = LogFile::open(dir.path()).expect("opened");
+        for (epoch, text) in [(1, "be"), (1, "gin"), (3, "end\n")] {
+            let chunk = Chunk { bytes: text.into(), ..Chunk::default() };
+            log.append(OwnerEpoch::new(epoch), &chunk).expect("written");
+        }
+        let kept = fs::read_to_string(dir.path().join("console.log")).expect("there");
+        assert_eq!(kept, "[drover: owner epoch 1]\nbegin\n[drover: owner epoch 3]\nend\n");
     }
 
     #[test]
     fn lost_output_leaves_a_line() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut log = LogFile::open(dir.path()).expect("opened");
-        log.append(&Chunk { bytes: b"x\n".into(), lost: 7, next: 9 }).expect("written");
+        log.append(EPOCH, &Chunk { bytes: b"x\n".into(), lost: 7, next: 9 }).expect("written");
         let kept = fs::read_to_string(dir.path().join("console.log")).expect("there");
-        assert_eq!(kept, "\n[drover: 7 bytes of console output lost]\nx\n");
+        assert_eq!(kept, "[drover: owner epoch 1]\n\n[drover: 7 bytes of console output lost]\nx\n");
     }
 }

@@ -17,11 +17,15 @@ mod ring;
 use std::{
     fmt,
     path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
 
+use drover_ids::OwnerEpoch;
 use drover_lifecycle::BootTime;
 use tokio::sync::watch;
 use tracing::warn;
@@ -43,6 +47,8 @@ pub(crate) struct Console {
     grown: Condvar,
     /// Readers wait here; the value is the number of bytes there have been.
     announced: watch::Sender<u64>,
+    /// The epoch under which the guest speaks, for the log.
+    owner: AtomicU64,
     first_byte: OnceLock<BootTime>,
     on_first_byte: Box<dyn Fn(BootTime) + Send + Sync>,
 }
@@ -82,6 +88,7 @@ impl Console {
             inner: Mutex::new(Inner { ring: Ring::default(), log: LogThread::Writing, closed: false }),
             grown: Condvar::new(),
             announced: watch::Sender::new(0),
+            owner: AtomicU64::new(0),
             first_byte: OnceLock::new(),
             on_first_byte: Box::new(on_first_byte),
         });
@@ -114,6 +121,11 @@ impl Console {
             inner.log = LogThread::Writing;
             self.grown.notify_one();
         }
+    }
+
+    /// Says under which epoch the guest speaks from now on.
+    pub(crate) fn owned_by(&self, epoch: OwnerEpoch) {
+        self.owner.store(epoch.get(), Ordering::Relaxed);
     }
 
     /// How many bytes there have been.
@@ -169,7 +181,8 @@ impl Console {
             }
             position = chunk.next;
             self.announced.send_replace(position);
-            let written = file.append(&chunk);
+            let owner = OwnerEpoch::new(self.owner.load(Ordering::Relaxed));
+            let written = file.append(owner, &chunk);
             if let Err(error) = &written
                 && !broken
             {
@@ -283,7 +296,7 @@ mod tests {
         console.append(b"no line end");
         drop(log);
         let kept = fs::read_to_string(dir.path().join("console.log")).expect("there");
-        assert!(kept.starts_with("line 0\n") && kept.ends_with("line 99\nno line end"), "{kept}");
+        assert!(kept.contains("]\nline 0\n") && kept.ends_with("line 99\nno line end"), "{kept}");
     }
 
     #[test]

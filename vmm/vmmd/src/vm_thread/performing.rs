@@ -47,6 +47,9 @@ impl From<Result<Option<SocketAddr>, Refused>> for Performed {
 impl<H: Hypervisor> VmThread<H> {
     /// Does what the lifecycle says. `task` is the order behind it, if there is one.
     pub(super) fn perform(&mut self, action: Action, task: Option<&Task>) -> Performed {
+        if let Action::Build { epoch } | Action::Receive { epoch, .. } | Action::Grant { epoch } = &action {
+            self.console.owned_by(*epoch);
+        }
         match (action, task) {
             (Action::Build { epoch }, Some(Task::Create { config, .. })) => {
                 let owner = Owner { vm: config.vm, node: config.node, epoch };
