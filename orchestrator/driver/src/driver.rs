@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use drover_cluster_state::{Change, ClusterEvent, ClusterState, Key};
+use drover_cluster_state::{Change, ClusterEvent, ClusterState, Key, Txn};
 use drover_ports::{Clock, Fence, NodeAgents, Store};
 use drover_reconcile::{
-    AgentCall, CallError, CommitOutcome, Effect, Event, FenceRequest, HeartbeatAnswer, Planner, Stopwatch,
-    Timers,
+    AgentCall, CallError, CommitId, CommitOutcome, Effect, Event, FenceRefusal, FenceRequest,
+    HeartbeatAnswer, Planner, Stopwatch, Timers,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     cluster::{Cluster, Request, View},
     commit::{Committer, describe},
-    event_log::EventLog,
+    event_log::{EventLog, LoggedEvent},
     follow::{News, follow},
     load::{LoadError, Snapshot, load},
 };
@@ -34,6 +34,11 @@ const NEWS_MAX: usize = 64;
 const EVENTS_DROPPED: usize = 256;
 /// A store that fails this many commits in a row will not get better in this process.
 const STORE_FAILURES_MAX: u32 = 20;
+/// Longest wait for a commit. A disk may stall for seconds; after this it is not known whether it was stored.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for the storage to fence the volumes of one VM. Locks are taken or refused at once; only storage that
+/// hangs takes longer, and then the planner asks again.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The world.
 #[derive(Debug)]
@@ -63,8 +68,8 @@ pub enum DriverError {
 enum Done {
     /// An answer for the planner.
     Answer(Event),
-    /// Nothing that the planner waits for; an error if the store failed.
-    Housekeeping(Result<(), String>),
+    /// Something of the store: an error if it failed, and an answer if the planner waits for one.
+    Stored(Result<(), String>, Option<Event>),
 }
 
 /// The loop, ready to run.
@@ -109,7 +114,9 @@ impl<S: Store, A: NodeAgents, F: Fence, C: Clock> Driver<S, A, F, C> {
             state.apply(change);
         }
         let mut events = EventLog::default();
-        snapshot.events.into_iter().for_each(|event| events.push(event));
+        for event in snapshot.events {
+            events.push(event);
+        }
 
         let (request, requests) = mpsc::channel(REQUESTS_MAX);
         let (tell, news) = mpsc::channel(NEWS_MAX);
@@ -118,7 +125,7 @@ impl<S: Store, A: NodeAgents, F: Fence, C: Clock> Driver<S, A, F, C> {
         let following = follow(Arc::clone(committer.store()), snapshot.revision, tell);
         tasks.spawn(async move {
             following.await;
-            Done::Housekeeping(Ok(()))
+            Done::Stored(Ok(()), None)
         });
         let cluster = Cluster { requests: request, changed: changes, committer: Arc::clone(&committer) };
         let planner = Planner::new(timers, state, clock.now(), stopwatch);
@@ -186,32 +193,39 @@ impl<S: Store, A: NodeAgents, F: Fence, C: Clock> Driver<S, A, F, C> {
                 (snapshot.records.into_iter().chain(missing).collect(), snapshot.events)
             }
         };
-        events.into_iter().for_each(|event| self.events.push(event));
+        for event in events {
+            self.log(event);
+        }
         let dropped = self.events.trim(EVENTS_DROPPED);
         if !dropped.is_empty() {
             let committer = Arc::clone(&self.committer);
             self.tasks.spawn(async move {
                 let outcome = committer.drop_events(dropped).await;
-                Done::Housekeeping(outcome.map(drop).map_err(|error| describe(&error)))
+                Done::Stored(outcome.map(drop).map_err(|error| describe(&error)), None)
             });
         }
         self.step(Event::Stored(records), None);
     }
 
+    /// Takes an event into the log, and into the process's own.
+    fn log(&mut self, logged: LoggedEvent) {
+        let ClusterEvent { kind, subject_id, subject_name, message, .. } = logged.event.clone();
+        if self.events.push(logged) {
+            tracing::info!(%kind, subject = subject_name, id = subject_id, message, "event");
+        }
+    }
+
     fn finish(&mut self, done: Result<Done, JoinError>) -> Result<(), DriverError> {
         match done {
             Ok(Done::Answer(event)) => {
-                if let Event::Committed { outcome, .. } = &event {
-                    let failed = match outcome {
-                        CommitOutcome::Unknown(reason) => Err(reason.clone()),
-                        _ => Ok(()),
-                    };
-                    self.count_failures(failed)?;
-                }
                 self.step(event, None);
                 Ok(())
             }
-            Ok(Done::Housekeeping(outcome)) => self.count_failures(outcome),
+            Ok(Done::Stored(outcome, event)) => {
+                self.count_failures(outcome)?;
+                event.into_iter().for_each(|event| self.step(event, None));
+                Ok(())
+            }
             Err(error) => {
                 // The planner's own deadline covers the lost answer.
                 tracing::error!(%error, "a task of the driver panicked");
@@ -256,13 +270,7 @@ impl<S: Store, A: NodeAgents, F: Fence, C: Clock> Driver<S, A, F, C> {
         let silent = quiet && effects.is_empty();
         for effect in effects {
             match effect {
-                Effect::Commit { id, txn } => {
-                    let committer = Arc::clone(&self.committer);
-                    self.tasks.spawn(async move {
-                        let outcome = committer.commit(&txn).await;
-                        Done::Answer(Event::Committed { commit: id, outcome })
-                    });
-                }
+                Effect::Commit { id, txn } => self.commit(id, txn),
                 Effect::Call(call) => self.call(call),
                 Effect::Fence(request) => self.fence(request),
                 Effect::Record(event) => records.push(event),
@@ -278,6 +286,19 @@ impl<S: Store, A: NodeAgents, F: Fence, C: Clock> Driver<S, A, F, C> {
         if !silent {
             self.changed.send_modify(|count| *count = count.wrapping_add(1));
         }
+    }
+
+    fn commit(&mut self, commit: CommitId, txn: Txn) {
+        let committer = Arc::clone(&self.committer);
+        self.tasks.spawn(async move {
+            let (store, outcome) = match tokio::time::timeout(COMMIT_TIMEOUT, committer.commit(&txn)).await {
+                Ok(CommitOutcome::Unknown(reason)) => (Err(reason.clone()), CommitOutcome::Unknown(reason)),
+                Ok(outcome) => (Ok(()), outcome),
+                // Slow is not broken.
+                Err(_) => (Ok(()), CommitOutcome::Unknown("the store is slow".to_owned())),
+            };
+            Done::Stored(store, Some(Event::Committed { commit, outcome }))
+        });
     }
 
     fn call(&mut self, call: AgentCall) {
@@ -297,8 +318,14 @@ impl<S: Store, A: NodeAgents, F: Fence, C: Clock> Driver<S, A, F, C> {
     fn fence(&mut self, request: FenceRequest) {
         let fence = Arc::clone(&self.fence);
         self.tasks.spawn(async move {
-            let id = request.id;
-            let results = fence.fence(request).await;
+            let (id, volumes) = (request.id, request.volumes.clone());
+            let results = match tokio::time::timeout(FENCE_TIMEOUT, fence.fence(request)).await {
+                Ok(results) => results,
+                Err(_) => {
+                    let refusal = FenceRefusal(format!("no answer within {} s", FENCE_TIMEOUT.as_secs()));
+                    volumes.into_iter().map(|(volume, _)| (volume, Err(refusal.clone()))).collect()
+                }
+            };
             Done::Answer(Event::VolumesFenced { request: id, results })
         });
     }
@@ -310,7 +337,7 @@ impl<S: Store, A: NodeAgents, F: Fence, C: Clock> Driver<S, A, F, C> {
         let committer = Arc::clone(&self.committer);
         self.tasks.spawn(async move {
             let outcome = committer.record(events).await;
-            Done::Housekeeping(outcome.map(drop).map_err(|error| describe(&error)))
+            Done::Stored(outcome.map(drop).map_err(|error| describe(&error)), None)
         });
     }
 }

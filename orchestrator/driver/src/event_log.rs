@@ -88,11 +88,14 @@ impl EventLog {
         self.events.back().map_or(Sequence::default(), |event| event.sequence)
     }
 
-    /// Takes in an event that the store has. One that is not newer than the newest is known already.
-    pub(crate) fn push(&mut self, event: LoggedEvent) {
-        if event.sequence > self.newest() || self.events.is_empty() {
+    /// Takes in an event that the store has. Returns whether it was news: one that is not newer than the newest is
+    /// known already.
+    pub(crate) fn push(&mut self, event: LoggedEvent) -> bool {
+        let news = event.sequence > self.newest() || self.events.is_empty();
+        if news {
             self.events.push_back(event);
         }
+        news
     }
 
     /// Removes what exceeds the bound and returns the ids of it, at most `limit` of them and only if there are that
@@ -133,9 +136,9 @@ mod tests {
     #[test]
     fn events_are_ordered_by_revision_then_place() {
         let mut log = EventLog::default();
-        for (revision, index) in [(3, 0), (3, 1), (3, 1), (3, 0), (7, 0)] {
-            log.push(event(revision, index));
-        }
+        let news = [(3, 0), (3, 1), (3, 1), (3, 0), (7, 0)]
+            .map(|(revision, index)| log.push(event(revision, index)));
+        assert_eq!(news, [true, true, false, false, true]);
         assert_eq!(ids(&log, Sequence::default()), Ok(vec!["3-0", "3-1", "7-0"]));
         assert_eq!(ids(&log, Sequence::at(Revision::new(3), 0)), Ok(vec!["3-1", "7-0"]));
         assert_eq!(ids(&log, log.newest()), Ok(vec![]));
