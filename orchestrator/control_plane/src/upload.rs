@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read},
+    pin::pin,
     time::Duration,
 };
 
@@ -33,7 +34,7 @@ async fn next(requests: &mut Streaming<ImportRequest>) -> Result<Option<ImportRe
     }
 }
 
-/// The bytes that follow. Fed by [`feed`].
+/// The bytes that follow. Fed by [`feed_into`].
 #[derive(Debug)]
 pub(crate) struct Upload {
     chunks: mpsc::Receiver<Result<Vec<u8>, Status>>,
@@ -42,7 +43,7 @@ pub(crate) struct Upload {
     ended: bool,
 }
 
-/// Where [`feed`] puts the bytes.
+/// Where the bytes are put.
 pub(crate) type Feeder = mpsc::Sender<Result<Vec<u8>, Status>>;
 
 impl Upload {
@@ -52,11 +53,27 @@ impl Upload {
     }
 }
 
+/// Waits for what `made` makes of an upload, and hands it what arrives meanwhile.
+pub(crate) async fn feed_into<T>(
+    requests: Streaming<ImportRequest>,
+    feeder: Feeder,
+    made: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let mut made = pin!(made);
+    tokio::select! {
+        // An answer need not wait for the rest of the bytes: the client may be waiting for the answer.
+        made = &mut made => made,
+        () = feed(requests, feeder) => made.await,
+    }
+}
+
 /// Hands on what arrives, until it ends, breaks off, or nobody reads any more. A stream that breaks off is an error
 /// for the reader: it must not take it for the end.
-pub(crate) async fn feed(mut requests: Streaming<ImportRequest>, feeder: Feeder) {
+async fn feed(mut requests: Streaming<ImportRequest>, feeder: Feeder) {
     loop {
         let chunk = match next(&mut requests).await {
+            // An empty chunk stands for the end, below.
+            Ok(Some(ImportRequest { part: Some(Part::Data(data)) })) if data.is_empty() => continue,
             Ok(Some(ImportRequest { part: Some(Part::Data(data)) })) => Ok(data),
             Ok(Some(_)) => Err(invalid("part", "a message is not data", "one header, then the bytes")),
             // Told apart from a sender that was dropped.

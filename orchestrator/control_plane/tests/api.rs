@@ -96,8 +96,25 @@ async fn an_imported_volume_has_the_bytes_and_holes_where_there_are_none() {
         Code::InvalidArgument,
         "part: the first message is not a header",
     );
+    // A client that waits for the answer before it sends more.
+    let waiting = upload("a/b", 512, &[]).chain(tokio_stream::pending());
+    let answer =
+        tokio::time::timeout(PATIENCE, volumes.import_volume(waiting)).await.expect("it is refused at once");
+    refused(answer, Code::InvalidArgument, "name: 'a/b' is not a name");
     let left: Vec<_> = fs::read_dir(cluster.pool().join("volumes")).unwrap().collect();
     assert_eq!(left.len(), 1, "a refused import left something: {left:?}");
+}
+
+#[tokio::test]
+async fn an_empty_message_is_not_the_end_of_an_import() {
+    use api::import_request::Part;
+    let cluster = Cluster::start().await;
+    let parts =
+        [&b"ab"[..], b"", b"cd"].map(|data| api::ImportRequest { part: Some(Part::Data(data.to_vec())) });
+    let requests = upload("disk", 512, &[]).chain(tokio_stream::iter(parts));
+    let imported = cluster.volumes().await.import_volume(requests).await.unwrap().into_inner();
+    let file = cluster.pool().join("volumes").join(format!("{}.raw", imported.id));
+    assert!(fs::read(file).unwrap().starts_with(b"abcd\0"));
 }
 
 #[tokio::test]

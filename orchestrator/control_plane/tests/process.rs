@@ -59,15 +59,20 @@ fn a_second_instance_is_refused_and_names_the_first() {
 #[test]
 fn what_cannot_work_is_said_before_anything_is_started() {
     let directory = tempfile::tempdir().unwrap();
-    let refused = |command: &mut Command, expect: &str| {
+    let refused = |command: &mut Command, status: i32, expect: &str| {
         let mut child = command.spawn().unwrap();
         let mut said = String::new();
         child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(!child.wait().unwrap().success());
-        assert!(said.contains(expect), "{said}");
+        assert_eq!(child.wait().unwrap().code(), Some(status), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.starts_with("error: ") && said.contains(expect), "{said}");
     };
     let plain = || command(directory.path());
-    refused(plain().args(["--t-fence-ms", "3500"]), "timer t_fence is 3.5s, and must be more than 4s");
-    refused(plain().args(["--pool", "gone=dir:/nonexistent/pool"]), "cannot open the pool /nonexistent/pool");
-    refused(&mut listening(directory.path(), "192.0.2.1:1"), "--listen: cannot serve on 192.0.2.1:1");
+    refused(plain().args(["--t-fence-ms", "3500"]), 2, "timer t_fence is 3.5s, and must be more than 4s");
+    refused(
+        plain().args(["--pool", "gone=dir:/nonexistent/pool"]),
+        1,
+        "cannot open the pool /nonexistent/pool",
+    );
+    refused(&mut listening(directory.path(), "192.0.2.1:1"), 1, "--listen: cannot serve on 192.0.2.1:1");
 }

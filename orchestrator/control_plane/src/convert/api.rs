@@ -1,8 +1,8 @@
 //! What clients see.
 
 use drover_cluster_state::{
-    ClusterState, Image, Node, NodeFence, NodeState, Operation, OperationState, Right, Subject, Usage, Vm,
-    VmPhase, Volume, WallTime,
+    ClusterState, Image, Node, NodeFence, NodeState, Operation, OperationState, Right, Usage, Vm, VmPhase,
+    Volume, WallTime,
 };
 use drover_driver::{LoggedEvent, View};
 use drover_wire::control::v1 as wire;
@@ -159,15 +159,10 @@ pub(crate) fn operation(state: &ClusterState, operation: &Operation) -> wire::Op
         source_node: state.node_name(result.source),
         target_node: state.node_name(result.target),
     };
-    // An image has no id but its name.
-    let subject_id = match &operation.subject {
-        Subject::Image(name) => name.to_string(),
-        other => other.to_string(),
-    };
     wire::Operation {
         id: operation.id.to_string(),
         kind: operation.kind.to_string(),
-        subject_id,
+        subject_id: operation.subject.to_string(),
         subject_name: operation.subject_name.to_string(),
         state: operation_state.into(),
         step: operation.step.clone(),

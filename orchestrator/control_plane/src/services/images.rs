@@ -18,14 +18,14 @@ use drover_wire::control::v1::{
 use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Api;
+use super::{Api, to_the_end};
 use crate::{
     convert,
     kernel_image::{IMAGE_BYTES_MAX, inspect},
     paging::PageRequest,
     pools::blocking,
     status::{describe, gone, invalid, submit_failed},
-    upload::{self, Upload, broken_off, feed},
+    upload::{self, Upload, broken_off, feed_into},
 };
 
 /// An upload that has arrived, in a file without a name: it goes with us, however we end.
@@ -170,9 +170,8 @@ impl<S: Store> Images for Api<S> {
         let mut requests = request.into_inner();
         let header = upload::header(&mut requests).await?;
         let (feeder, upload) = Upload::new();
-        let added = tokio::spawn(self.clone().add_image(header, upload));
-        let ((), added) = tokio::join!(feed(requests, feeder), added);
-        added.map_err(|error| Status::internal(format!("the request failed: {error}")))?.map(Response::new)
+        let added = to_the_end(self.clone().add_image(header, upload));
+        feed_into(requests, feeder, added).await.map(Response::new)
     }
 
     async fn list_images(
@@ -194,8 +193,7 @@ impl<S: Store> Images for Api<S> {
         &self,
         request: Request<DeleteImageRequest>,
     ) -> Result<Response<DeleteImageResponse>, Status> {
-        let removed = tokio::spawn(self.clone().remove_image(request.into_inner().image)).await;
-        removed.map_err(|error| Status::internal(format!("the request failed: {error}")))??;
+        to_the_end(self.clone().remove_image(request.into_inner().image)).await?;
         Ok(Response::new(DeleteImageResponse {}))
     }
 }

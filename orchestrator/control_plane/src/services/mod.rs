@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use drover_driver::Cluster;
 use drover_reconcile::{Timers, admission::RequestIdentity};
+use tonic::Status;
 use uuid::Uuid;
 
 use crate::{agents::AgentConnections, pools::Pools, state_dir::StateDir};
@@ -45,4 +46,15 @@ impl<S> Clone for Api<S> {
 /// How a request wants to be recognised.
 fn identity(request_id: String) -> RequestIdentity {
     RequestIdentity { request_id, random: Uuid::new_v4().as_u128() }
+}
+
+/// Runs to its end even if the client goes meanwhile: a request that is abandoned halfway would leave a record that is
+/// neither ready nor gone.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Status::internal(format!("the request failed: {error}"))),
+    }
 }

@@ -17,13 +17,13 @@ use drover_wire::control::v1::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Api, identity};
+use super::{Api, identity, to_the_end};
 use crate::{
     convert,
     paging::PageRequest,
     pools::blocking,
     status::{describe, gone, no_such, submit_failed},
-    upload::{self, Upload, broken_off, feed},
+    upload::{self, Upload, broken_off, feed_into},
 };
 
 /// The volume a client means, by id or name.
@@ -54,17 +54,6 @@ fn pool_failed(error: &PoolError) -> Status {
             Status::resource_exhausted(describe(error))
         }
         _ => Status::internal(describe(error)),
-    }
-}
-
-/// Runs to its end even if the client goes meanwhile: a request that is abandoned halfway would leave a record that is
-/// neither ready nor gone.
-async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Status>> + Send + 'static,
-) -> Result<T, Status> {
-    match tokio::spawn(work).await {
-        Ok(result) => result,
-        Err(error) => Err(Status::internal(format!("the request failed: {error}"))),
     }
 }
 
@@ -183,8 +172,7 @@ impl<S: Store> Volumes for Api<S> {
         let fill = move |pool: &DirPool, id, size| pool.import_volume_to_end(id, size, &mut upload);
         // The client's bytes end with the client; what is made of them is finished or removed either way.
         let made = to_the_end(self.clone().make_volume(request, header.request_id, fill));
-        let ((), made) = tokio::join!(feed(requests, feeder), made);
-        made.map(Response::new)
+        feed_into(requests, feeder, made).await.map(Response::new)
     }
 
     async fn list_volumes(
