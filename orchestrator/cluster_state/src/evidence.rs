@@ -94,12 +94,14 @@ impl fmt::Display for Evidence {
             Self::Stopped { node, epoch } => {
                 write!(f, "{kind}: node {node} confirmed that epoch {epoch} has ended")
             }
-            Self::SelfFenceLeaseExpired { node, epoch, silent, volumes } => write!(
-                f,
-                "{kind}: epoch {epoch} on node {node}, no lease for {} ms, {} volume(s) fenced",
-                silent.as_millis(),
-                volumes.len()
-            ),
+            Self::SelfFenceLeaseExpired { node, epoch, silent, volumes } => {
+                let silent = silent.as_millis();
+                write!(f, "{kind}: epoch {epoch} on node {node}, no lease for {silent} ms")?;
+                for VolumeFence { volume, epoch, .. } in volumes {
+                    write!(f, ", volume {volume} refuses epochs before {epoch}")?;
+                }
+                Ok(())
+            }
         }
     }
 }

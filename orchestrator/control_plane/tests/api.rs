@@ -341,7 +341,7 @@ async fn the_vms_of_a_dead_node_run_elsewhere_and_the_evidence_is_shown() {
     };
     let vm = tokio::time::timeout(PATIENCE, restarted).await.expect("it runs again");
     assert_eq!((vm.node_name.as_str(), vm.owner_epoch, vm.restarts), ("n2", 2, 1));
-    assert!(vm.last_fence_evidence.contains("1 volume(s) fenced"), "{vm:?}");
+    assert!(vm.last_fence_evidence.contains("refuses epochs before"), "{vm:?}");
     assert_eq!(second.vms().len(), 1);
     let mut nodes = cluster.nodes().await;
     let node = nodes.get_node(api::GetNodeRequest { node: "n1".to_owned() }).await.unwrap().into_inner();

@@ -16,9 +16,10 @@ use drover_units::Bytes;
 async fn picture(client: &Client) -> anyhow::Result<String> {
     let mut vms = client.list_vms().await?;
     for vm in &mut vms {
-        // Times and counters of a VM that runs go on.
+        // Times, counters and the present step of a VM that runs go on.
         vm.boot = None;
         vm.migration = None;
+        vm.detail.clear();
     }
     Ok(format!("{vms:?} {:?} {:?}", client.list_volumes().await?, client.list_images().await?))
 }

@@ -116,7 +116,7 @@ async fn exit_codes_tell_failures_apart() -> anyhow::Result<()> {
 
     let (code, error) = cli.failure("vm create web --image nope");
     assert!(error.contains("image"), "{error}");
-    assert!(code == 1 || code == 2, "{code}: {error}");
+    assert_eq!(code, 3, "{error}");
 
     let (code, error) = cli.failure("vm create huge --image probe --memory 64G");
     assert_eq!(code, 1, "{error}");

@@ -110,7 +110,11 @@ async fn a_node_that_dies_is_fenced_and_its_vm_runs_elsewhere() -> anyhow::Resul
     assert_ne!(now.node_id, vm.vm.node_id);
     assert!(now.last_fence_evidence.contains("lease"), "{}", now.last_fence_evidence);
     assert!(now.last_fence_evidence.contains(&vm.subject.volume_id), "{}", now.last_fence_evidence);
-    assert_eq!(world.client.get_node(&vm.vm.node_id).await?.state(), NodeState::Fenced);
+    eventually_async("the node to be fenced", LEASE_DEADLINE, || async {
+        let state = world.client.get_node(&vm.vm.node_id).await?.state();
+        Ok((state == NodeState::Fenced).then_some(()))
+    })
+    .await?;
     vm.wait_for_more_writes(&world.cluster, WRITES)?;
     world.cluster.start_agent(node)?;
     world.all_nodes_ready().await?;
