@@ -21,7 +21,7 @@ use drover_units::PAGE_SIZE;
 
 use crate::{
     console::Console,
-    disks,
+    courtesy, disks,
     hosted::{EndSink, HostedVm, Hypervisor, Instruments, Owner},
     order::{InvalidField, VmConfig},
     refused::{Refused, chain},
@@ -170,6 +170,7 @@ impl MigratableGuest for KvmVm {
     }
 
     fn start_dirty_log(&mut self) -> Result<(), GuestError> {
+        courtesy::let_guests_go_first();
         self.machine.start_dirty_log().map_err(|error| GuestError::because("log dirty pages", error))
     }
 
@@ -186,6 +187,7 @@ impl MigratableGuest for KvmVm {
     }
 
     fn pause(&mut self, limit: Duration) -> Result<(), GuestError> {
+        courtesy::hurry();
         let paused = match std::mem::replace(&mut self.held, Held::No) {
             Held::Whole(guard) => Ok(guard),
             Held::Partly(incomplete) => incomplete.retry(limit),
@@ -233,6 +235,7 @@ impl MigratableGuest for KvmVm {
     }
 
     fn restore(&mut self, states: &[Envelope]) -> Result<(), GuestError> {
+        courtesy::hurry();
         let tried = "restore the guest's state";
         self.machine.restore(self.guard(tried)?, states).map_err(|error| GuestError::because(tried, error))
     }

@@ -20,6 +20,7 @@
 mod boottime;
 mod cli;
 mod console;
+mod courtesy;
 mod disks;
 mod hosted;
 mod kvm;

@@ -38,8 +38,8 @@ pub(super) async fn run(cluster: &mut TestCluster, timeline: &Timeline) -> anyho
     import_probe(&client).await?;
     timeline.say("imported the probe as a boot image");
 
-    let first = launch(cluster, &client, timeline, "demo-a", 0xa).await?;
-    let second = launch(cluster, &client, timeline, "demo-b", 0xb).await?;
+    let first = launch(cluster, &client, timeline, "demo-a", workload(0xa, Some(DIRTY))).await?;
+    let second = launch(cluster, &client, timeline, "demo-b", workload(0xb, None)).await?;
     ensure!(
         first.vm.node_id != second.vm.node_id,
         "anti-affinity was broken: both VMs are on {}",
@@ -87,20 +87,24 @@ pub(super) async fn run(cluster: &mut TestCluster, timeline: &Timeline) -> anyho
     })
 }
 
+/// Both guests write their disks; the one that is going to move dirties memory too.
+fn workload(seed: u64, dirty: Option<DirtyWork>) -> Workload {
+    Workload {
+        seed,
+        heartbeat_ms: Some(HEARTBEAT_MS),
+        disk: Some(DiskWork { slots: SLOTS, iops: DISK_IOPS, queue_depth: QUEUE_DEPTH }),
+        dirty,
+        ..Workload::default()
+    }
+}
+
 async fn launch(
     cluster: &TestCluster,
     client: &Client,
     timeline: &Timeline,
     name: &str,
-    seed: u64,
+    workload: Workload,
 ) -> anyhow::Result<ProbeVm> {
-    let workload = Workload {
-        seed,
-        heartbeat_ms: Some(HEARTBEAT_MS),
-        disk: Some(DiskWork { slots: SLOTS, iops: DISK_IOPS, queue_depth: QUEUE_DEPTH }),
-        dirty: Some(DIRTY),
-        ..Workload::default()
-    };
     let launch = Launch { name: name.to_owned(), workload, group: "demo".to_owned(), vcpus: 2 };
     let running = ProbeVm::launch(cluster, client, launch).await?;
     timeline.say(&format!(

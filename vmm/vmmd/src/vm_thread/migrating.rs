@@ -21,6 +21,7 @@ use drover_wire::vm::v1 as wire;
 
 use super::{Input, Machine, VmHandle, VmThread};
 use crate::{
+    courtesy,
     hosted::{HostedVm, Hypervisor},
     order::{Incoming, Outgoing, Task},
     refused::Refused,
@@ -126,6 +127,8 @@ impl<H: Hypervisor> VmThread<H> {
         };
         let handle = self.handle.clone();
         let lent = lend("migrate-in", machine, move |mut machine| {
+            // The others on this host run; this one does not yet.
+            courtesy::let_guests_go_first();
             let outcome = driver::receive(&mut machine, &acceptor, plan, &receiver, &progress);
             handle.send(Input::ReceiveEnded(Box::new(ReceiveEnded { machine, outcome })));
         });
