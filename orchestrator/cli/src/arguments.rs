@@ -177,7 +177,7 @@ pub(crate) enum VolumeCommand {
         /// Size, such as 10G; a multiple of 512 bytes
         #[arg(long)]
         size: Bytes,
-        /// Pool; without it the cluster's first
+        /// Pool; may be left out where there is only one
         #[arg(long, default_value = "")]
         pool: String,
     },
@@ -224,7 +224,7 @@ pub(crate) struct Import {
     pub(crate) name: String,
     /// File to read
     pub(crate) file: PathBuf,
-    /// Pool; without it the cluster's first
+    /// Pool; may be left out where there is only one
     #[arg(long, default_value = "")]
     pub(crate) pool: String,
 }

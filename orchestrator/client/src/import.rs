@@ -25,7 +25,7 @@ const CHUNKS_AHEAD: usize = 2;
 pub struct Import {
     /// The new name.
     pub name: String,
-    /// The pool; empty is the cluster's first pool.
+    /// The pool; empty is the only one. A cluster with several wants one named.
     pub pool: String,
     /// Size of the volume, or of the image file.
     pub size: Bytes,

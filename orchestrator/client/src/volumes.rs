@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Client {
-    /// Creates an empty volume; `request_id` is set here. An empty pool name is the cluster's first pool.
+    /// Creates an empty volume; `request_id` is set here. An empty pool name is the only pool; a cluster with several wants one named.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] naming the field, [`Error::Refused`] for a name that is taken, and see [`Error`].

@@ -19,7 +19,11 @@ impl fmt::Display for ParseIdError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Bounded: the text may come from a peer.
         let shown: String = self.text.chars().take(64).collect();
-        write!(f, "'{shown}' is not a {} id: expected a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057", self.kind)
+        write!(
+            f,
+            "'{shown}' is not a {} id: expected a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057",
+            self.kind
+        )
     }
 }
 
