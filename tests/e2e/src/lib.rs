@@ -12,19 +12,24 @@ use drover_test_framework::{
 };
 use drover_units::Bytes;
 use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Blocks of a test VM's disk.
 const SLOTS: u64 = 4096;
 
-/// A cluster in a temporary folder, with the probe imported.
+/// One cluster at a time: leases are about real time, and a machine has few cores.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// A cluster in a temporary folder, with the probe imported. Another one of the same test program waits for this one's end.
 #[derive(Debug)]
 pub struct World {
     /// The processes.
     pub cluster: TestCluster,
     /// A connection to the control plane.
     pub client: Client,
-    // Goes last: the processes write below it.
+    // Goes after the processes, which write below it.
     _folder: TempDir,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl World {
@@ -33,6 +38,7 @@ impl World {
     /// # Errors
     /// If a process does not start.
     pub async fn start(nodes: usize, memory_per_node: Bytes) -> anyhow::Result<Self> {
+        let alone = ALONE.lock().await;
         let folder = tempfile::Builder::new().prefix("drover-e2e-").tempdir()?;
         let cluster = TestCluster::start(ClusterOptions {
             binaries: Binaries::of_this_build()?,
@@ -44,7 +50,7 @@ impl World {
         .await?;
         let client = cluster.client().await?;
         import_probe(&client).await?;
-        Ok(Self { cluster, client, _folder: folder })
+        Ok(Self { cluster, client, _folder: folder, _alone: alone })
     }
 
     /// Launches a VM that beats, writes its disk and dirties memory.

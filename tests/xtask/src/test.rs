@@ -14,9 +14,6 @@ use drover_test_prerequisites::{PROBE_VARIABLE, SKIPPED_VARIABLE, build_probe, w
 
 use crate::{setup, tidy};
 
-/// End-to-end scenarios run one at a time: each starts a cluster, and leases are about real time.
-const END_TO_END: &str = "drover-e2e";
-
 /// Sets up, runs every test, prints the count.
 pub(crate) fn run() -> anyhow::Result<()> {
     setup::install_missing()?;
@@ -32,18 +29,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
     ];
 
     let mut total = Count::default();
-    // The programs first: end-to-end tests find them beside themselves.
-    cargo(&["build", "--workspace", "--locked"], &environment, &mut total)?;
-    cargo(
-        &["test", "--workspace", "--locked", "--no-fail-fast", "--exclude", END_TO_END],
-        &environment,
-        &mut total,
-    )?;
-    cargo(
-        &["test", "--locked", "--no-fail-fast", "--package", END_TO_END, "--", "--test-threads=1"],
-        &environment,
-        &mut total,
-    )?;
+    // One command for everything: another selection of packages would unify their features differently and build them again.
+    // The programs that end-to-end tests start are built with their own packages' tests.
+    cargo(&["test", "--workspace", "--locked", "--no-fail-fast"], &environment, &mut total)?;
 
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     let skipped: Vec<&str> = skipped.lines().collect();
