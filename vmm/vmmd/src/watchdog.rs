@@ -86,25 +86,44 @@ impl Inner {
                 error!(%error, "cannot wait for the lease timer: ending the process");
                 std::process::exit(EXIT_SELF_FENCED);
             }
-            let held = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(lease) = *held else { continue };
-            match lease.verdict(boottime::now()) {
-                // Renewed while the timer expired.
-                LeaseVerdict::Valid => self.arm(lease.pause_at()),
+            match self.verdict() {
+                LeaseVerdict::Valid => {}
                 LeaseVerdict::PauseDue => {
-                    self.arm(lease.kill_at());
-                    warn!("the lease is overdue: pausing the VM");
                     fencing.pause_due();
+                    aside(|| warn!("the lease is overdue: the VM pauses"));
                 }
                 LeaseVerdict::KillDue => {
-                    error!("the lease has run out: ending the process");
                     fencing.kill_due();
+                    aside(|| error!("the lease has run out: the process ends"));
                     thread::sleep(LAST_WORDS);
                     std::process::exit(EXIT_SELF_FENCED);
                 }
             }
         }
     }
+
+    /// What is due now, with the timer armed for what comes next. Under the lock, so that the timer always belongs to the lease;
+    /// what is due is done without it.
+    fn verdict(&self) -> LeaseVerdict {
+        let held = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nothing to watch is nothing overdue.
+        let Some(lease) = *held else { return LeaseVerdict::Valid };
+        let verdict = lease.verdict(boottime::now());
+        match verdict {
+            // Renewed while the timer expired.
+            LeaseVerdict::Valid => self.arm(lease.pause_at()),
+            LeaseVerdict::PauseDue => self.arm(lease.kill_at()),
+            LeaseVerdict::KillDue => {}
+        }
+        verdict
+    }
+}
+
+/// Logs on a thread of its own. The log is a file, and whatever holds that up (a state directory that hangs, a writer that is
+/// stuck) must not hold up the end of a VM that another host is about to start. A message that cannot be written is lost.
+fn aside(log: impl FnOnce() + Send + 'static) {
+    let logging = thread::Builder::new().name("lease-log".to_owned()).spawn(log);
+    drop(logging);
 }
 
 #[cfg(test)]
