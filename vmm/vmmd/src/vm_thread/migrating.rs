@@ -133,7 +133,7 @@ impl<H: Hypervisor> VmThread<H> {
             handle.send(Input::ReceiveEnded(Box::new(ReceiveEnded { machine, outcome })));
         });
         lent.map_err(|(_, error)| Refused::Failed(format!("cannot start the receiving thread: {error}")))?;
-        self.machine = Machine::Receiving(control);
+        self.machine = Machine::Receiving { control, listening };
         Ok(listening)
     }
 

@@ -53,7 +53,10 @@ enum Machine<M> {
     /// With the thread that sends it.
     Sending(Sending),
     /// With the thread that receives it.
-    Receiving(drover_migration::MigrationControl),
+    Receiving {
+        control: drover_migration::MigrationControl,
+        listening: SocketAddr,
+    },
 }
 
 /// An order that has been admitted and waits for something to happen first.
@@ -147,7 +150,8 @@ impl<H: Hypervisor> VmThread<H> {
     fn carry_out(&mut self, order: &Order) -> Option<Answer> {
         match self.lifecycle.request(boottime::now(), order.command, order.task.request()) {
             Err(refusal) => Some(Err(refusal.into())),
-            Ok(Admission::Done) => Some(Ok(self.reply(None))),
+            // Whoever repeats a MigrateIn has lost the first answer and still needs the address.
+            Ok(Admission::Done) => Some(Ok(self.reply(self.listening()))),
             Ok(Admission::Wait) => None,
             Ok(Admission::Perform(action)) => {
                 let Performed { outcome, result } = self.perform(action, Some(&order.task));
@@ -159,6 +163,14 @@ impl<H: Hypervisor> VmThread<H> {
                 self.lifecycle.finish(outcome);
                 result.err().map(Err)
             }
+        }
+    }
+
+    /// Where this VM waits to be sent, while it does.
+    fn listening(&self) -> Option<SocketAddr> {
+        match &self.machine {
+            Machine::Receiving { listening, .. } => Some(*listening),
+            _ => None,
         }
     }
 

@@ -148,7 +148,7 @@ impl<H: Hypervisor> VmThread<H> {
         };
         match &self.machine {
             Machine::Sending(sending) => sending.control.cancel(why),
-            Machine::Receiving(control) => control.cancel(why),
+            Machine::Receiving { control, .. } => control.cancel(why),
             // The thread has ended by itself; what it has to say is on its way here.
             Machine::None | Machine::Here(_) => {}
         }

@@ -27,7 +27,11 @@ async fn migrate_in(target: &mut Vmmd, config: wire::VmConfig) -> Result<String,
         listen_address: "127.0.0.1:0".to_owned(),
         lease: None,
     };
-    target.client.migrate_in(request).await.map(|response| response.into_inner().address)
+    let address = target.client.migrate_in(request.clone()).await?.into_inner().address;
+    // Whoever lost the answer asks again, and learns the same.
+    let again = target.client.migrate_in(request).await?.into_inner().address;
+    assert_eq!(again, address);
+    Ok(address)
 }
 
 async fn migrate_out(
