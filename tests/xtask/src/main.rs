@@ -2,6 +2,7 @@
 //!
 //! - `demo`: the product's promise in one run, on real processes and real KVM
 //! - `test`: everything that is tested, with a count of what ran and what was skipped
+//! - `bench <name>`: one side-by-side comparison, with a table and a JSON file
 //! - `ci`: formatting, lints, `tidy` and `test`
 //! - `tidy`: crate edges and source rules
 //! - `setup`: what the machine lacks
@@ -9,6 +10,7 @@
 #![allow(clippy::disallowed_methods, reason = "a developer tool measures time and waits for processes")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
+mod bench;
 mod demo;
 mod setup;
 mod test;
@@ -31,6 +33,8 @@ enum Command {
     Demo(demo::Options),
     /// Sets up what is missing and runs every test; prints how many ran and how many were skipped, and why
     Test,
+    /// Runs one side-by-side comparison in a release build; prints a table and writes target/bench/<name>.json
+    Bench(bench::Options),
     /// What must pass before a change lands: formatting, lints, tidy, tests
     Ci,
     /// Checks crate edges against ARCHITECTURE.md and the sources against the rules no lint knows
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Demo(options) => demo::run(&options),
         Command::Test => test::run(),
+        Command::Bench(options) => bench::run(&options),
         Command::Ci => test::ci(),
         Command::Tidy => tidy::run(),
         Command::Setup => setup::run(),
