@@ -154,8 +154,8 @@ impl<M: HostedVm> vm_server::Vm for Service<M> {
         request: Request<wire::ExtendLeaseRequest>,
     ) -> Result<Response<wire::ExtendLeaseResponse>, Status> {
         let renewal = Renewal::try_from(request.into_inner()).map_err(Refused::Invalid)?;
-        let info = self.vm.renew(renewal).await?.info;
-        Ok(Response::new(wire::ExtendLeaseResponse { state: info.state }))
+        self.vm.renew(renewal)?;
+        Ok(Response::new(wire::ExtendLeaseResponse { state: self.vm.status().info().state }))
     }
 
     async fn metrics(

@@ -18,17 +18,16 @@ use crate::{
     order::{Order, Renewal},
     refused::Refused,
     status::Status,
-    watchdog::Fencing,
+    watchdog::{Fencing, Watchdog},
 };
 
-/// Inputs that may wait for the VM's thread (B9). One agent sends one command at a time, and a renewal every half
-/// second; whoever finds the queue full is told to try again.
+/// Inputs that may wait for the VM's thread (B9). One agent sends one command at a time; whoever finds the queue full is
+/// told to try again.
 pub(crate) const INPUTS_MAX: usize = 16;
 
 /// What happens to the VM.
 pub(super) enum Input<M> {
     Order(Box<Order>, oneshot::Sender<Answer>),
-    Renew(Renewal, oneshot::Sender<Answer>),
     SendEnded(Box<SendEnded<M>>),
     ReceiveEnded(Box<ReceiveEnded<M>>),
     /// Something may be due: the lease, a migration's progress, the machine's end.
@@ -55,6 +54,7 @@ pub(crate) struct VmHandle<M> {
 
 struct Shared {
     status: Arc<Status>,
+    watchdog: Watchdog,
     /// Why the machine has ended by itself. Not an input, because those who tell it must never wait: the VM's thread
     /// may be waiting for them.
     ended: OnceLock<(StopReason, String)>,
@@ -74,11 +74,9 @@ impl<M> fmt::Debug for VmHandle<M> {
 }
 
 impl<M> VmHandle<M> {
-    pub(super) fn new(inputs: SyncSender<Input<M>>, status: Arc<Status>) -> Self {
-        Self {
-            inputs,
-            shared: Arc::new(Shared { status, ended: OnceLock::new(), end_acknowledged: Notify::new() }),
-        }
+    pub(super) fn new(inputs: SyncSender<Input<M>>, status: Arc<Status>, watchdog: Watchdog) -> Self {
+        let (ended, end_acknowledged) = (OnceLock::new(), Notify::new());
+        Self { inputs, shared: Arc::new(Shared { status, watchdog, ended, end_acknowledged }) }
     }
 
     /// What the VM's thread has published.
@@ -93,11 +91,12 @@ impl<M> VmHandle<M> {
         answered.await.map_err(|_| Refused::Gone)?
     }
 
-    /// Renews the lease.
-    pub(crate) async fn renew(&self, renewal: Renewal) -> Result<Reply, Refused> {
-        let (answer, answered) = oneshot::channel();
-        self.try_send(Input::Renew(renewal, answer))?;
-        answered.await.map_err(|_| Refused::Gone)?
+    /// Renews the lease: at once, whatever the VM's thread is waiting for.
+    pub(crate) fn renew(&self, renewal: Renewal) -> Result<(), Refused> {
+        self.shared.watchdog.renew(renewal)?;
+        // A VM that was paused for the lease goes on.
+        self.tick();
+        Ok(())
     }
 
     /// Tells that the machine has ended by itself, or that this host wants it to, whatever its epoch. The first reason

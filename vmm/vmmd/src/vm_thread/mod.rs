@@ -5,7 +5,7 @@
 //! with the migration's thread, which hands it back as an input.
 //!
 //! ```text
-//!  gRPC handlers --Order, Renew-->  +-----------+  --machine-->  sending or receiving thread
+//!  gRPC handlers ------Order----->  +-----------+  --machine-->  sending or receiving thread
 //!  lease watchdog ------Tick----->  | VM thread |  <--SendEnded, ReceiveEnded-- (with the machine)
 //!  machine's threads ----end----->  +-----------+  --VmInfo-->  Status
 //! ```
@@ -24,7 +24,7 @@ use std::{
     thread,
 };
 
-use drover_lifecycle::{Admission, Lease, Lifecycle, Observation, Outcome};
+use drover_lifecycle::{Admission, Lifecycle, Observation, Outcome, State};
 use tokio::sync::oneshot;
 use tracing::info;
 
@@ -71,7 +71,6 @@ struct VmThread<H: Hypervisor> {
     hypervisor: H,
     console: Arc<Console>,
     watchdog: Watchdog,
-    watched: Option<Lease>,
     lifecycle: Lifecycle,
     machine: Machine<H::Machine>,
     /// At most [`INPUTS_MAX`].
@@ -85,15 +84,15 @@ pub(crate) fn start<H: Hypervisor>(
     console: Arc<Console>,
 ) -> io::Result<VmHandle<H::Machine>> {
     let (sender, inputs) = mpsc::sync_channel(INPUTS_MAX);
-    let handle = VmHandle::new(sender, status);
-    let watchdog = Watchdog::start(handle.clone())?;
+    let watchdog = Watchdog::new()?;
+    let handle = VmHandle::new(sender, status, watchdog.clone());
+    watchdog.start(handle.clone())?;
     let vm = VmThread {
         inputs,
         handle: handle.clone(),
         hypervisor,
         console,
         watchdog,
-        watched: None,
         lifecycle: Lifecycle::new(),
         machine: Machine::None,
         waiting: Vec::new(),
@@ -114,16 +113,12 @@ impl<H: Hypervisor> VmThread<H> {
     fn handle_input(&mut self, input: Input<H::Machine>) {
         // The migration's thread may have committed since: nothing must be decided on the state before that.
         self.follow_migration();
+        self.follow_lease();
         if let Some((reason, detail)) = self.handle.ended() {
             self.lifecycle.observe(Observation::Ended { reason: *reason, detail: detail.clone() });
         }
         match input {
             Input::Order(order, answer) => self.order(*order, answer),
-            Input::Renew(renewal, answer) => {
-                let result = self.renew(renewal);
-                self.publish();
-                let _ = answer.send(result);
-            }
             Input::SendEnded(ended) => self.send_ended(*ended),
             Input::ReceiveEnded(ended) => self.receive_ended(*ended),
             // Looked at above, and in what is due.
@@ -180,14 +175,21 @@ impl<H: Hypervisor> VmThread<H> {
         Reply { info: self.handle.status().info(), listening }
     }
 
-    fn renew(&mut self, renewal: Renewal) -> Answer {
-        self.lifecycle.renew(boottime::now(), renewal.epoch, renewal.lease)?;
-        Ok(Reply { info: self.handle.status().info(), listening: None })
+    /// Learns of renewals that have come since.
+    fn follow_lease(&mut self) {
+        if let Some(Renewal { epoch, lease }) = self.watchdog.held()
+            && self.lifecycle.lease() != Some(lease)
+        {
+            // Refused where the lifecycle knows of no such VM (any more), and then it needs no lease.
+            let _ = self.lifecycle.renew(boottime::now(), epoch, lease);
+        }
     }
 
     /// Does what is due, answers who no longer has to wait, until neither brings anything new.
     fn settle(&mut self) {
         loop {
+            // What was just done may have taken longer than the lease it began with.
+            self.follow_lease();
             while let Some(action) = self.lifecycle.due(boottime::now()) {
                 let Performed { outcome, result } = self.perform(action, None);
                 if let (Outcome::Broken { .. } | Outcome::NothingChanged, Err(error)) = (&outcome, result) {
@@ -224,15 +226,12 @@ impl<H: Hypervisor> VmThread<H> {
     fn publish(&mut self) {
         let status = self.handle.status();
         status.publish(&self.lifecycle);
-        // What has ended needs no lease, and its process stays only to be asked how it ended.
-        let ended = is_terminal(&status.info());
-        let lease = if ended { None } else { self.lifecycle.lease() };
-        if lease != self.watched {
-            self.watchdog.set(lease);
-            self.watched = lease;
-        }
-        if ended {
+        if is_terminal(&status.info()) {
+            // What has ended needs no lease, and its process stays only to be asked how it ended.
+            self.watchdog.clear();
             self.console.close();
+        } else if self.lifecycle.state() != State::Empty {
+            self.watchdog.owned_by(self.lifecycle.epoch());
         }
     }
 }

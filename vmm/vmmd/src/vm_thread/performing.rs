@@ -51,13 +51,19 @@ impl<H: Hypervisor> VmThread<H> {
             self.console.owned_by(*epoch);
         }
         match (action, task) {
-            (Action::Build { epoch }, Some(Task::Create { config, .. })) => {
+            (Action::Build { epoch }, Some(Task::Create { config, lease })) => {
                 let owner = Owner { vm: config.vm, node: config.node, epoch };
                 let ended = self.end_sink();
+                // Storage may take its time, and the lease goes on meanwhile.
+                self.watchdog.begin(epoch, *lease);
                 let built = self.hypervisor.build(config, owner, ended);
+                if built.is_err() {
+                    self.watchdog.clear();
+                }
                 built.map(|machine| self.settle_in(config, machine)).into()
             }
             (Action::Receive { epoch, .. }, Some(Task::MigrateIn(incoming))) => {
+                self.watchdog.begin(epoch, incoming.lease);
                 let config = &incoming.config;
                 let owner = Owner { vm: config.vm, node: config.node, epoch };
                 let ended = self.end_sink();
@@ -65,8 +71,9 @@ impl<H: Hypervisor> VmThread<H> {
                     .hypervisor
                     .build_incoming(config, owner, ended)
                     .and_then(|machine| self.await_arrival(incoming, epoch, machine));
-                if listening.is_ok() {
-                    self.introduce(config);
+                match &listening {
+                    Ok(_) => self.introduce(config),
+                    Err(_) => self.watchdog.clear(),
                 }
                 listening.map(Some).into()
             }

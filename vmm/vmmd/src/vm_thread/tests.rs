@@ -7,7 +7,7 @@ use std::{
 
 use drover_guest_memory::{DirtyPages, GuestMemory};
 use drover_ids::{MigrationId, NodeId, OperationId, OwnerEpoch, VmId};
-use drover_lifecycle::{BootTime, Command, StopReason};
+use drover_lifecycle::{BootTime, Command, Lease, StopReason};
 use drover_migration::{
     GuestError, MigratableGuest,
     shape::{CpuShape, MachineShape},
@@ -32,6 +32,8 @@ struct Bench {
     done: Arc<Mutex<Vec<String>>>,
     fails: Arc<Mutex<Option<&'static str>>>,
     ended: Arc<Mutex<Option<EndSink>>>,
+    /// A build waits here, where there is something to wait for.
+    slow: Arc<Mutex<Option<mpsc::Receiver<()>>>>,
 }
 
 impl Bench {
@@ -62,6 +64,9 @@ impl Hypervisor for Bench {
 
     fn build(&mut self, config: &VmConfig, owner: Owner, ended: EndSink) -> Result<Remembering, Refused> {
         self.attempt("build").map_err(|error| Refused::Precondition(error.to_string()))?;
+        if let Some(slow) = self.slow.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = slow.recv_timeout(10 * SECOND);
+        }
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(ended);
         Ok(Remembering { bench: self.clone(), vm: owner.vm, memory: GuestMemory::anonymous(config.memory) })
     }
@@ -273,11 +278,34 @@ async fn the_end_of_the_guest_ends_the_vm() {
 async fn an_overdue_lease_pauses_until_it_is_renewed() {
     let process = Process::running(5).await;
     let renewal = |pause_in| Renewal { epoch: OwnerEpoch::new(5), lease: lease_for(pause_in, 3600 * SECOND) };
-    process.vm.renew(renewal(SECOND / 20)).await.expect("leased");
+    process.vm.renew(renewal(SECOND / 20)).expect("leased");
     process.reaches(wire::VmState::Paused).await;
-    process.vm.renew(renewal(1800 * SECOND)).await.expect("renewed");
+    process.vm.renew(renewal(1800 * SECOND)).expect("renewed");
     process.reaches(wire::VmState::Running).await;
     assert_eq!(process.bench.done(), "build start pause resume");
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_while_slow_storage_holds_the_vms_thread() {
+    let process = Process::empty();
+    let (storage_answers, slow) = mpsc::channel();
+    *process.bench.slow.lock().unwrap() = Some(slow);
+    let hour = 3600 * SECOND;
+    let lease = Some(lease_for(SECOND / 2, hour));
+    let built = process.ok(1, 5, Task::Create { config: config(), lease });
+    let renewed = async {
+        while process.bench.done() != "build" {
+            tokio::task::yield_now().await;
+        }
+        let renewal = Renewal { epoch: OwnerEpoch::new(5), lease: lease_for(hour, hour * 2) };
+        process.vm.renew(renewal).expect("renewed although the thread is busy");
+        // Longer than the lease that the VM was created with.
+        tokio::time::sleep(SECOND / 2).await;
+        storage_answers.send(()).expect("the build waits");
+    };
+    tokio::join!(built, renewed);
+    process.ok(1, 5, Task::Start).await;
+    assert_eq!(process.vm.status().info().state(), wire::VmState::Running);
 }
 
 #[tokio::test]
