@@ -197,6 +197,11 @@ impl Agent {
                 }
                 self.step(Event::Spawned { vm, run });
             }
+            Message::Reachable { vm, run, vmmd } => {
+                if let Some(local) = self.current(vm, run) {
+                    local.vmmd = Some(vmmd);
+                }
+            }
             Message::Launched { vm, run, result } => self.launched(vm, run, result),
             Message::Connected { vm, run, vmmd, info } => {
                 let inbox = self.inbox.clone();

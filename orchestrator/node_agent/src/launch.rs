@@ -85,7 +85,7 @@ async fn bring_up(
     // The end of the process ends every call to it; this only says so in better words, and sooner.
     tokio::select! {
         biased;
-        result = talk(plan) => result,
+        result = talk(plan, inbox) => result,
         exit = process.ended() => {
             let words = spawn_blocking(move || last_words(&dir.path().join("vmmd.log"))).await.unwrap_or_default();
             let message = format!("vmmd ended while it was being started: {exit}{words}");
@@ -104,10 +104,12 @@ fn start_process(plan: &Plan) -> Result<Arc<Process>, Status> {
     }
 }
 
-async fn talk(plan: Plan) -> Result<Up, NotUp> {
-    let Plan { dir, machine, command, lease, how, .. } = plan;
+async fn talk(plan: Plan, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
+    let Plan { vm, run, dir, machine, command, lease, how, .. } = plan;
     let never_ran = |status| NotUp { status, may_have_run: false };
     let vmmd = Vmmd::connect(dir.socket()).await.map_err(never_ran)?;
+    // Its lease can be extended from now on, however long its disks take.
+    inbox.send(Message::Reachable { vm, run, vmmd: vmmd.clone() }).await.ok();
     match how {
         How::Boot => {
             vmmd.create(command.clone(), machine.config, lease).await.map_err(never_ran)?;

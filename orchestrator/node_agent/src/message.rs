@@ -24,6 +24,8 @@ pub(crate) enum Message {
     Find(VmId, oneshot::Sender<Located>),
     /// A launch has a process.
     Spawned { vm: VmId, run: Run, process: Arc<Process> },
+    /// A process that is being launched can be talked to.
+    Reachable { vm: VmId, run: Run, vmmd: Vmmd },
     /// A launch has ended.
     Launched { vm: VmId, run: Run, result: Result<Up, NotUp> },
     /// An adopted process answers.

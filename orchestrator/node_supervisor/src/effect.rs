@@ -42,7 +42,7 @@ pub enum Effect {
         /// How.
         how: EndHow,
     },
-    /// Tell a vmmd its new lease.
+    /// Tell a vmmd its new lease. One that is being launched may not be there to be told, which does no harm.
     ExtendLease {
         /// The VM.
         vm: VmId,

@@ -160,6 +160,8 @@ impl Supervisor {
             }
             Process::Gone => (epoch, Phase::Ended { may_have_run: true, reported_in: None }),
             Process::Alive(report) => {
+                // Until it answers, the recorded epoch stands in for its own, which may be older: a grant is recorded
+                // before it is handed on.
                 let report = report.unwrap_or(VmReport { epoch, state: VmState::Unreported });
                 // A process that holds nothing yet says epoch zero.
                 (
@@ -201,7 +203,7 @@ impl Supervisor {
         match result {
             Ok(report) if !exited => {
                 entry.phase = Phase::Live { report };
-                entry.epoch = entry.epoch.max(report.epoch);
+                entry.learn_epoch(report.epoch);
                 let epoch = entry.epoch;
                 // The lease may have been extended since the launch began.
                 if let (Some(lease), None) = (lease, &entry.doom) {
@@ -229,7 +231,7 @@ impl Supervisor {
         let Phase::Live { report: last } = &mut entry.phase else { return };
         let changed = last.state != report.state || last.epoch != report.epoch;
         *last = report;
-        entry.epoch = entry.epoch.max(report.epoch);
+        entry.learn_epoch(report.epoch);
         entry.floor = entry.floor.max(report.epoch);
         if changed {
             self.heartbeats.hurry();
@@ -311,7 +313,8 @@ impl Supervisor {
     ) {
         if let Some(lease) = self.heartbeats.answered(sequence, lease_granted, !reap.is_empty()) {
             for (vm, entry) in &self.vms {
-                if matches!(entry.phase, Phase::Live { .. }) && entry.doom.is_none() {
+                // One that is being launched too: slow storage must not cost a VM its first lease.
+                if entry.is_reachable() && entry.doom.is_none() {
                     out.push(Effect::ExtendLease { vm: *vm, run: entry.run, epoch: entry.epoch, lease });
                 }
             }

@@ -76,6 +76,23 @@ impl Vm {
         !matches!(self.phase, Phase::Ended { .. })
     }
 
+    /// Whether there is a process to talk to.
+    pub(crate) const fn is_reachable(&self) -> bool {
+        matches!(self.phase, Phase::Live { .. } | Phase::Launching { spawned: true, exited: false, .. })
+    }
+
+    /// What the process says its epoch is, which is what it goes by. Zero: it holds nothing yet.
+    pub(crate) fn learn_epoch(&mut self, reported: OwnerEpoch) {
+        if reported != OwnerEpoch::default() {
+            self.epoch = reported;
+        }
+    }
+
+    /// Whether the process says that it holds this epoch.
+    pub(crate) fn runs_at(&self, epoch: OwnerEpoch) -> bool {
+        matches!(self.phase, Phase::Live { report } if report.epoch == epoch && report.state != VmState::Unreported)
+    }
+
     /// Whether the process is what `wanted` asks for. A VM that has arrived is as good as one that was booted.
     pub(crate) fn serves(&self, wanted: Role) -> bool {
         let Phase::Live { report } = self.phase else { return self.role == wanted };

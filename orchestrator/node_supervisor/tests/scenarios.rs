@@ -439,3 +439,50 @@ fn a_control_plane_that_is_down_is_not_asked_in_a_tight_loop() {
     node.pass(250);
     assert_eq!(node.step(Event::Tick), [Effect::Heartbeat { sequence: sequence + 1 }]);
 }
+
+fn extended(effects: &[Effect]) -> Vec<u64> {
+    let epoch = |effect: &Effect| match effect {
+        Effect::ExtendLease { epoch, .. } => Some(epoch.get()),
+        _ => None,
+    };
+    effects.iter().filter_map(epoch).collect()
+}
+
+#[test]
+fn a_vm_that_is_slow_to_start_keeps_its_lease() {
+    let mut node = Node::leased();
+    node.command(4, Verb::Ensure);
+    assert_eq!(extended(&node.answer_heartbeat(2, vec![])), [], "there is nobody to tell yet");
+    node.step(Event::Spawned { vm: VM, run: Run(1) });
+    node.pass(500);
+    node.step(Event::Tick);
+    let effects = node.answer_heartbeat(3, vec![]);
+    assert_eq!(extended(&effects), [4]);
+}
+
+#[test]
+fn an_adopted_vm_goes_by_its_own_epoch_not_by_the_recorded_one() {
+    let mut node = Node::leased();
+    // The agent before this one recorded a grant of epoch 5 and died before it was handed on.
+    node.step(Event::Recovered { vm: VM, epoch: OwnerEpoch::new(5), process: Process::Alive(None) });
+    let effects = node.command(5, Verb::GrantEpoch);
+    assert!(matches!(effects[..], [Effect::Relay { .. }, ..]), "not taken for granted: {effects:?}");
+    node.reported(1, VmState::Committed, 3);
+    node.flush();
+    node.pass(500);
+    let sequence = node
+        .step(Event::Tick)
+        .iter()
+        .find_map(|effect| match effect {
+            Effect::Heartbeat { sequence } => Some(*sequence),
+            _ => None,
+        })
+        .unwrap();
+    assert_eq!(extended(&node.answer_heartbeat(sequence, vec![])), [3]);
+    let effects = node.command(5, Verb::GrantEpoch);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Relay { .. })), "{effects:?}");
+    node.reported(1, VmState::Running, 5);
+    let effects = node.command(5, Verb::GrantEpoch);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Answer { answer: Ok(Answer::Status), .. })));
+    assert!(answer(&node.command(4, Verb::Stop), 4).unwrap().is_err(), "older commands stay refused");
+}
