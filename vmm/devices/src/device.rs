@@ -18,12 +18,13 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// A name for people: logs and errors.
     fn name(&self) -> &str;
 
-    /// Stops on its own accord what it does, and waits until it is done. Pausing a paused device does nothing.
+    /// Stops on its own accord what it does, and waits until it is done, but not longer than `limit`. Pausing a paused
+    /// device does nothing.
     ///
     /// # Errors
     /// [`DeviceError::DrainTimeout`]; the device runs on. [`DeviceError::Fenced`] or [`DeviceError::Failed`] where
     /// requests can no longer be answered, so that the state cannot be saved.
-    fn pause(&self) -> Result<(), DeviceError>;
+    fn pause(&self, limit: Duration) -> Result<(), DeviceError>;
 
     /// Goes on, and catches up with what the guest asked for meanwhile. Resuming a running device does nothing.
     ///
@@ -57,7 +58,7 @@ pub enum Saved {
 #[non_exhaustive]
 pub enum DeviceError {
     /// Requests did not end in time.
-    #[error("{device}: requests are still under way after {} s", .waited.as_secs())]
+    #[error("{device}: requests are still under way after {} ms", .waited.as_millis())]
     DrainTimeout {
         /// Which device.
         device: String,

@@ -21,8 +21,8 @@ use drover_guest_memory::DirtyTracker;
 use drover_units::{Bytes, Gpa};
 use guest::{
     AVAILABLE, DISK, DRIVER_OK, EVENT_IDX, FEATURES_OK, FLUSH, Guest, HEADERS, INDIRECT, INTERRUPT_STATUS,
-    IOERR, NEEDS_RESET, NEXT, OK, QUEUE_SIZE, READ_ONLY, STATUS, UNANSWERED, UNSUPP, USED, VERSION_1, WRITE,
-    owner,
+    IOERR, NEEDS_RESET, NEXT, OK, QUEUE_SIZE, READ_ONLY, SOON, STATUS, UNANSWERED, UNSUPP, USED, VERSION_1,
+    WRITE, owner,
 };
 
 const FEATURES: u64 = VERSION_1 | FLUSH;
@@ -345,7 +345,7 @@ fn a_lost_disk_stops_the_vm_and_never_answers() {
     guest.send(0, 0, Some((0x20000, 512)));
     guest.kick();
     assert_eq!(guest.events.wait(), DeviceEvent::Fenced { device: "disk0".into() });
-    assert!(matches!(guest.disk.pause(), Err(DeviceError::Fenced { .. })));
+    assert!(matches!(guest.disk.pause(SOON), Err(DeviceError::Fenced { .. })));
     assert!(matches!(guest.disk.resume(), Err(DeviceError::Fenced { .. })));
     guest.send(0, 0, Some((0x20000, 512)));
     guest.kick();
@@ -375,20 +375,37 @@ fn a_pause_answers_what_was_taken_and_leaves_the_rest_in_the_ring() {
     let before: Vec<_> = (0..3).map(|n| guest.send(1, n, Some((0x20000, 512)))).collect();
     guest.kick();
     guest.wait_until("start of the writes", |_| seen.load(Ordering::Relaxed) == 3);
-    guest.disk.pause().unwrap();
+    guest.disk.pause(SOON).unwrap();
     assert!(before.iter().all(|sent| guest.status(*sent) == OK));
     backend.release().expect("nothing is under way");
     let mut tracker = DirtyTracker::new(&guest.memory);
     let after = guest.send(1, 3, Some((0x20000, 512)));
     tracker.take();
     guest.kick();
-    guest.disk.pause().expect("pausing twice is one pause");
+    guest.disk.pause(SOON).expect("pausing twice is one pause");
     assert_eq!(guest.status(after), UNANSWERED);
     assert!(tracker.take().is_empty(), "a paused device writes nothing");
     backend.acquire(&owner(1, 1)).unwrap();
     guest.disk.resume().unwrap();
     guest.wait(4);
     assert_eq!(guest.status(after), OK);
+}
+
+#[test]
+fn a_pause_does_not_outlast_its_limit_and_leaves_the_disk_running() {
+    let image = MemoryImage::new(DISK);
+    let (slow, seen) = slow_and_counting(owned(&image));
+    let mut guest = Guest::with(slow);
+    guest.start(FEATURES);
+    let sent = guest.send(1, 0, Some((0x20000, 512)));
+    guest.kick();
+    guest.wait_until("start of the write", |_| seen.load(Ordering::Relaxed) == 1);
+    assert!(matches!(guest.disk.pause(Duration::ZERO), Err(DeviceError::DrainTimeout { .. })));
+    guest.wait(1);
+    assert_eq!(guest.status(sent), OK);
+    guest.send(1, 1, Some((0x20000, 512)));
+    guest.kick();
+    guest.wait(1);
 }
 
 #[test]
@@ -411,7 +428,7 @@ fn check_move(open: impl Fn() -> Arc<dyn Backend>) {
     let mut source = Guest::with(source_backend);
     source.start(FEATURES | EVENT_IDX);
     assert_eq!(source.write_disk(0, &[1; 512]), OK);
-    source.disk.pause().unwrap();
+    source.disk.pause(SOON).unwrap();
     let in_ring = source.send(1, 1, Some((0x20000, 512)));
     source.kick();
     let state = source.saved();
@@ -439,7 +456,7 @@ fn an_unanswered_interrupt_is_repeated_after_a_move() {
     source.start(FEATURES);
     source.request(4, 0, None);
     source.wait_until("interrupt", |guest| guest.line.count() == 1);
-    source.disk.pause().unwrap();
+    source.disk.pause(SOON).unwrap();
     let target = source.moved(Arc::new(image.open()), &source.saved());
     assert_eq!(target.read_register(INTERRUPT_STATUS), 1);
     target.disk.resume().unwrap();

@@ -11,7 +11,7 @@ use drover_block::{Backend, MemoryImage};
 use drover_bus::BusDevice;
 use drover_devices::{ConsoleSink, Device, Saved, Serial};
 use drover_saved_state::Envelope;
-use guest::{DISK, EVENT_IDX, FLUSH, Guest, Line, OK, VERSION_1, owner};
+use guest::{DISK, EVENT_IDX, FLUSH, Guest, Line, OK, SOON, VERSION_1, owner};
 
 /// What `name` holds; with `today` what it is to hold where it is not there yet.
 fn golden(name: &str, today: &Envelope) -> Envelope {
@@ -75,7 +75,7 @@ fn a_disk_in_use() {
         assert_eq!(guest.write_disk(sector, &[1; 512]), OK);
     }
     guest.wait_until("interrupt", |guest| guest.line.count() > 0);
-    guest.disk.pause().unwrap();
+    guest.disk.pause(SOON).unwrap();
     let golden = golden("virtio-mmio-blk-v1.bin", &guest.saved());
     assert_eq!(guest.saved(), golden);
     // Its RAM is not in the file; the rings are where they were and hold nothing new.

@@ -10,7 +10,7 @@ use drover_guest_memory::DirtyTracker;
 use drover_units::{Bytes, Gpa};
 use guest::{
     AVAILABLE, DESCRIPTORS, EVENT_IDX, FLUSH, Guest, HEADERS, INDIRECT, NEEDS_RESET, OK, QUEUE_SIZE, RAM,
-    STATUS, USED, VERSION_1,
+    SOON, STATUS, USED, VERSION_1,
 };
 use proptest::prelude::*;
 
@@ -110,7 +110,7 @@ proptest! {
         guest.start(VERSION_1 | FLUSH | INDIRECT | if garbage.event_idx { EVENT_IDX } else { 0 });
         write_to_ram(&guest, &garbage);
         guest.kick();
-        guest.disk.pause().unwrap();
+        guest.disk.pause(SOON).unwrap();
         let mut tracker = DirtyTracker::new(&guest.memory);
         guest.kick();
         prop_assert!(tracker.take().is_empty(), "a paused device writes nothing");
@@ -142,7 +142,7 @@ proptest! {
                 guest.disk.read(offset, &mut data[..len]);
             }
         }
-        guest.disk.pause().unwrap();
+        guest.disk.pause(SOON).unwrap();
         guest.disk.resume().unwrap();
         guest.start(VERSION_1 | FLUSH);
         prop_assert_eq!(guest.request(4, 0, None), (OK, 1));

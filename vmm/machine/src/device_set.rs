@@ -1,6 +1,6 @@
 //! The devices of a machine, in the order in which they are made.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use drover_bus::{Doorbells, IrqLine};
 use drover_devices::{
@@ -86,9 +86,11 @@ impl DeviceSet {
     }
 
     /// Stops them, the last made first: what moves data stands still before what reports it.
-    pub(crate) fn pause(&self) -> Result<(), FreezeFault> {
-        self.iter_back()
-            .try_for_each(|device| device.pause().map_err(|error| FreezeFault::Device(Box::new(error))))
+    pub(crate) fn pause(&self, deadline: Instant) -> Result<(), FreezeFault> {
+        self.iter_back().try_for_each(|device| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            device.pause(left).map_err(|error| FreezeFault::Device(Box::new(error)))
+        })
     }
 
     /// Runs them again.

@@ -89,7 +89,7 @@ struct Guest(Arc<Shared>);
 impl Freeze for Guest {
     fn freeze(&self, deadline: Instant) -> Result<(), FreezeFault> {
         self.0.gate.close(deadline).map_err(|StillInside(count)| FreezeFault::Vcpus(count))?;
-        self.0.devices.pause()
+        self.0.devices.pause(deadline)
     }
 
     fn thaw(&self) -> Result<(), MachineError> {
@@ -134,8 +134,8 @@ impl Machine {
     }
 
     /// Stops the vCPUs, then drains the devices. Returns when none of them touches guest RAM any more. Others may hold
-    /// the machine too; it runs again when the last guard is gone. `limit` bounds the wait for vCPUs and for other
-    /// pauses; devices bound their drain themselves.
+    /// the machine too; it runs again when the last guard is gone. `limit` bounds the wait for all of it: other pauses,
+    /// vCPUs, and the requests that devices have under way.
     ///
     /// # Errors
     /// [`PauseError`] where not everything stopped. What did stop stays so until the error is dropped.

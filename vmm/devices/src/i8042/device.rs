@@ -1,6 +1,10 @@
 //! The command port: writing 0xFE pulses the reset line; reading says that the controller is idle.
 
-use std::{convert::Infallible, sync::Arc, sync::Mutex, sync::PoisonError};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use drover_bus::{BusDevice, Port};
 use drover_saved_state::{Envelope, StateError};
@@ -68,7 +72,7 @@ impl Device for I8042 {
     fn name(&self) -> &str {
         "i8042"
     }
-    fn pause(&self) -> Result<(), DeviceError> {
+    fn pause(&self, _: Duration) -> Result<(), DeviceError> {
         Ok(())
     }
     fn resume(&self) -> Result<(), DeviceError> {

@@ -6,6 +6,7 @@ use std::{
     io::Write,
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use drover_bus::{BusDevice, IrqLine, Port};
@@ -142,7 +143,7 @@ impl Device for Serial {
         "serial"
     }
 
-    fn pause(&self) -> Result<(), DeviceError> {
+    fn pause(&self, _: Duration) -> Result<(), DeviceError> {
         // Does nothing on its own: it moves when a vCPU or a person does. Input while paused waits in the FIFO.
         Ok(())
     }

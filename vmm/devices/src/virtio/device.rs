@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use drover_guest_memory::GuestMemory;
@@ -48,7 +49,7 @@ pub trait VirtioDevice: fmt::Debug + Send {
     ///
     /// # Errors
     /// The same.
-    fn pause(&mut self) -> Result<(), DeviceError>;
+    fn pause(&mut self, limit: Duration) -> Result<(), DeviceError>;
 
     /// As [`Device::resume`](crate::Device::resume).
     ///

@@ -53,6 +53,9 @@ pub(crate) const UNSUPP: u8 = 2;
 /// What a status byte holds before it is answered.
 pub(crate) const UNANSWERED: u8 = 0xaa;
 
+/// For a pause of a disk that answers.
+pub(crate) const SOON: Duration = DEADLINE;
+
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Counts pulses and lets a test wait for the next.

@@ -24,7 +24,7 @@ use crate::{ActivateError, Activation, ActiveQueue, DeviceError, DeviceEvents, V
 /// Largest size of a queue. What Linux and others use: deep enough for any storage, 12 KiB of rings.
 const QUEUE_SIZE: u16 = 256;
 
-/// How long requests under way may take before a pause or a reset gives up waiting for them. Storage that is alive
+/// How long requests under way may take before a reset gives up waiting for them. Storage that is alive
 /// answers within seconds; a control plane has answered otherwise by then.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
@@ -120,14 +120,14 @@ impl VirtioBlk {
         Ok(Running { control, thread })
     }
 
-    /// Waits until no worker runs, and says what one of them has to say.
-    fn wait(&self) -> Result<(), DeviceError> {
+    /// Waits until no worker runs, for `limit` at each queue, and says what one of them has to say.
+    fn wait(&self, limit: Duration) -> Result<(), DeviceError> {
         let device = || self.name.clone();
         for worker in &self.workers {
-            match worker.control.wait(DRAIN_LIMIT) {
+            match worker.control.wait(limit) {
                 Doing::Paused | Doing::Stopped => {}
                 Doing::Running => {
-                    return Err(DeviceError::DrainTimeout { device: device(), waited: DRAIN_LIMIT });
+                    return Err(DeviceError::DrainTimeout { device: device(), waited: limit });
                 }
                 Doing::Fenced => return Err(DeviceError::Fenced { device: device() }),
                 Doing::Died => {
@@ -199,7 +199,7 @@ impl VirtioDevice for VirtioBlk {
     fn reset(&mut self) -> Result<(), DeviceError> {
         self.give(Order::Stop);
         // One that has lost its disk or its life has nothing more to answer.
-        if let Err(error @ DeviceError::DrainTimeout { .. }) = self.wait() {
+        if let Err(error @ DeviceError::DrainTimeout { .. }) = self.wait(DRAIN_LIMIT) {
             return Err(error);
         }
         for worker in self.workers.drain(..) {
@@ -209,12 +209,12 @@ impl VirtioDevice for VirtioBlk {
         Ok(())
     }
 
-    fn pause(&mut self) -> Result<(), DeviceError> {
+    fn pause(&mut self, limit: Duration) -> Result<(), DeviceError> {
         if self.paused {
             return Ok(());
         }
         self.give(Order::Pause);
-        match self.wait() {
+        match self.wait(limit) {
             Ok(()) => {
                 self.paused = true;
                 Ok(())

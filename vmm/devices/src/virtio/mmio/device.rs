@@ -9,6 +9,7 @@
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use drover_bus::{BusDevice, Doorbell, DoorbellAddress, Doorbells, IrqLine};
@@ -399,8 +400,8 @@ impl Device for VirtioMmio {
         &self.name
     }
 
-    fn pause(&self) -> Result<(), DeviceError> {
-        self.registers().device.pause()
+    fn pause(&self, limit: Duration) -> Result<(), DeviceError> {
+        self.registers().device.pause(limit)
     }
 
     fn resume(&self) -> Result<(), DeviceError> {
