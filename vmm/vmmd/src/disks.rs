@@ -7,7 +7,7 @@ use std::{
 };
 
 use drover_block::{Access, FileBackend, Owner, OwnershipError};
-use drover_machine::Disk;
+use drover_machine::{Disk, MachineError};
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 
 use crate::{
@@ -21,6 +21,9 @@ use crate::{
 /// deferred release), and each request holds its file, and with it the lock: now and then, on a busy machine, a restart
 /// right after a kill finds the volume held by the dead.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
+/// How long a volume that has been handed over may still seem held: far above what a release takes (milliseconds), and
+/// short beside the restart it saves.
+const MOMENT: Duration = Duration::from_millis(200);
 /// Between two looks at such a lock.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -59,6 +62,27 @@ pub(crate) fn acquire(disks: &[Disk], owner: &Owner) -> Result<(), Refused> {
     Ok(())
 }
 
+/// Tries again while a volume is held, for the moment that the source's release takes to be seen everywhere.
+///
+/// The source has released the volumes before it says Commit. What still holds one then is on its way out: the last
+/// reference to a file that a worker of the kernel drops, a lock whose release the storage has not passed on. The guest
+/// stands meanwhile, and giving up here would cost it a restart.
+pub(crate) fn while_held_for_a_moment(
+    mut acquire: impl FnMut() -> Result<(), MachineError>,
+) -> Result<(), MachineError> {
+    let deadline = Instant::now() + MOMENT;
+    loop {
+        match acquire() {
+            Err(MachineError::Disk { source: OwnershipError::Held { .. }, .. })
+                if Instant::now() < deadline =>
+            {
+                thread::sleep(LOOK);
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Whether the holder was a process of our node, and is one no more. Of another node's processes only that node knows.
 fn is_gone(holder: &Owner, we: &Owner) -> bool {
     let Ok(pid) = i32::try_from(holder.pid) else { return false };
@@ -70,6 +94,21 @@ mod tests {
     use drover_ids::{NodeId, OwnerEpoch, VmId};
 
     use super::*;
+
+    #[test]
+    fn a_volume_that_is_held_for_a_moment_is_had_and_one_that_is_kept_is_not() {
+        let held = || {
+            let source = OwnershipError::Held { owner: None };
+            Err(MachineError::Disk { disk: "disk0".to_owned(), attempt: "acquire", source })
+        };
+        let mut looks = 0;
+        let had = while_held_for_a_moment(|| {
+            looks += 1;
+            if looks < 3 { held() } else { Ok(()) }
+        });
+        assert!(had.is_ok());
+        assert!(while_held_for_a_moment(held).is_err());
+    }
 
     #[test]
     fn only_a_dead_process_of_this_node_is_gone() {

@@ -219,8 +219,9 @@ impl MigratableGuest for KvmVm {
     fn acquire_volumes(&mut self, epoch: OwnerEpoch) -> Result<(), GuestError> {
         let tried = "acquire the volumes";
         let owner = drover_block::Owner { epoch, ..self.owner };
-        let acquired = self.machine.acquire_volumes(self.guard(tried)?, &owner);
-        acquired.map_err(|error| GuestError::because(tried, error))?;
+        let guard = self.guard(tried)?;
+        disks::while_held_for_a_moment(|| self.machine.acquire_volumes(guard, &owner))
+            .map_err(|error| GuestError::because(tried, error))?;
         self.owner = owner;
         Ok(())
     }
