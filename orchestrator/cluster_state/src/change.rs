@@ -4,7 +4,7 @@ use std::fmt;
 
 use drover_ids::{NodeId, OperationId, VmId, VolumeId};
 
-use crate::{ClusterEvent, Image, Name, Node, Operation, Stored, Subject, Vm, Volume};
+use crate::{ClusterEvent, DiskImage, Image, Name, Node, Operation, Pool, Stored, Subject, Vm, Volume};
 
 /// The store's count of accepted transactions; a record's is that of the one which last wrote it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,6 +81,10 @@ pub enum Key {
     Volume(VolumeId),
     /// A boot image.
     Image(Name),
+    /// A pool.
+    Pool(Name),
+    /// A disk image.
+    DiskImage(Name),
     /// An operation.
     Operation(OperationId),
     /// A name.
@@ -98,6 +102,10 @@ pub enum Record {
     Volume(Volume),
     /// A boot image.
     Image(Image),
+    /// A pool.
+    Pool(Pool),
+    /// A disk image.
+    DiskImage(DiskImage),
     /// An operation.
     Operation(Operation),
     /// A name.
@@ -112,6 +120,8 @@ impl Record {
             Self::Vm(vm) => Key::Vm(vm.id),
             Self::Volume(volume) => Key::Volume(volume.id),
             Self::Image(image) => Key::Image(image.name.clone()),
+            Self::Pool(pool) => Key::Pool(pool.name.clone()),
+            Self::DiskImage(image) => Key::DiskImage(image.name.clone()),
             Self::Operation(operation) => Key::Operation(operation.id),
             Self::Name(entry) => Key::Name(entry.kind, entry.name.clone()),
         }
@@ -248,6 +258,11 @@ impl Txn {
     /// Demands that a record is still as it was seen, without writing it.
     pub fn require<T>(&mut self, key: Key, seen: &Stored<T>) {
         self.guards.push(Guard { key, expect: Expect::Revision(seen.revision) });
+    }
+
+    /// Demands that nothing is stored there.
+    pub fn require_absent(&mut self, key: Key) {
+        self.guards.push(Guard { key, expect: Expect::Absent });
     }
 
     /// Appends a line to the event log.

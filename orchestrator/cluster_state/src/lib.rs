@@ -13,18 +13,22 @@
 #![forbid(unsafe_code)]
 
 mod change;
+mod disk_image;
 mod evidence;
 mod name;
 mod node;
 mod operation;
 mod ownership;
+mod pool;
 mod report;
 mod state;
+mod storage_work;
 mod time;
 mod vm;
 mod volume;
 
 pub use change::{Change, Expect, Guard, Key, NameKind, NameRecord, Record, Revision, Txn, Write};
+pub use disk_image::{DiskImage, DiskImageState, ImageFormat, ImageSource};
 pub use evidence::{Evidence, VolumeFence, VolumeOwner};
 pub use name::{NAME_LEN_MAX, Name, NameError};
 pub use node::{Capacity, Incarnation, Liveness, Node, NodeFence, NodeFenceEvidence, NodeSession, NodeState};
@@ -33,8 +37,10 @@ pub use operation::{
     event_kind,
 };
 pub use ownership::{Candidate, Claim, Ownership, OwnershipError, Right};
+pub use pool::{Pool, PoolAccess, PoolState, RbdCredentials, RbdPool, Secret};
 pub use report::{BootTimes, MigrationPhase, MigrationReport, RunState, StopReason, VmReport};
 pub use state::{ClusterState, Stored, Usage};
+pub use storage_work::{CloneSource, StorageWork};
 pub use time::{Moment, Now, WallTime};
 pub use vm::{Desired, Progress, Restarts, StopCause, Vm, VmPhase, VmSpec, VolumeAttachment};
-pub use volume::{Image, Volume, VolumeState};
+pub use volume::{Image, Snapshot, SnapshotState, Volume, VolumeParent, VolumeState};

@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use drover_ids::{MigrationId, NodeId, OperationId, VmId, VolumeId};
 
-use crate::{Name, WallTime};
+use crate::{Name, StorageWork, WallTime};
 
 /// What an operation is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum OperationKind {
     VolumeImport,
     /// Store a boot image. Run by the process that took the request: ends with it.
     ImageImport,
+    /// Work on a pool, volume or disk image. Taken up again by the next process if this one ends.
+    Storage(StorageWork),
 }
 
 impl OperationKind {
@@ -43,6 +45,7 @@ impl OperationKind {
             Self::VmDelete => "vm.delete",
             Self::VolumeImport => "volume.import",
             Self::ImageImport => "image.import",
+            Self::Storage(work) => work.name(),
         }
     }
 }
@@ -64,6 +67,10 @@ pub enum Subject {
     Image(Name),
     /// A node.
     Node(NodeId),
+    /// A pool.
+    Pool(Name),
+    /// A disk image.
+    DiskImage(Name),
 }
 
 impl fmt::Display for Subject {
@@ -72,7 +79,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Vm(id) => write!(f, "{id}"),
             Self::Volume(id) => write!(f, "{id}"),
-            Self::Image(name) => write!(f, "{name}"),
+            Self::Image(name) | Self::Pool(name) | Self::DiskImage(name) => write!(f, "{name}"),
             Self::Node(id) => write!(f, "{id}"),
         }
     }

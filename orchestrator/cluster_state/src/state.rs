@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, ops::Deref};
 use drover_ids::{NodeId, OperationId, VmId, VolumeId};
 
 use crate::{
-    Capacity, Change, Claim, Desired, Image, Key, Liveness, Name, NameKind, NameRecord, Node, NodeFence,
-    NodeSession, NodeState, Operation, Progress, Record, Revision, Right, RunState, Vm, VmPhase, VmReport,
-    Volume,
+    Capacity, Change, Claim, Desired, DiskImage, Image, Key, Liveness, Name, NameKind, NameRecord, Node,
+    NodeFence, NodeSession, NodeState, Operation, Pool, Progress, Record, Revision, Right, RunState, Vm,
+    VmPhase, VmReport, Volume,
 };
 
 /// Deletions remembered, so that an older change of the same record that arrives late does not bring it back. A change
@@ -51,6 +51,10 @@ pub struct ClusterState {
     pub volumes: BTreeMap<VolumeId, Stored<Volume>>,
     /// Stored: boot images.
     pub images: BTreeMap<Name, Stored<Image>>,
+    /// Stored: pools that clients made.
+    pub pools: BTreeMap<Name, Stored<Pool>>,
+    /// Stored: disk images.
+    pub disk_images: BTreeMap<Name, Stored<DiskImage>>,
     /// Stored: operations, ended ones until they are pruned.
     pub operations: BTreeMap<OperationId, Stored<Operation>>,
     /// Stored: names in use.
@@ -100,6 +104,8 @@ impl ClusterState {
             Key::Vm(id) => self.vms.get(id).map(|s| s.revision),
             Key::Volume(id) => self.volumes.get(id).map(|s| s.revision),
             Key::Image(name) => self.images.get(name).map(|s| s.revision),
+            Key::Pool(name) => self.pools.get(name).map(|s| s.revision),
+            Key::DiskImage(name) => self.disk_images.get(name).map(|s| s.revision),
             Key::Operation(id) => self.operations.get(id).map(|s| s.revision),
             Key::Name(kind, name) => self.names.get(&(*kind, name.clone())).map(|s| s.revision),
         }
@@ -200,6 +206,12 @@ impl ClusterState {
             Record::Image(value) => {
                 self.images.insert(value.name.clone(), Stored { revision, value });
             }
+            Record::Pool(value) => {
+                self.pools.insert(value.name.clone(), Stored { revision, value });
+            }
+            Record::DiskImage(value) => {
+                self.disk_images.insert(value.name.clone(), Stored { revision, value });
+            }
             Record::Operation(value) => {
                 self.operations.insert(value.id, Stored { revision, value });
             }
@@ -224,6 +236,12 @@ impl ClusterState {
             }
             Key::Image(name) => {
                 self.images.remove(name);
+            }
+            Key::Pool(name) => {
+                self.pools.remove(name);
+            }
+            Key::DiskImage(name) => {
+                self.disk_images.remove(name);
             }
             Key::Operation(id) => {
                 self.operations.remove(id);
@@ -252,15 +270,10 @@ mod tests {
     use crate::{Subject, VolumeState, WallTime};
 
     fn volume(size: u64) -> Record {
-        Record::Volume(Volume {
-            id: VolumeId::from_u128(1),
-            name: Name::new("data").unwrap(),
-            pool: Name::new("default").unwrap(),
-            size: drover_units::Bytes::new(size),
-            state: VolumeState::Ready,
-            attached: None,
-            created_at: WallTime::default(),
-        })
+        let (name, pool) = (Name::new("data").unwrap(), Name::new("default").unwrap());
+        let size = drover_units::Bytes::new(size);
+        let volume = Volume::new(VolumeId::from_u128(1), name, pool, size, WallTime::default());
+        Record::Volume(Volume { state: VolumeState::Ready, ..volume })
     }
     fn put(revision: u64, size: u64) -> Change {
         Change::Put { revision: Revision::new(revision), record: volume(size) }

@@ -1,6 +1,6 @@
 //! Volumes and boot images.
 
-use drover_ids::{VmId, VolumeId};
+use drover_ids::{ImageDigest, OperationId, SnapshotId, VmId, VolumeId};
 use drover_units::Bytes;
 
 use crate::{Name, WallTime};
@@ -14,6 +14,48 @@ pub enum VolumeState {
     Ready,
     /// Its file is being removed. Cannot be attached.
     Deleting,
+}
+
+/// Whether a snapshot can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotState {
+    /// It is being taken.
+    Creating,
+    /// Usable.
+    Ready,
+    /// It is being removed.
+    Deleting,
+}
+
+/// A volume's content at some moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its identity.
+    pub id: SnapshotId,
+    /// Unique among the volume's snapshots.
+    pub name: Name,
+    /// The volume's size then.
+    pub size: Bytes,
+    /// Whether somebody wants it kept.
+    pub protected: bool,
+    /// Whether it can be used.
+    pub state: SnapshotState,
+    /// When it was asked for.
+    pub created_at: WallTime,
+}
+
+/// What a clone still needs: blocks that it has not written are read from there. In the same pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeParent {
+    /// A disk image's object.
+    Image(ImageDigest),
+    /// A volume's snapshot.
+    Snapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// Its snapshot.
+        snapshot: SnapshotId,
+    },
 }
 
 /// A volume, as stored.
@@ -31,8 +73,28 @@ pub struct Volume {
     pub state: VolumeState,
     /// The VM it belongs to, running or not.
     pub attached: Option<VmId>,
+    /// What it needs to be kept.
+    pub parent: Option<VolumeParent>,
+    /// Oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// What works on it.
+    pub operation: Option<OperationId>,
     /// When it was created.
     pub created_at: WallTime,
+}
+
+impl Volume {
+    /// One that is still to be made.
+    pub fn new(id: VolumeId, name: Name, pool: Name, size: Bytes, created_at: WallTime) -> Self {
+        let state = VolumeState::Creating;
+        let (attached, parent, operation) = (None, None, None);
+        Self { id, name, pool, size, state, attached, parent, snapshots: Vec::new(), operation, created_at }
+    }
+
+    /// Its snapshot with this id.
+    pub fn snapshot(&self, id: SnapshotId) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|snapshot| snapshot.id == id)
+    }
 }
 
 /// A boot image (ELF kernel with a PVH entry), as stored.

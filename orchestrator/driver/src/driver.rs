@@ -349,6 +349,8 @@ fn missing(state: &ClusterState, snapshot: &Snapshot) -> Vec<Change> {
         .chain(state.vms.keys().map(|id| Key::Vm(*id)))
         .chain(state.volumes.keys().map(|id| Key::Volume(*id)))
         .chain(state.images.keys().map(|name| Key::Image(name.clone())))
+        .chain(state.pools.keys().map(|name| Key::Pool(name.clone())))
+        .chain(state.disk_images.keys().map(|name| Key::DiskImage(name.clone())))
         .chain(state.operations.keys().map(|id| Key::Operation(*id)))
         .chain(state.names.keys().map(|(kind, name)| Key::Name(*kind, name.clone())));
     let revision = snapshot.revision;

@@ -260,7 +260,7 @@ impl Planner {
                     self.node_fence_changed(node, before.as_ref(), after.as_ref());
                 }
             }
-            Key::Volume(_) | Key::Image(_) | Key::Name(..) => {}
+            Key::Volume(_) | Key::Image(_) | Key::Pool(_) | Key::DiskImage(_) | Key::Name(..) => {}
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use drover_cluster_state::{Capacity, Name, Subject};
-use drover_ids::{NodeId, VmId, VolumeId};
+use drover_ids::{ImageDigest, NodeId, VmId, VolumeId};
 use drover_units::{Bytes, VcpuCount};
 use drover_wire::store::v1 as stored;
 
@@ -54,6 +54,13 @@ pub(crate) fn optional_id<T>(
     if bytes.is_empty() { Ok(None) } else { id(field, bytes, from_u128).map(Some) }
 }
 
+/// A digest from its 32 bytes.
+pub(crate) fn digest(field: &'static str, bytes: &[u8]) -> Result<ImageDigest, RecordError> {
+    let array =
+        bytes.try_into().map_err(|_| invalid(field, format!("{} bytes, a SHA-256 has 32", bytes.len())))?;
+    Ok(ImageDigest::new(array))
+}
+
 /// Whole milliseconds.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -86,6 +93,8 @@ impl StoredForm for Subject {
             Self::Volume(id) => Stored::VolumeId(id_bytes(id.as_u128())),
             Self::Image(name) => Stored::Image(name.to_string()),
             Self::Node(id) => Stored::NodeId(id_bytes(id.as_u128())),
+            Self::Pool(name) => Stored::Pool(name.to_string()),
+            Self::DiskImage(name) => Stored::DiskImage(name.to_string()),
         };
         stored::Subject { subject: Some(subject) }
     }
@@ -97,6 +106,8 @@ impl StoredForm for Subject {
             Stored::VolumeId(bytes) => Self::Volume(id("volume_id", &bytes, VolumeId::from_u128)?),
             Stored::Image(text) => Self::Image(name("image", &text)?),
             Stored::NodeId(bytes) => Self::Node(id("node_id", &bytes, NodeId::from_u128)?),
+            Stored::Pool(text) => Self::Pool(name("pool", &text)?),
+            Stored::DiskImage(text) => Self::DiskImage(name("disk_image", &text)?),
         })
     }
 }

@@ -28,6 +28,8 @@ pub fn key_text(key: &Key) -> String {
         Key::Vm(id) => format!("vm/{id}"),
         Key::Volume(id) => format!("volume/{id}"),
         Key::Image(name) => format!("image/{name}"),
+        Key::Pool(name) => format!("pool/{name}"),
+        Key::DiskImage(name) => format!("disk-image/{name}"),
         Key::Operation(id) => format!("operation/{id}"),
         Key::Name(kind, name) => format!("name/{}/{name}", kind_text(*kind)),
     }
@@ -68,6 +70,8 @@ impl FromStr for StoredKey {
             "volume" => Key::Volume(rest.parse().map_err(|_| unknown())?),
             "operation" => Key::Operation(rest.parse().map_err(|_| unknown())?),
             "image" => Key::Image(name(rest)?),
+            "pool" => Key::Pool(name(rest)?),
+            "disk-image" => Key::DiskImage(name(rest)?),
             "name" => match rest.split_once('/') {
                 Some(("vm", rest)) => Key::Name(NameKind::Vm, name(rest)?),
                 Some(("volume", rest)) => Key::Name(NameKind::Volume, name(rest)?),

@@ -5,10 +5,12 @@
 //! garbled, misfiled, or written by a version that knows more than this one is a [`RecordError`] that names the field.
 //!
 //! ```text
-//! node/<id>  vm/<id>  volume/<id>  operation/<id>  image/<name>  name/<kind>/<name>  event/<id>
+//! node/<id>  vm/<id>  volume/<id>  operation/<id>  image/<name>  disk-image/<name>  pool/<name>  name/<kind>/<name>
+//! event/<id>
 //! ```
 #![forbid(unsafe_code)]
 
+mod disk_image;
 mod error;
 mod event;
 mod evidence;
@@ -19,6 +21,8 @@ mod name;
 mod node;
 mod operation;
 mod ownership;
+mod pool;
+mod storage_work;
 mod vm;
 mod volume;
 
@@ -61,6 +65,8 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Vm(vm) => StoredRecord::Vm(vm.to_message()),
         Record::Volume(volume) => StoredRecord::Volume(volume.to_message()),
         Record::Image(image) => StoredRecord::Image(image.to_message()),
+        Record::Pool(pool) => StoredRecord::Pool(pool.to_message()),
+        Record::DiskImage(image) => StoredRecord::DiskImage(image.to_message()),
         Record::Operation(operation) => StoredRecord::Operation(operation.to_message()),
         Record::Name(name) => StoredRecord::Name(name.to_message()),
     })
@@ -86,6 +92,8 @@ pub fn decode(key: &StoredKey, bytes: &[u8]) -> Result<Value, RecordError> {
         StoredRecord::Vm(vm) => Record::Vm(StoredForm::from_message(vm)?),
         StoredRecord::Volume(volume) => Record::Volume(StoredForm::from_message(volume)?),
         StoredRecord::Image(image) => Record::Image(StoredForm::from_message(image)?),
+        StoredRecord::Pool(pool) => Record::Pool(StoredForm::from_message(pool)?),
+        StoredRecord::DiskImage(image) => Record::DiskImage(StoredForm::from_message(image)?),
         StoredRecord::Operation(operation) => Record::Operation(StoredForm::from_message(operation)?),
         StoredRecord::Name(name) => Record::Name(StoredForm::from_message(name)?),
         StoredRecord::Event(event) => {

@@ -12,6 +12,7 @@ use stored::operation_kind::Kind;
 use crate::{
     RecordError, StoredForm,
     fields::{id, id_bytes, invalid, micros, name, optional_id, required},
+    storage_work,
 };
 
 impl StoredForm for Operation {
@@ -90,6 +91,7 @@ impl StoredForm for OperationKind {
             Self::VmDelete => Kind::VmDelete(stored::Empty {}),
             Self::VolumeImport => Kind::VolumeImport(stored::Empty {}),
             Self::ImageImport => Kind::ImageImport(stored::Empty {}),
+            Self::Storage(work) => storage_work::to_kind(work),
         };
         stored::OperationKind { kind: Some(kind) }
     }
@@ -111,6 +113,7 @@ impl StoredForm for OperationKind {
             Kind::VmDelete(_) => Self::VmDelete,
             Kind::VolumeImport(_) => Self::VolumeImport,
             Kind::ImageImport(_) => Self::ImageImport,
+            kind => Self::Storage(storage_work::from_kind(&kind)?),
         })
     }
 }

@@ -3,12 +3,16 @@
 use std::{borrow::Cow, time::Duration};
 
 use drover_cluster_state::{
-    Capacity, Claim, ClusterEvent, Desired, Evidence, Image, Incarnation, Key, MigrationResult, Name,
-    NameKind, NameRecord, Node, NodeFence, NodeFenceEvidence, NodeRejection, Operation, OperationKind,
-    OperationState, Ownership, Record, Restarts, Right, StopCause, Subject, Vm, VmSpec, Volume,
-    VolumeAttachment, VolumeFence, VolumeOwner, VolumeState, WallTime,
+    Capacity, Claim, CloneSource, ClusterEvent, Desired, DiskImage, DiskImageState, Evidence, Image,
+    ImageFormat, ImageSource, Incarnation, Key, MigrationResult, Name, NameKind, NameRecord, Node, NodeFence,
+    NodeFenceEvidence, NodeRejection, Operation, OperationKind, OperationState, Ownership, Pool, PoolState,
+    RbdCredentials, RbdPool, Record, Restarts, Right, Secret, Snapshot, SnapshotState, StopCause,
+    StorageWork, Subject, Vm, VmSpec, Volume, VolumeAttachment, VolumeFence, VolumeOwner, VolumeParent,
+    VolumeState, WallTime,
 };
-use drover_ids::{Generation, MigrationId, NodeId, OperationId, OwnerEpoch, VmId, VolumeId};
+use drover_ids::{
+    Generation, ImageDigest, MigrationId, NodeId, OperationId, OwnerEpoch, SnapshotId, VmId, VolumeId,
+};
 use drover_units::{Bytes, VcpuCount};
 use drover_wire::store::v1 as stored;
 use proptest::{collection::vec, option, prelude::*};
@@ -55,6 +59,8 @@ fn subject() -> impl Strategy<Value = Subject> {
         volume_id().prop_map(Subject::Volume),
         name().prop_map(Subject::Image),
         node_id().prop_map(Subject::Node),
+        name().prop_map(Subject::Pool),
+        name().prop_map(Subject::DiskImage),
     ]
 }
 
@@ -179,17 +185,132 @@ fn vm() -> impl Strategy<Value = Vm> {
 fn volume() -> impl Strategy<Value = Volume> {
     let state =
         prop_oneof![Just(VolumeState::Creating), Just(VolumeState::Ready), Just(VolumeState::Deleting)];
-    (volume_id(), name(), name(), any::<u64>(), state, option::of(vm_id()), wall()).prop_map(
-        |(id, name, pool, size, state, attached, created_at)| Volume {
+    let parent = prop_oneof![
+        digest().prop_map(VolumeParent::Image),
+        (volume_id(), snapshot_id())
+            .prop_map(|(volume, snapshot)| VolumeParent::Snapshot { volume, snapshot }),
+    ];
+    let grown = (option::of(parent), vec(snapshot(), 0..3), option::of(operation_id()));
+    (volume_id(), name(), name(), any::<u64>(), state, option::of(vm_id()), wall(), grown).prop_map(
+        |(id, name, pool, size, state, attached, created_at, (parent, snapshots, operation))| Volume {
             id,
             name,
             pool,
             size: Bytes::new(size),
             state,
             attached,
+            parent,
+            snapshots,
+            operation,
             created_at,
         },
     )
+}
+
+fn digest() -> impl Strategy<Value = ImageDigest> {
+    any::<[u8; 32]>().prop_map(ImageDigest::new)
+}
+
+fn snapshot_id() -> impl Strategy<Value = SnapshotId> {
+    any::<u128>().prop_map(SnapshotId::from_u128)
+}
+
+fn operation_id() -> impl Strategy<Value = OperationId> {
+    any::<u128>().prop_map(OperationId::from_u128)
+}
+
+fn snapshot() -> impl Strategy<Value = Snapshot> {
+    let state =
+        prop_oneof![Just(SnapshotState::Creating), Just(SnapshotState::Ready), Just(SnapshotState::Deleting)];
+    (snapshot_id(), name(), any::<u64>(), any::<bool>(), state, wall()).prop_map(
+        |(id, name, size, protected, state, created_at)| Snapshot {
+            id,
+            name,
+            size: Bytes::new(size),
+            protected,
+            state,
+            created_at,
+        },
+    )
+}
+
+fn pool() -> impl Strategy<Value = Pool> {
+    let state = prop_oneof![Just(PoolState::Creating), Just(PoolState::Ready), Just(PoolState::Deleting)];
+    let credentials = (".{0,20}", ".{0,20}")
+        .prop_map(|(mon_hosts, key)| RbdCredentials { mon_hosts, key: Secret::new(key) });
+    let rbd = (name(), ".{0,20}", ".{0,20}", ".{0,20}", option::of(credentials)).prop_map(
+        |(cluster, ceph_pool, namespace, user, credentials)| RbdPool {
+            cluster,
+            ceph_pool,
+            namespace,
+            user,
+            credentials,
+        },
+    );
+    (name(), rbd, state, option::of(operation_id()), wall()).prop_map(
+        |(name, rbd, state, operation, created_at)| Pool { name, rbd, state, operation, created_at },
+    )
+}
+
+fn disk_image() -> impl Strategy<Value = DiskImage> {
+    let state = prop_oneof![
+        Just(DiskImageState::Importing),
+        Just(DiskImageState::Ready),
+        Just(DiskImageState::Deleting)
+    ];
+    let format = prop_oneof![Just(None), Just(Some(ImageFormat::Raw)), Just(Some(ImageFormat::Qcow2))];
+    let source = prop_oneof![
+        Just(ImageSource::Upload),
+        ".{0,30}".prop_map(ImageSource::Url),
+        name().prop_map(ImageSource::Copy)
+    ];
+    let sizes = any::<(u64, u64, u64)>();
+    (name(), name(), digest(), sizes, format, source, state, option::of(operation_id()), wall()).prop_map(
+        |(name, pool, digest, (file_size, size, received), format, source, state, operation, created_at)| {
+            DiskImage {
+                name,
+                pool,
+                digest,
+                file_size: Bytes::new(file_size),
+                size: Bytes::new(size),
+                format,
+                source,
+                received: Bytes::new(received),
+                state,
+                operation,
+                created_at,
+            }
+        },
+    )
+}
+
+fn storage_work() -> impl Strategy<Value = StorageWork> {
+    let clone = prop_oneof![
+        (name(), digest()).prop_map(|(pool, digest)| CloneSource::Image { pool, digest }),
+        (name(), volume_id(), snapshot_id()).prop_map(|(pool, volume, snapshot)| CloneSource::Snapshot {
+            pool,
+            volume,
+            snapshot
+        }),
+    ];
+    let of_snapshot = (snapshot_id(), 0..5).prop_map(|(snapshot, which)| match which {
+        0 => StorageWork::SnapshotCreate { snapshot },
+        1 => StorageWork::SnapshotRollback { snapshot },
+        2 => StorageWork::SnapshotDelete { snapshot },
+        which => StorageWork::SnapshotProtect { snapshot, protect: which == 3 },
+    });
+    prop_oneof![
+        Just(StorageWork::PoolCreate),
+        Just(StorageWork::PoolDelete),
+        clone.prop_map(StorageWork::VolumeClone),
+        any::<u64>().prop_map(|size| StorageWork::VolumeResize { size: Bytes::new(size) }),
+        Just(StorageWork::VolumeFlatten),
+        Just(StorageWork::VolumeDelete),
+        of_snapshot,
+        Just(StorageWork::DiskImageImport),
+        Just(StorageWork::DiskImageCopy),
+        Just(StorageWork::DiskImageDelete),
+    ]
 }
 
 fn image() -> impl Strategy<Value = Image> {
@@ -220,6 +341,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         Just(OperationKind::VmDelete),
         Just(OperationKind::VolumeImport),
         Just(OperationKind::ImageImport),
+        storage_work().prop_map(OperationKind::Storage),
         migrate,
     ];
     let state = prop_oneof![
@@ -272,6 +394,8 @@ fn record() -> impl Strategy<Value = Record> {
         vm().prop_map(Record::Vm),
         volume().prop_map(Record::Volume),
         image().prop_map(Record::Image),
+        pool().prop_map(Record::Pool),
+        disk_image().prop_map(Record::DiskImage),
         operation().prop_map(Record::Operation),
         (kind, name(), subject()).prop_map(|(kind, name, holder)| Record::Name(NameRecord {
             kind,
@@ -324,15 +448,9 @@ proptest! {
 }
 
 fn a_volume() -> Volume {
-    Volume {
-        id: VolumeId::from_u128(7),
-        name: Name::new("data").unwrap(),
-        pool: Name::new("default").unwrap(),
-        size: Bytes::mib(1),
-        state: VolumeState::Ready,
-        attached: None,
-        created_at: WallTime::default(),
-    }
+    let (name, pool) = (Name::new("data").unwrap(), Name::new("default").unwrap());
+    let volume = Volume::new(VolumeId::from_u128(7), name, pool, Bytes::mib(1), WallTime::default());
+    Volume { state: VolumeState::Ready, ..volume }
 }
 
 /// What `change` makes of a stored volume is refused with this text.
@@ -475,6 +593,69 @@ fn samples() -> Vec<Record> {
         }),
         Record::Operation(moving.ended(OperationState::Done, "moved", at)),
         Record::Name(NameRecord { kind: NameKind::Vm, name: name("web"), holder: Subject::Vm(vm) }),
+    ]
+    .into_iter()
+    .chain(storage_samples())
+    .collect()
+}
+
+/// The records of pools, snapshots and disk images, which came later.
+fn storage_samples() -> [Record; 4] {
+    let name = |text: &str| Name::new(text).unwrap();
+    let at = WallTime::from_unix_millis(1_700_000_000_123);
+    let (digest, snapshot) = (ImageDigest::new([0xab; 32]), SnapshotId::from_u128(3));
+    let operation = OperationId::from_u128(0x0f);
+    let credentials = RbdCredentials { mon_hosts: "10.0.0.1".to_owned(), key: Secret::new("AQB=") };
+    let rbd = RbdPool {
+        cluster: name("ceph"),
+        ceph_pool: "vms".to_owned(),
+        namespace: "a".to_owned(),
+        user: "drover.fast.0f".to_owned(),
+        credentials: Some(credentials),
+    };
+    let work = StorageWork::VolumeClone(CloneSource::Snapshot {
+        pool: name("fast"),
+        volume: VolumeId::from_u128(7),
+        snapshot,
+    });
+    let subject = Subject::Volume(VolumeId::from_u128(8));
+    let kept = Snapshot {
+        id: snapshot,
+        name: name("before"),
+        size: Bytes::mib(1),
+        protected: true,
+        state: SnapshotState::Ready,
+        created_at: at,
+    };
+    [
+        Record::Pool(Pool {
+            name: name("fast"),
+            rbd,
+            state: PoolState::Ready,
+            operation: Some(operation),
+            created_at: at,
+        }),
+        Record::DiskImage(DiskImage {
+            name: name("debian"),
+            pool: name("fast"),
+            digest,
+            file_size: Bytes::mib(300),
+            size: Bytes::gib(2),
+            format: Some(ImageFormat::Qcow2),
+            source: ImageSource::Url("https://example.org/debian.qcow2".to_owned()),
+            received: Bytes::mib(64),
+            state: DiskImageState::Importing,
+            operation: Some(operation),
+            created_at: at,
+        }),
+        Record::Operation(Operation::new(operation, OperationKind::Storage(work), subject, name("copy"), at)),
+        Record::Volume(Volume {
+            id: VolumeId::from_u128(8),
+            parent: Some(VolumeParent::Image(digest)),
+            snapshots: vec![kept],
+            operation: Some(operation),
+            ..a_volume()
+        }),
     ]
 }
 

@@ -1,13 +1,13 @@
 //! Volumes.
 
-use drover_cluster_state::{Volume, VolumeState, WallTime};
-use drover_ids::{VmId, VolumeId};
+use drover_cluster_state::{Snapshot, SnapshotState, Volume, VolumeParent, VolumeState, WallTime};
+use drover_ids::{OperationId, SnapshotId, VmId, VolumeId};
 use drover_units::Bytes;
 use drover_wire::store::v1 as stored;
 
 use crate::{
     RecordError, StoredForm,
-    fields::{id, id_bytes, invalid, name, optional_id},
+    fields::{digest, id, id_bytes, invalid, name, optional_id, required},
 };
 
 impl StoredForm for Volume {
@@ -26,6 +26,9 @@ impl StoredForm for Volume {
             size_bytes: self.size.get(),
             state: state.into(),
             attached_vm_id: self.attached.map(|vm| id_bytes(vm.as_u128())).unwrap_or_default(),
+            parent: self.parent.as_ref().map(StoredForm::to_message),
+            snapshots: self.snapshots.iter().map(StoredForm::to_message).collect(),
+            operation_id: self.operation.map(|id| id_bytes(id.as_u128())).unwrap_or_default(),
             created_at_ms: self.created_at.as_unix_millis(),
         }
     }
@@ -44,6 +47,77 @@ impl StoredForm for Volume {
             size: Bytes::new(message.size_bytes),
             state,
             attached: optional_id("volume.attached_vm_id", &message.attached_vm_id, VmId::from_u128)?,
+            parent: message.parent.map(StoredForm::from_message).transpose()?,
+            snapshots: message
+                .snapshots
+                .into_iter()
+                .map(StoredForm::from_message)
+                .collect::<Result<_, _>>()?,
+            operation: optional_id("volume.operation_id", &message.operation_id, OperationId::from_u128)?,
+            created_at: WallTime::from_unix_millis(message.created_at_ms),
+        })
+    }
+}
+
+impl StoredForm for VolumeParent {
+    type Message = stored::VolumeParent;
+
+    fn to_message(&self) -> stored::VolumeParent {
+        use stored::volume_parent::Parent;
+        let parent = match self {
+            Self::Image(digest) => Parent::ImageDigest(digest.as_bytes().to_vec()),
+            Self::Snapshot { volume, snapshot } => Parent::Snapshot(stored::SnapshotRef {
+                volume_id: id_bytes(volume.as_u128()),
+                snapshot_id: id_bytes(snapshot.as_u128()),
+            }),
+        };
+        stored::VolumeParent { parent: Some(parent) }
+    }
+
+    fn from_message(message: stored::VolumeParent) -> Result<Self, RecordError> {
+        use stored::volume_parent::Parent;
+        Ok(match required("volume.parent", message.parent)? {
+            Parent::ImageDigest(bytes) => Self::Image(digest("volume.parent.image_digest", &bytes)?),
+            Parent::Snapshot(of) => Self::Snapshot {
+                volume: id("volume.parent.volume_id", &of.volume_id, VolumeId::from_u128)?,
+                snapshot: id("volume.parent.snapshot_id", &of.snapshot_id, SnapshotId::from_u128)?,
+            },
+        })
+    }
+}
+
+impl StoredForm for Snapshot {
+    type Message = stored::Snapshot;
+
+    fn to_message(&self) -> stored::Snapshot {
+        let state = match self.state {
+            SnapshotState::Creating => stored::SnapshotState::Creating,
+            SnapshotState::Ready => stored::SnapshotState::Ready,
+            SnapshotState::Deleting => stored::SnapshotState::Deleting,
+        };
+        stored::Snapshot {
+            id: id_bytes(self.id.as_u128()),
+            name: self.name.to_string(),
+            size_bytes: self.size.get(),
+            is_protected: self.protected,
+            state: state.into(),
+            created_at_ms: self.created_at.as_unix_millis(),
+        }
+    }
+
+    fn from_message(message: stored::Snapshot) -> Result<Self, RecordError> {
+        let state = match message.state() {
+            stored::SnapshotState::Creating => SnapshotState::Creating,
+            stored::SnapshotState::Ready => SnapshotState::Ready,
+            stored::SnapshotState::Deleting => SnapshotState::Deleting,
+            stored::SnapshotState::Unspecified => return Err(invalid("snapshot.state", message.state)),
+        };
+        Ok(Self {
+            id: id("snapshot.id", &message.id, SnapshotId::from_u128)?,
+            name: name("snapshot.name", &message.name)?,
+            size: Bytes::new(message.size_bytes),
+            protected: message.is_protected,
+            state,
             created_at: WallTime::from_unix_millis(message.created_at_ms),
         })
     }

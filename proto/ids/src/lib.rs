@@ -83,6 +83,10 @@ id! {
     VolumeId, "volume"
 }
 id! {
+    /// A snapshot of a volume.
+    SnapshotId, "snapshot"
+}
+id! {
     /// A project: who pays and who may.
     ProjectId, "project"
 }
@@ -93,6 +97,67 @@ id! {
 id! {
     /// A long-running operation, and the key that makes its effects idempotent (B8).
     OperationId, "operation"
+}
+
+/// A text that is no [`ImageDigest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParseDigestError {
+    text: String,
+}
+
+impl fmt::Display for ParseDigestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Bounded: the text may come from a peer.
+        let shown: String = self.text.chars().take(80).collect();
+        write!(f, "'{shown}' is not a SHA-256: expected 64 hexadecimal digits")
+    }
+}
+
+impl std::error::Error for ParseDigestError {}
+
+/// What a disk image is, wherever it is and whatever it is called: the SHA-256 of the file it was made from.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageDigest([u8; 32]);
+
+impl ImageDigest {
+    /// A hash that has been computed.
+    pub const fn new(sha256: [u8; 32]) -> Self {
+        Self(sha256)
+    }
+    /// Its bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ImageDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ImageDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ImageDigest({self})")
+    }
+}
+
+impl FromStr for ImageDigest {
+    type Err = ParseDigestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let parse = || {
+            let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+            let pairs: &[[u8; 2]; 32] = pairs.try_into().ok().filter(|_| rest.is_empty())?;
+            let mut sha256 = [0; 32];
+            for (byte, [high, low]) in sha256.iter_mut().zip(pairs) {
+                *byte = digit(*high)? << 4 | digit(*low)?;
+            }
+            Some(Self(sha256))
+        };
+        parse().ok_or_else(|| ParseDigestError { text: text.to_owned() })
+    }
 }
 
 macro_rules! counter {
@@ -146,6 +211,16 @@ mod tests {
     fn ids_survive_their_text_form() {
         let id = VmId::from_u128(0x0189_0a5d_ac96_774b_bcce_b302_099a_8057);
         assert_eq!(id.to_string().parse(), Ok(id));
+    }
+
+    #[test]
+    fn a_digest_survives_its_text_form_in_either_case() {
+        let digest = ImageDigest::new(std::array::from_fn(|at| u8::try_from(at * 7 % 256).unwrap()));
+        assert_eq!(digest.to_string().parse(), Ok(digest));
+        assert_eq!(digest.to_string().to_uppercase().parse(), Ok(digest));
+        for bad in ["", "ab", &"g0".repeat(32), &"00".repeat(33), &"0".repeat(63)] {
+            assert!(bad.parse::<ImageDigest>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -81,15 +81,9 @@ impl Cluster {
         let id = VolumeId::from_u128(n);
         let called = name(&format!("vol{n}"));
         self.hold_name(NameKind::Volume, &called, Subject::Volume(id));
-        self.put(Record::Volume(Volume {
-            id,
-            name: called,
-            pool: name("default"),
-            size: Bytes::mib(1),
-            state: VolumeState::Ready,
-            attached: attached.map(VmId::from_u128),
-            created_at: WallTime::default(),
-        }));
+        let volume = Volume::new(id, called, name("default"), Bytes::mib(1), WallTime::default());
+        let attached = attached.map(VmId::from_u128);
+        self.put(Record::Volume(Volume { state: VolumeState::Ready, attached, ..volume }));
     }
 
     fn check(&self, expect: &[&str]) {

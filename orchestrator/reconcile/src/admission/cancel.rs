@@ -23,14 +23,19 @@ pub fn cancel_operation(state: &ClusterState, id: &str) -> Result<Admitted, Admi
     }
     match operation.kind {
         OperationKind::VmCreate | OperationKind::VmStart | OperationKind::VmMigrate { .. } => {}
+        OperationKind::Storage(ref work) if work.can_be_cancelled() => {}
         OperationKind::VmStop
         | OperationKind::VmDelete
         | OperationKind::VolumeImport
-        | OperationKind::ImageImport => {
+        | OperationKind::ImageImport
+        | OperationKind::Storage(_) => {
             return Err(AdmissionError::WrongState {
                 field: "id",
                 problem: format!("a {} cannot be taken back", operation.kind),
-                valid: "a vm.create, vm.start or vm.migrate that has not ended".to_owned(),
+                valid:
+                    "a vm.create, vm.start, vm.migrate, volume.clone, volume.flatten, disk-image.import or \
+                        disk-image.copy that has not ended"
+                        .to_owned(),
             });
         }
     }

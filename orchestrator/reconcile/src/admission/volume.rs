@@ -96,8 +96,7 @@ pub fn create_volume(
     let mut txn = Txn::new();
     let holder = Subject::Volume(id);
     txn.create(Record::Name(NameRecord { kind: NameKind::Volume, name: name.clone(), holder }));
-    let state = VolumeState::Creating;
-    txn.create(Record::Volume(Volume { id, name, pool, size, state, attached: None, created_at: now }));
+    txn.create(Record::Volume(Volume::new(id, name, pool, size, now)));
     Ok(AdmittedVolume { volume: id, txn: Some(txn) })
 }
 

@@ -46,6 +46,12 @@ impl World {
             Key::Image(name) => {
                 self.store.images.get(name).map(|s| (s.revision, Record::Image(s.value.clone())))
             }
+            Key::Pool(name) => {
+                self.store.pools.get(name).map(|s| (s.revision, Record::Pool(s.value.clone())))
+            }
+            Key::DiskImage(name) => {
+                self.store.disk_images.get(name).map(|s| (s.revision, Record::DiskImage(s.value.clone())))
+            }
             Key::Operation(id) => {
                 self.store.operations.get(id).map(|s| (s.revision, Record::Operation(s.value.clone())))
             }
