@@ -7,15 +7,21 @@
 //! - [`History`] looks at successive states: epochs only grow, no grant is dropped without evidence (B7), what has ended
 //!   stays ended.
 //! - [`check_runners`] looks at what really runs: one process per VM executes the guest (B6).
+//! - [`PlainCluster`] looks at placement: every hard constraint and every capacity, and whether VMs fit at all.
 #![forbid(unsafe_code)]
 
 mod history;
+mod placement;
 mod runners;
 mod snapshot;
 
 use std::fmt;
 
 pub use history::History;
+pub use placement::{
+    PlainAffinity, PlainCluster, PlainHost, PlainLabelRule, PlainLimit, PlainNuma, PlainPages, PlainPeers,
+    PlainScope, PlainSpread, PlainVm, Standing,
+};
 pub use runners::{Runner, check_runners};
 pub use snapshot::check;
 
