@@ -1,21 +1,47 @@
 //! Where a VM may run, and why not elsewhere.
 //!
-//! [`decide`] is a pure function of an [`Inventory`] (what each node has, holds and reaches) and a [`Request`]. Hard
-//! constraints come first: node state, CPU, memory, pools, anti-affinity, and what the caller asks for. Of the nodes
-//! that pass, the caller's preferred one wins; otherwise the *tightest*: the one with the least memory, then the fewest
-//! CPUs left afterwards, so that large gaps stay whole for large VMs. Ties go to the smaller node id: equal input gives
-//! equal output.
+//! ```text
+//! let mut inventory = Inventory::new();                      // Clone is a cheap snapshot (copy on write)
+//! inventory.add_host(&HostSpec)?;                            // also update_host, set_state(NodeId, HostState), remove_host(NodeId)
+//! inventory.heartbeat(NodeId, Load)?;                        // measured load; no index work
+//! inventory.set_project_limit("web", ProjectLimit { .. });
+//! inventory.hold(NodeId, &Request)?;                         // a fact: counts the VM there whether or not it fits; a VM may be
+//!                                                            // held on two hosts (both ends of a migration)
+//! inventory.release(VmId, NodeId)?;                          // remove_vm(VmId) releases it everywhere
 //!
-//! A refusal names every reason of every node ([`Rejections`]), so that nobody has to guess which one to cure first.
+//! let mut decider = Decider::new();                          // scratch and score tables; same answers as a new one
+//! decider.decide(&inventory, &Request, &Policy)              // Result<Decision, Refusal>
+//! decider.decide_group(&inventory, &[Request], &Policy)      // Result<Vec<Decision>, Refusal>, all or nothing
+//! inventory.commit(&Request, &Decision)                      // Result<(), Conflict>: checked again, then held
+//! inventory.commit_move(&Request, &Decision)                 // the same for a VM that is held elsewhere already
+//! inventory.commit_group(&[Request], &[Decision])            // all or nothing
+//! inventory.check(&Request, NodeId)                          // Vec<Reason>: everything against one host
+//! explain(&inventory, &Request, &Policy)                     // Explanation: counts per reason, nearest miss, why the winner won
+//! Shared::new(inventory).place(&Request, &Policy)            // decide and commit from many threads, conflicts counted, retried
 //!
-//! Committing a decision is the caller's: it decides on a snapshot and stores the assignment with a guard on the node's
-//! record, so that two decisions made on the same view of a node cannot both stand.
+//! inventory.hosts(), inventory.host(NodeId), inventory.vms(), inventory.vm(VmId)   // views: capacity, used, free, place, labels,
+//!                                                            // VMs of a host; of a VM: hosts, profile, name, end
+//! ```
 #![forbid(unsafe_code)]
 
-mod decide;
-mod inventory;
+pub mod cluster;
+mod decision;
+mod host;
+mod policy;
 mod reason;
+mod request;
 
-pub use decide::{Decision, Request, Score, decide};
-pub use inventory::{Host, Inventory};
-pub use reason::{Reason, Rejection, Rejections};
+pub use decision::{Conflict, Decision, HostVersion, LimitReached, Refusal, Score};
+pub use host::{
+    HostCpu, HostMemory, HostSpec, HostState, Load, NUMA_NODES_MAX, NumaNode, PageBacking, Percent, Taint,
+    TaintEffect, Topology,
+};
+pub use policy::{
+    HOST_FAILURES_MAX, NAMED, POLICY_NAME_MAX, Policies, Policy, PolicyError, TERM_SCALE, Term, Ties,
+    WEIGHT_MAX, Weights,
+};
+pub use reason::{CentiVcpus, Reason, VmName};
+pub use request::{
+    Affinity, Demand, Direction, LabelMatch, LabelRule, NumaPolicy, PREFERENCE_MAX, Peers, Pinning, Profile,
+    ProjectLimit, ProjectUsage, Request, Scope, Seconds, Spread, Strength, Toleration,
+};

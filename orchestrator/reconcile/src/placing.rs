@@ -7,7 +7,7 @@ use drover_cluster_state::{
     OwnershipError, Progress, Record, Right, StopCause, Stored, Txn, Vm, event_kind,
 };
 use drover_ids::NodeId;
-use drover_placement::{Decision, Inventory, Rejections, Request, decide};
+use drover_placement::cluster::{Decision, Inventory, Rejections, Request, decide};
 
 use crate::{
     planner::{Next, Planner, Standing, Wait},

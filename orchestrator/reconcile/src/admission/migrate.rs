@@ -5,7 +5,7 @@ use drover_cluster_state::{
     Subject, Txn, Vm, WallTime,
 };
 use drover_ids::NodeId;
-use drover_placement::{Inventory, Request, decide};
+use drover_placement::cluster::{Inventory, Request, decide};
 
 use super::{AdmissionError, Admitted, RequestIdentity, find_vm, is_about, repeated, require_idle};
 

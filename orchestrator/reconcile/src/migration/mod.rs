@@ -20,7 +20,7 @@ use drover_cluster_state::{
     OperationState, Record, Right, RunState, Stored, Txn, Vm, VmReport, event_kind,
 };
 use drover_ids::{MigrationId, NodeId, OwnerEpoch};
-use drover_placement::Request;
+use drover_placement::cluster::Request;
 use std::time::Duration;
 use table::{Judgement, Situation, Source, Target, judge};
 

@@ -6,7 +6,7 @@ use drover_cluster_state::{Capacity, Name, NodeState, Vm};
 use drover_ids::{NodeId, VmId};
 use drover_units::{Bytes, VcpuCount};
 
-use crate::{Host, Inventory, Reason, Rejection, Rejections};
+use super::{Host, Inventory, Reason, Rejection, Rejections};
 
 /// What is to be placed.
 #[derive(Clone, Debug, PartialEq, Eq)]
