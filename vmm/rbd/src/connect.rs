@@ -1,0 +1,118 @@
+//! How to reach a cluster.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use crate::Secret;
+
+/// Where a cluster is, and who we are to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// What a configuration file says, as for Ceph's own tools. It names the keyring.
+    ConfFile {
+        /// The file.
+        path: PathBuf,
+        /// The user, without `client.`, for instance `admin`.
+        user: String,
+    },
+    /// What a pool's definition says; no file is read.
+    Monitors {
+        /// As in `mon_host`: addresses with commas between them, for instance `[v2:10.0.0.1:3300/0]`.
+        hosts: String,
+        /// The user, without `client.`.
+        user: String,
+        /// The user's key, as in a keyring.
+        key: Secret,
+    },
+}
+
+/// How long things may take. Without a limit they wait for ever: librbd tries again by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Until the first monitor has answered. Ceph's own default is 300 s.
+    pub connect: Duration,
+    /// A command to the monitors, blocklisting included.
+    pub monitor: Option<Duration>,
+    /// One request to an OSD. A write that has timed out may still happen, so disks have no limit: prefer waiting.
+    pub osd: Option<Duration>,
+}
+
+impl Default for Timeouts {
+    /// For disks: 10 s to connect (a healthy monitor answers within one), no limit for the rest.
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(10), monitor: None, osd: None }
+    }
+}
+
+/// All there is to say about a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectConfig {
+    /// Where, and as whom.
+    pub source: Source,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// Ceph's own options, by name, for instance `rbd_cache`. They win over everything else.
+    pub options: BTreeMap<String, String>,
+}
+
+impl ConnectConfig {
+    /// A connection with the timeouts and options that suit disks.
+    pub fn new(source: Source) -> Self {
+        Self { source, timeouts: Timeouts::default(), options: BTreeMap::new() }
+    }
+
+    /// Ceph's options, in the order in which they are set: the later ones win.
+    pub(crate) fn all_options(&self) -> Vec<(String, String)> {
+        let mut options: Vec<(String, String)> =
+            DEFAULTS.map(|(name, value)| (name.into(), value.into())).into();
+        if let Source::Monitors { hosts, key, .. } = &self.source {
+            options.push(("mon_host".into(), hosts.clone()));
+            options.push(("key".into(), key.reveal().to_owned()));
+        }
+        let seconds = |limit: Duration| limit.as_secs_f64().to_string();
+        options.push(("client_mount_timeout".into(), seconds(self.timeouts.connect)));
+        if let Some(limit) = self.timeouts.monitor {
+            options.push(("rados_mon_op_timeout".into(), seconds(limit)));
+        }
+        if let Some(limit) = self.timeouts.osd {
+            options.push(("rados_osd_op_timeout".into(), seconds(limit)));
+        }
+        options.extend(self.options.iter().map(|(name, value)| (name.clone(), value.clone())));
+        options
+    }
+}
+
+/// What we want to be otherwise than Ceph's own defaults.
+const DEFAULTS: [(&str, &str); 3] = [
+    // A guest has a cache of its own, and with librbd's a flush can take seconds at depth 32.
+    ("rbd_cache", "false"),
+    // Breaking a dead owner's lock must not need the right to blocklist: whoever holds that right has done it before.
+    ("rbd_blocklist_on_break_lock", "false"),
+    // Nobody asks this process through Ceph's admin socket.
+    ("admin_socket", ""),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_options_win() {
+        let source = Source::Monitors {
+            hosts: "[v2:127.0.0.1:3300/0]".into(),
+            user: "drover".into(),
+            key: Secret::new("AQB9"),
+        };
+        let mut config = ConnectConfig::new(source);
+        config.timeouts.osd = Some(Duration::from_millis(2500));
+        config.options.insert("rbd_cache".into(), "true".into());
+        let options = config.all_options();
+        let last =
+            |name: &str| options.iter().rfind(|option| option.0 == name).map(|option| option.1.as_str());
+        assert_eq!(last("rbd_cache"), Some("true"));
+        assert_eq!(last("mon_host"), Some("[v2:127.0.0.1:3300/0]"));
+        assert_eq!(last("client_mount_timeout"), Some("10"));
+        assert_eq!(last("rados_osd_op_timeout"), Some("2.5"));
+        assert_eq!(last("rados_mon_op_timeout"), None);
+        assert!(!format!("{config:?}").contains("AQB9"), "{config:?}");
+    }
+}
