@@ -45,10 +45,7 @@ impl Pending {
 
     /// Gives the file its final name, durably. Fails with `AlreadyExists` where that name is taken.
     pub(crate) fn publish(self, target: &Path) -> io::Result<()> {
-        self.file.sync_all()?;
-        // A link, not a rename: it is the one that refuses an existing target.
-        fs::hard_link(&self.path, target)?;
-        sync_parent(target)
+        publish(&self.file, &self.path, target)
     }
 }
 
@@ -57,6 +54,15 @@ impl Drop for Pending {
         // Already renamed, or not worth reporting: a leftover is hidden, and nothing reads it.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Gives a complete file its final name, durably; the one it has stays. Fails with `AlreadyExists` where that name is
+/// taken.
+pub(crate) fn publish(file: &File, path: &Path, target: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    // A link, not a rename: it is the one that refuses an existing target.
+    fs::hard_link(path, target)?;
+    sync_parent(target)
 }
 
 /// Makes creations, renames and removals in `path`'s directory durable.

@@ -6,6 +6,9 @@
 //! <root>/volumes/<volume id>.raw     the disk, sparse, a whole number of sectors
 //! <root>/volumes/<volume id>.owner   who may write it: the epoch floor (JSON, replaced whole, never edited)
 //! <root>/images/<name>               boot images, immutable once there
+//! <root>/disk-images/<sha256>.raw    disk images, immutable once there
+//! <root>/snapshots/<volume id>/<snapshot id>.raw        a volume's content at some moment, immutable
+//! <root>/snapshots/<volume id>/<snapshot id>.protected  empty: the snapshot is to be kept
 //! ```
 //!
 //! Two things together keep a second writer out (invariants B6 and B7):
@@ -31,12 +34,14 @@
 //! a volume (the control plane). Every function blocks on the file system; none waits for a lock.
 #![forbid(unsafe_code)]
 
+mod copies;
 mod durable;
 mod fence;
 mod lock;
 mod owner;
 mod pool;
 
+pub use copies::{HeldVolume, Partial};
 pub use fence::{FenceProof, detach, fence};
 pub use lock::{LockError, VolumeLock};
 pub use owner::{Owner, OwnerRecord, RecordError, read_record};
