@@ -23,6 +23,9 @@ mod wait;
 
 pub use binaries::Binaries;
 pub use cluster::{ClusterOptions, TestCluster};
+/// A real Ceph cluster, from the crate that lower layers use directly.
+pub use drover_test_ceph_cluster as ceph_cluster;
+pub use drover_test_ceph_cluster::CephCluster;
 pub use memory::overhead_pss;
 pub use process::{Process, VmmdProcess};
 pub use wait::{eventually, eventually_async};

@@ -35,6 +35,31 @@ pub fn kvm() -> bool {
     there
 }
 
+/// Debian's packages with what a private Ceph cluster and its clients need; librbd1 and librados2 come with ceph-common.
+pub const CEPH_PACKAGES: &str = "ceph-mon ceph-osd ceph-common librbd1 librados2";
+
+/// Whether a Ceph cluster can be started here. Where it cannot, the running test is recorded as skipped.
+#[must_use]
+pub fn ceph() -> bool {
+    const PROGRAMS: [&str; 8] =
+        ["ceph-mon", "ceph-osd", "ceph", "rbd", "rados", "crushtool", "osdmaptool", "monmaptool"];
+    let missing: Vec<&str> = PROGRAMS.into_iter().filter(|program| !is_installed(program)).collect();
+    if !missing.is_empty() {
+        skipped(&format!(
+            "{} not installed: `cargo xtask setup`, or the packages {CEPH_PACKAGES}",
+            missing.join(", ")
+        ));
+    }
+    missing.is_empty()
+}
+
+/// Whether `program` lies in one of the folders of `PATH`.
+#[must_use]
+pub fn is_installed(program: &str) -> bool {
+    env::var_os("PATH")
+        .is_some_and(|path| env::split_paths(&path).any(|folder| folder.join(program).is_file()))
+}
+
 /// Records that the running test was skipped.
 ///
 /// # Panics
