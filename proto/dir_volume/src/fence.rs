@@ -3,11 +3,12 @@
 use std::{fs, io};
 
 use drover_ids::{OwnerEpoch, VmId, VolumeId};
+use drover_volume_owner::{Owner, OwnerRecord};
 
 use crate::{
     durable,
     lock::{LockError, RawLock},
-    owner::{Owner, OwnerRecord, RecordError, read_record, write_record},
+    owner::{RecordError, read_record, write_record},
     pool::DirPool,
 };
 
@@ -39,22 +40,17 @@ pub fn fence(pool: &DirPool, volume: VolumeId, vm: VmId, floor: OwnerEpoch) -> R
     let sidecar = pool.sidecar_path(volume);
     let _locked = RawLock::try_lock(&open(pool, volume)?, &sidecar)?;
     let record = read_record(&sidecar)?;
-    if let Some(record) = &record {
-        if record.vm() != vm {
-            return Err(LockError::OtherVm { vm: record.vm() });
+    let previous = record.and_then(|record| record.last_owner());
+    match OwnerRecord::fenced(record.as_ref(), vm, floor)? {
+        Some(raised) => {
+            write_record(&sidecar, &raised)?;
+            Ok(FenceProof { volume, vm, epoch: floor, previous })
         }
-        let already_refused = match record {
-            OwnerRecord::Fenced { epoch, .. } => *epoch >= floor,
-            // An owner with exactly `floor` is the new one, not one to be refused.
-            OwnerRecord::Acquired(owner) => owner.epoch >= floor,
-        };
-        if already_refused {
-            return Ok(FenceProof { volume, vm, epoch: record.floor(), previous: record.last_owner() });
+        None => {
+            let epoch = record.map_or(floor, |record| record.floor());
+            Ok(FenceProof { volume, vm, epoch, previous })
         }
     }
-    let previous = record.and_then(|record| record.last_owner());
-    write_record(&sidecar, &OwnerRecord::Fenced { vm, epoch: floor, previous })?;
-    Ok(FenceProof { volume, vm, epoch: floor, previous })
 }
 
 /// Ends `vm`'s claim to a volume, so that another VM may acquire it. Idempotent; never waits.

@@ -19,16 +19,7 @@
 //! - **The owner record** says who may write *from now on*: one VM, and a floor below which that VM's epochs are
 //!   refused. It changes only under the lock, and outlives it.
 //!
-//! ```text
-//! no record --acquire(vm, e)--> owned by (vm, node, e) --acquire(vm, e' > e)--> owned by (vm, node', e')
-//!     ^                               |        ^
-//!     |                             fence      | acquire(vm, e'' >= floor)
-//!     |                               v        |
-//!     +------- detach(vm) ------ fenced at floor
-//! ```
-//!
-//! A volume belongs to the VM that last acquired it until [`detach`] says otherwise, since epochs of different VMs
-//! cannot be compared.
+//! What a record means, and who is admitted by one, is the same for every kind of pool: `drover-volume-owner`.
 //!
 //! What this crate does not do: read or write disks (the file backend of `drover-block`), or decide who should own
 //! a volume (the control plane). Every function blocks on the file system; none waits for a lock.
@@ -42,7 +33,8 @@ mod owner;
 mod pool;
 
 pub use copies::{HeldVolume, Partial};
+pub use drover_volume_owner::{Owner, OwnerRecord, Refusal};
 pub use fence::{FenceProof, detach, fence};
 pub use lock::{LockError, VolumeLock};
-pub use owner::{Owner, OwnerRecord, RecordError, read_record};
+pub use owner::{RecordError, read_record};
 pub use pool::{DirPool, PoolError};

@@ -8,13 +8,14 @@ use std::{
 };
 
 use drover_ids::{OwnerEpoch, VmId};
+use drover_volume_owner::{Owner, OwnerRecord, Refusal};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, fcntl},
     libc,
 };
 
-use crate::owner::{Owner, OwnerRecord, RecordError, read_record, write_record};
+use crate::owner::{RecordError, read_record, write_record};
 
 /// Why a volume could not be locked. Nothing has changed on disk.
 #[derive(Debug, thiserror::Error)]
@@ -114,23 +115,12 @@ impl VolumeLock {
     }
 }
 
-impl OwnerRecord {
-    /// Whether `owner` may acquire a volume with this record, provided that nobody holds its lock.
-    ///
-    /// # Errors
-    /// [`LockError::OtherVm`], [`LockError::StaleEpoch`] or [`LockError::EpochInUse`].
-    pub fn admit(&self, owner: &Owner) -> Result<(), LockError> {
-        if self.vm() != owner.vm {
-            return Err(LockError::OtherVm { vm: self.vm() });
-        }
-        if self.floor() > owner.epoch {
-            return Err(LockError::StaleEpoch { recorded: self.floor(), offered: owner.epoch });
-        }
-        match self {
-            Self::Acquired(other) if other.epoch == owner.epoch && other.node != owner.node => {
-                Err(LockError::EpochInUse { owner: *other })
-            }
-            _ => Ok(()),
+impl From<Refusal> for LockError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::StaleEpoch { recorded, offered } => Self::StaleEpoch { recorded, offered },
+            Refusal::EpochInUse { owner } => Self::EpochInUse { owner },
+            Refusal::OtherVm { vm } => Self::OtherVm { vm },
         }
     }
 }

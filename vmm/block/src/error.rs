@@ -2,7 +2,7 @@
 
 use std::{error::Error, io, path::PathBuf};
 
-use drover_dir_volume::{LockError, Owner};
+use drover_dir_volume::{LockError, Owner, Refusal};
 use drover_ids::OwnerEpoch;
 use drover_units::{Bytes, Sectors};
 
@@ -108,6 +108,12 @@ impl From<LockError> for OwnershipError {
             LockError::StaleEpoch { recorded, offered } => Self::StaleEpoch { recorded, offered },
             other => Self::Refused(Box::new(other)),
         }
+    }
+}
+
+impl From<Refusal> for OwnershipError {
+    fn from(refusal: Refusal) -> Self {
+        LockError::from(refusal).into()
     }
 }
 

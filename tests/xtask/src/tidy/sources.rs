@@ -11,8 +11,13 @@ use anyhow::Context as _;
 const MAX_LINES: usize = 650;
 
 /// The only places where `unsafe` may be opted into (B2).
-const MAY_OPT_INTO_UNSAFE: [&str; 5] =
-    ["vmm/hypervisor/", "vmm/guest_memory/", "vmm/block/src/file/", "vmm/rbd/src/ffi/", "guest-images/probe/"];
+const MAY_OPT_INTO_UNSAFE: [&str; 5] = [
+    "vmm/hypervisor/",
+    "vmm/guest_memory/",
+    "vmm/block/src/file/",
+    "vmm/rbd/src/ffi/",
+    "guest-images/probe/",
+];
 
 /// Reads every Rust file of the project.
 pub(super) fn check(root: &Path) -> anyhow::Result<Vec<String>> {
