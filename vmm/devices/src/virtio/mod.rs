@@ -3,5 +3,6 @@
 pub(crate) mod blk;
 mod device;
 pub(crate) mod mmio;
+mod negotiation;
 
 pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};

@@ -1,10 +1,4 @@
-//! Registers, negotiation and queues of one device.
-//!
-//! ```text
-//! reset (status 0) -> ACKNOWLEDGE, DRIVER -> FEATURES_OK -> queues set up -> DRIVER_OK: active
-//!      ^                                                                        |
-//!      +---- the driver writes 0 to Status; waits until the device has ended ---+
-//! ```
+//! Registers of one device in a window of guest-physical addresses.
 
 use std::{
     io,
@@ -16,23 +10,15 @@ use drover_bus::{BusDevice, Doorbell, DoorbellAddress, Doorbells, IrqLine};
 use drover_guest_memory::GuestMemory;
 use drover_saved_state::{Envelope, SavedState};
 use drover_units::{Bytes, Gpa};
-use virtio_bindings::{
-    virtio_config::{
-        VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
-        VIRTIO_F_VERSION_1,
-    },
-    virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY,
-    virtio_ring::VIRTIO_RING_F_EVENT_IDX,
-};
-use virtio_queue::{Queue, QueueState, QueueT};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
     interrupt::MmioInterrupt,
     request::{Read, Ring, WINDOW_LEN, Write, parse_read, parse_write},
-    state::{MmioState, QueueRegisters},
+    state::MmioState,
 };
-use crate::{Activation, ActiveQueue, Device, DeviceError, Saved, VirtioDevice, VirtioInterrupt};
+use crate::{Device, DeviceError, Saved, VirtioDevice, virtio::negotiation::Negotiation};
 
 /// "virt" (4.2.2).
 const MAGIC: u32 = 0x7472_6976;
@@ -64,24 +50,12 @@ pub struct VirtioMmio {
     name: String,
     instance: u16,
     base: Gpa,
-    memory: GuestMemory,
     interrupt: Arc<MmioInterrupt>,
     doorbells: Arc<dyn Doorbells>,
-    bells: Vec<EventFd>,
-    registers: Mutex<Registers>,
-}
-
-#[derive(Debug)]
-struct Registers {
-    device: Box<dyn VirtioDevice>,
-    status: u32,
-    device_features_select: u32,
-    driver_features_select: u32,
-    driver_features: u64,
-    queue_select: u32,
-    queues: Vec<QueueRegisters>,
-    /// By number; there while the device is active.
-    active: Vec<Option<Arc<Mutex<Queue>>>>,
+    bells: Arc<[EventFd]>,
+    /// How many of `bells` are connected: all of them, once made.
+    connected: usize,
+    registers: Mutex<Negotiation<MmioInterrupt>>,
 }
 
 impl VirtioMmio {
@@ -93,37 +67,31 @@ impl VirtioMmio {
     /// # Errors
     /// Where the host has no more descriptors or doorbells.
     pub fn new(config: MmioConfig, device: Box<dyn VirtioDevice>) -> io::Result<Self> {
-        let queues: Vec<_> = device
-            .queue_sizes()
-            .iter()
-            .map(|size| QueueRegisters { size: *size, ..Default::default() })
-            .collect();
-        let registers = Registers {
+        let count = device.queue_sizes().len();
+        let bells: Arc<[EventFd]> =
+            (0..count).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<io::Result<_>>()?;
+        let interrupt = Arc::new(MmioInterrupt::new(config.line));
+        let registers = Negotiation::new(
+            config.name.clone(),
+            config.memory,
+            Arc::clone(&interrupt),
+            Arc::clone(&bells),
             device,
-            status: 0,
-            device_features_select: 0,
-            driver_features_select: 0,
-            driver_features: 0,
-            queue_select: 0,
-            active: vec![None; queues.len()],
-            queues,
-        };
-        let count = registers.queues.len();
+        );
         let mut transport = Self {
             name: config.name,
             instance: config.instance,
             base: config.base,
-            memory: config.memory,
-            interrupt: Arc::new(MmioInterrupt::new(config.line)),
+            interrupt,
             doorbells: config.doorbells,
-            bells: Vec::with_capacity(count),
+            bells,
+            connected: 0,
             registers: Mutex::new(registers),
         };
         // One by one, so that dropping a half-connected transport disconnects exactly what was connected.
         for queue in 0..count {
-            let bell = EventFd::new(EFD_NONBLOCK)?;
-            transport.doorbells.connect(transport.doorbell(queue), &bell)?;
-            transport.bells.push(bell);
+            transport.doorbells.connect(transport.doorbell(queue), &transport.bells[queue])?;
+            transport.connected += 1;
         }
         Ok(transport)
     }
@@ -136,32 +104,22 @@ impl VirtioMmio {
         Doorbell { address: DoorbellAddress::Mmio(address), value }
     }
 
-    fn registers(&self) -> MutexGuard<'_, Registers> {
+    fn registers(&self) -> MutexGuard<'_, Negotiation<MmioInterrupt>> {
         self.registers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_register(&self, register: Read) -> u32 {
         let registers = self.registers();
-        let selected = registers.queues.get(registers.queue_select as usize);
         match register {
             Read::Magic => MAGIC,
             Read::Version => VERSION,
-            Read::DeviceId => registers.device.device_id(),
+            Read::DeviceId => registers.device().device_id(),
             Read::VendorId => VENDOR_ID,
-            Read::DeviceFeatures => {
-                word(registers.device.features() | VERSION_1, registers.device_features_select)
-            }
-            // Zero says that there is no such queue.
-            Read::QueueSizeMax => {
-                let sizes = registers.device.queue_sizes();
-                sizes.get(registers.queue_select as usize).copied().unwrap_or(0).into()
-            }
-            Read::QueueReady => selected.is_some_and(|queue| queue.ready).into(),
+            Read::DeviceFeatures => registers.device_features(),
+            Read::QueueSizeMax => registers.queue_size_max().into(),
+            Read::QueueReady => registers.queue().is_some_and(|queue| queue.ready).into(),
             Read::InterruptStatus => self.interrupt.status(),
-            Read::Status if self.interrupt.is_reset_needed() => {
-                registers.status | VIRTIO_CONFIG_S_NEEDS_RESET
-            }
-            Read::Status => registers.status,
+            Read::Status => registers.status(),
             Read::NoSharedMemory => u32::MAX,
             // No field of a configuration space changes while the machine runs.
             Read::ConfigGeneration | Read::Config(_) => 0,
@@ -176,21 +134,16 @@ impl VirtioMmio {
             _ => {}
         }
         let mut registers = self.registers();
-        let negotiating = registers.status & VIRTIO_CONFIG_S_FEATURES_OK == 0;
-        let configuring = registers.status & VIRTIO_CONFIG_S_DRIVER_OK == 0;
         match register {
-            Write::DeviceFeaturesSelect(select) => registers.device_features_select = select,
-            Write::DriverFeaturesSelect(select) => registers.driver_features_select = select,
-            Write::DriverFeatures(value) if negotiating => {
-                let select = registers.driver_features_select;
-                set_word(&mut registers.driver_features, select, value);
+            Write::DeviceFeaturesSelect(select) => registers.select_device_features(select),
+            Write::DriverFeaturesSelect(select) => registers.select_driver_features(select),
+            Write::DriverFeatures(value) => registers.set_driver_features(value),
+            Write::QueueSelect(select) => registers.select_queue(select),
+            Write::QueueSize(size) => {
+                registers.configure_queue(|queue| queue.size = u16::try_from(size).unwrap_or(0));
             }
-            Write::QueueSelect(select) => registers.queue_select = select,
-            Write::QueueSize(size) if configuring => {
-                registers.configure(|queue| queue.size = u16::try_from(size).unwrap_or(0));
-            }
-            Write::QueueReady(ready) if configuring => registers.configure(|queue| queue.ready = ready),
-            Write::QueueAddress(ring, half, value) if configuring => registers.configure(|queue| {
+            Write::QueueReady(ready) => registers.configure_queue(|queue| queue.ready = ready),
+            Write::QueueAddress(ring, half, value) => registers.configure_queue(|queue| {
                 let address = match ring {
                     Ring::Descriptors => &mut queue.descriptors,
                     Ring::Available => &mut queue.available,
@@ -198,9 +151,8 @@ impl VirtioMmio {
                 };
                 *address = half.replace(*address, value);
             }),
-            Write::Status(status) => self.write_status(&mut registers, status),
-            // Against the rules at this moment: as if it had not been written.
-            _ => {}
+            Write::Status(status) => registers.set_status(status),
+            Write::InterruptAck(_) | Write::QueueNotify(_) => unreachable!("answered above"),
         }
     }
 
@@ -211,178 +163,12 @@ impl VirtioMmio {
             let _ = bell.write(1);
         }
     }
-
-    fn write_status(&self, registers: &mut Registers, status: u32) {
-        if status == 0 {
-            return self.reset(registers);
-        }
-        // The driver only ever adds bits; NEEDS_RESET is ours.
-        let added = status & !registers.status & !VIRTIO_CONFIG_S_NEEDS_RESET & 0xff;
-        let mut accepted = registers.status | added;
-        if added & VIRTIO_CONFIG_S_FEATURES_OK != 0 && !registers.are_features_acceptable() {
-            tracing::warn!(
-                device = self.name,
-                features = registers.driver_features,
-                "the driver asks for features that were not offered"
-            );
-            accepted &= !VIRTIO_CONFIG_S_FEATURES_OK;
-        }
-        if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 && accepted & VIRTIO_CONFIG_S_FEATURES_OK == 0 {
-            accepted &= !VIRTIO_CONFIG_S_DRIVER_OK;
-        }
-        registers.status = accepted;
-        if added & accepted & VIRTIO_CONFIG_S_DRIVER_OK != 0
-            && let Err(reason) = self.activate(registers)
-        {
-            tracing::warn!(device = self.name, reason, "cannot start the device for its driver");
-            self.interrupt.needs_reset();
-        }
-    }
-
-    fn reset(&self, registers: &mut Registers) {
-        if let Err(error) = registers.device.reset() {
-            // The status stays as it is, by which the driver sees that the device has not been reset (2.1.1).
-            tracing::error!(device = self.name, %error, "the driver's reset has to wait");
-            return;
-        }
-        let sizes = registers.device.queue_sizes();
-        registers.queues =
-            sizes.iter().map(|size| QueueRegisters { size: *size, ..Default::default() }).collect();
-        registers.active.fill(None);
-        registers.status = 0;
-        registers.device_features_select = 0;
-        registers.driver_features_select = 0;
-        registers.driver_features = 0;
-        registers.queue_select = 0;
-        self.interrupt.set(0, false);
-    }
-
-    /// Starts the device with the queues that are set up. The error is for the log.
-    fn activate(&self, registers: &mut Registers) -> Result<(), String> {
-        let mut queues = Vec::new();
-        let mut active = vec![None; registers.queues.len()];
-        for (index, setup) in registers.queues.iter().enumerate() {
-            if !setup.ready {
-                continue;
-            }
-            let max = registers.device.queue_sizes()[index];
-            let queue = setup
-                .build(max, registers.driver_features, &self.memory)
-                .map_err(|reason| format!("queue {index}: {reason}"))?;
-            let queue = Arc::new(Mutex::new(queue));
-            active[index] = Some(Arc::clone(&queue));
-            let doorbell = self.bells[index].try_clone().map_err(|error| error.to_string())?;
-            queues.push(ActiveQueue {
-                index: u16::try_from(index).expect("a device has few queues"),
-                queue,
-                doorbell,
-            });
-        }
-        let interrupt: Arc<dyn VirtioInterrupt> = Arc::clone(&self.interrupt) as _;
-        let memory = self.memory.clone();
-        let features = registers.driver_features;
-        let activation = Activation { features, queues, memory, interrupt };
-        registers.device.activate(activation).map_err(|error| error.to_string())?;
-        registers.active = active;
-        Ok(())
-    }
-}
-
-/// Every device of version 2 offers it and every driver accepts it (6.1).
-const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
-
-impl Registers {
-    fn configure(&mut self, change: impl FnOnce(&mut QueueRegisters)) {
-        if let Some(queue) = self.queues.get_mut(self.queue_select as usize) {
-            change(queue);
-        }
-    }
-
-    fn are_features_acceptable(&self) -> bool {
-        let offered = self.device.features() | VERSION_1;
-        self.driver_features & !offered == 0 && self.driver_features & VERSION_1 != 0
-    }
-
-    fn save(&self, interrupt: &MmioInterrupt) -> MmioState {
-        let queues = self.queues.iter().zip(&self.active).map(|(setup, active)| match active {
-            None => *setup,
-            Some(queue) => {
-                let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
-                QueueRegisters { next_available: queue.next_avail(), next_used: queue.next_used(), ..*setup }
-            }
-        });
-        MmioState {
-            status: self.status,
-            device_features_select: self.device_features_select,
-            driver_features_select: self.driver_features_select,
-            driver_features: self.driver_features,
-            queue_select: self.queue_select,
-            interrupt_status: interrupt.status(),
-            needs_reset: interrupt.is_reset_needed(),
-            queues: queues.collect(),
-            device: self.device.save(),
-        }
-    }
-
-    /// Checks a state against the device, without its rings, which the activation checks.
-    fn check(&self, state: &MmioState) -> Result<(), String> {
-        let sizes = self.device.queue_sizes();
-        if state.queues.len() != sizes.len() {
-            return Err(format!("it has {} queues, the device {}", state.queues.len(), sizes.len()));
-        }
-        let unknown = state.driver_features & !(self.device.features() | VERSION_1);
-        if unknown != 0 {
-            return Err(format!(
-                "its driver uses the features {unknown:#x}, which this device does not offer"
-            ));
-        }
-        Ok(())
-    }
-}
-
-impl QueueRegisters {
-    /// The queue, where it is one.
-    fn build(&self, size_max: u16, features: u64, memory: &GuestMemory) -> Result<Queue, String> {
-        let state = QueueState {
-            max_size: size_max,
-            next_avail: self.next_available,
-            next_used: self.next_used,
-            event_idx_enabled: features & 1 << VIRTIO_RING_F_EVENT_IDX != 0,
-            size: self.size,
-            ready: self.ready,
-            desc_table: self.descriptors,
-            avail_ring: self.available,
-            used_ring: self.used,
-        };
-        let queue = Queue::try_from(state).map_err(|error| error.to_string())?;
-        if !queue.is_valid(memory.as_vm_memory()) {
-            return Err("its rings are not in RAM".to_owned());
-        }
-        Ok(queue)
-    }
-}
-
-/// One 32-bit word of a 64-bit feature set; words beyond it are zero.
-fn word(features: u64, select: u32) -> u32 {
-    match select {
-        0 => features as u32,
-        1 => (features >> 32) as u32,
-        _ => 0,
-    }
-}
-
-fn set_word(features: &mut u64, select: u32, value: u32) {
-    match select {
-        0 => *features = *features & !0xffff_ffff | u64::from(value),
-        1 => *features = *features & 0xffff_ffff | u64::from(value) << 32,
-        _ => {}
-    }
 }
 
 impl BusDevice for VirtioMmio {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match parse_read(offset, data.len()) {
-            Some(Read::Config(offset)) => self.registers().device.read_config(offset, data),
+            Some(Read::Config(offset)) => self.registers().device().read_config(offset, data),
             Some(register) => data.copy_from_slice(&self.read_register(register).to_le_bytes()),
             None => {}
         }
@@ -401,46 +187,35 @@ impl Device for VirtioMmio {
     }
 
     fn pause(&self, limit: Duration) -> Result<(), DeviceError> {
-        self.registers().device.pause(limit)
+        self.registers().device_mut().pause(limit)
     }
 
     fn resume(&self) -> Result<(), DeviceError> {
-        self.registers().device.resume()?;
+        self.registers().device_mut().resume()?;
         self.interrupt.repeat();
         Ok(())
     }
 
     fn save(&self) -> Saved {
-        Saved::State(self.registers().save(&self.interrupt).to_envelope(self.instance))
+        let negotiation = self.registers().save();
+        let state = MmioState { negotiation, interrupt_status: self.interrupt.status() };
+        Saved::State(state.to_envelope(self.instance))
     }
 
     fn restore(&self, envelope: &Envelope) -> Result<(), DeviceError> {
-        let device = || self.name.clone();
-        let incompatible = |reason| DeviceError::Incompatible { device: device(), reason };
         let state = MmioState::from_envelope(envelope)
-            .map_err(|source| DeviceError::State { device: device(), source })?;
+            .map_err(|source| DeviceError::State { device: self.name.clone(), source })?;
         let mut registers = self.registers();
-        registers.check(&state).map_err(incompatible)?;
-        registers.device.restore(&state.device)?;
-        registers.status = state.status;
-        registers.device_features_select = state.device_features_select;
-        registers.driver_features_select = state.driver_features_select;
-        registers.driver_features = state.driver_features;
-        registers.queue_select = state.queue_select;
-        registers.queues = state.queues;
-        self.interrupt.set(state.interrupt_status, state.needs_reset);
-        // A device that waits for its reset was not at work, and its rings may be anything.
-        if registers.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && !state.needs_reset {
-            self.activate(&mut registers).map_err(incompatible)?;
-        }
-        Ok(())
+        registers.check(&state.negotiation)?;
+        self.interrupt.set(state.interrupt_status, state.negotiation.needs_reset);
+        registers.restore(state.negotiation)
     }
 }
 
 impl Drop for VirtioMmio {
     fn drop(&mut self) {
-        for (queue, bell) in self.bells.iter().enumerate() {
-            if let Err(error) = self.doorbells.disconnect(self.doorbell(queue), bell) {
+        for queue in 0..self.connected {
+            if let Err(error) = self.doorbells.disconnect(self.doorbell(queue), &self.bells[queue]) {
                 tracing::warn!(device = self.name, %error, "cannot disconnect a doorbell");
             }
         }

@@ -8,7 +8,7 @@ use std::sync::{
 use drover_bus::IrqLine;
 use virtio_bindings::virtio_mmio as mmio;
 
-use crate::VirtioInterrupt;
+use crate::{VirtioInterrupt, virtio::negotiation::TransportInterrupt};
 
 /// Shared by the registers and the device's threads, without a lock.
 #[derive(Debug)]
@@ -31,11 +31,6 @@ impl MmioInterrupt {
     /// InterruptACK: the driver has handled these.
     pub(super) fn acknowledge(&self, bits: u32) {
         self.status.fetch_and(!bits, Ordering::AcqRel);
-    }
-
-    /// DEVICE_NEEDS_RESET.
-    pub(super) fn is_reset_needed(&self) -> bool {
-        self.needs_reset.load(Ordering::Acquire)
     }
 
     /// Back to the beginning: by a reset, or to what was saved.
@@ -74,5 +69,14 @@ impl VirtioInterrupt for MmioInterrupt {
     fn needs_reset(&self) {
         self.needs_reset.store(true, Ordering::Release);
         self.raise(mmio::VIRTIO_MMIO_INT_CONFIG);
+    }
+}
+
+impl TransportInterrupt for MmioInterrupt {
+    fn is_reset_needed(&self) -> bool {
+        self.needs_reset.load(Ordering::Acquire)
+    }
+    fn clear(&self) {
+        self.set(0, false);
     }
 }
