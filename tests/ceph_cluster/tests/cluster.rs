@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use drover_test_ceph_cluster::{CephCluster, CephError, CephOptions, Daemon, PoolOptions};
+use drover_test_ceph_cluster::{CephCluster, CephError, CephOptions, Daemon, LeftRunning, PoolOptions};
 use drover_test_prerequisites::ceph;
 
 /// Set for the copy of this program that [`a_cluster_does_not_outlive_an_owner_that_is_killed`] kills.
@@ -178,4 +178,21 @@ fn wait_gone(directory: &Path) {
         thread::yield_now();
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+#[test]
+fn a_cluster_that_is_left_running_serves_until_it_is_taken_down() {
+    if !ceph() {
+        return;
+    }
+    let cluster = CephCluster::start(&CephOptions::default()).unwrap();
+    let directory = cluster.leave_running().unwrap();
+    let left = LeftRunning::all().into_iter().find(|left| left.directory() == directory).unwrap();
+    let mut programs: Vec<_> = left.processes().into_iter().map(|(_, program)| program).collect();
+    programs.sort();
+    assert_eq!(programs, ["ceph-mon", "ceph-osd"]);
+    let listed = Command::new("rbd").arg("-c").arg(left.conf_path()).args(["ls", "rbd"]).status().unwrap();
+    assert!(listed.success());
+    left.take_down().unwrap();
+    wait_gone(&directory);
 }

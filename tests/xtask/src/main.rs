@@ -6,11 +6,13 @@
 //! - `ci`: formatting, lints, `tidy` and `test`
 //! - `tidy`: crate edges and source rules
 //! - `setup`: what the machine lacks
+//! - `ceph`: a Ceph cluster to try things on
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a developer tool measures time and waits for processes")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 mod bench;
+mod ceph;
 mod demo;
 mod setup;
 mod test;
@@ -40,7 +42,10 @@ enum Command {
     /// Checks crate edges against ARCHITECTURE.md and the sources against the rules no lint knows
     Tidy,
     /// Installs what is missing, or prints the command that would
-    Setup,
+    Setup(setup::Options),
+    /// A Ceph cluster of one's own on this machine, in memory
+    #[command(subcommand)]
+    Ceph(ceph::Command),
 }
 
 fn main() -> ExitCode {
@@ -50,7 +55,8 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Ci => test::ci(),
         Command::Tidy => tidy::run(),
-        Command::Setup => setup::run(),
+        Command::Setup(options) => setup::run(&options),
+        Command::Ceph(command) => ceph::run(&command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,28 +1,58 @@
 //! `cargo xtask setup`: what the machine lacks, installed where it may be.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, bail};
+use drover_test_prerequisites::{CEPH_PACKAGES, is_installed};
 use nix::unistd::Uid;
 
-/// A program that Drover's build or tests run, and the distribution package that has it.
+/// A program that Drover's build, tests or benches run, and the distribution packages that have it.
 struct Needed {
     program: &'static str,
-    package: &'static str,
+    packages: &'static str,
     why: &'static str,
 }
 
 /// rustc calls `cc` to link; everything else comes from crates.
-const NEEDED: [Needed; 1] =
-    [Needed { program: "cc", package: "gcc libc6-dev", why: "the Rust compiler links with it" }];
+const TO_BUILD: [Needed; 1] =
+    [Needed { program: "cc", packages: "gcc libc6-dev", why: "the Rust compiler links with it" }];
+
+/// Without these, the tests on Ceph are skipped and counted. No daemon starts with these packages: their services are
+/// instances of templates, and nobody names an instance.
+const TO_TEST: [Needed; 3] = [
+    Needed { program: "ceph-mon", packages: CEPH_PACKAGES, why: "tests start a Ceph cluster" },
+    Needed { program: "ceph-osd", packages: CEPH_PACKAGES, why: "tests start a Ceph cluster" },
+    Needed { program: "rbd", packages: CEPH_PACKAGES, why: "tests look into the images of a Ceph cluster" },
+];
+
+/// Without one of these, benches leave that peer out and say so.
+const TO_COMPARE: [Needed; 3] = [
+    Needed { program: "fio", packages: "fio", why: "bench block measures its rbd engine" },
+    Needed {
+        program: "qemu-system-x86_64",
+        packages: "qemu-system-x86 qemu-block-extra",
+        why: "bench block measures its rbd driver",
+    },
+    Needed { program: "qemu-img", packages: "qemu-utils", why: "images are compared with what it makes" },
+];
+
+/// Arguments of `cargo xtask setup`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Also install the programs that benches compare us with
+    #[arg(long)]
+    bench: bool,
+}
 
 /// Installs missing packages if it may, otherwise prints the exact command. Says what KVM is like.
-pub(crate) fn run() -> anyhow::Result<()> {
-    install_missing()?;
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let peers: &[Needed] = if options.bench { &TO_COMPARE } else { &[] };
+    install(TO_BUILD.iter().chain(&TO_TEST).chain(peers))?;
     match check_kvm() {
         Ok(()) => eprintln!("setup: /dev/kvm can be used"),
         Err(error) => eprintln!("setup: {error:#}"),
@@ -30,17 +60,25 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Installs the packages whose programs are missing.
+/// Installs what `cargo xtask test` needs. What tests can do without is no reason to stop: they count what they skip.
 pub(crate) fn install_missing() -> anyhow::Result<()> {
-    let missing: Vec<&Needed> = NEEDED.iter().filter(|needed| !is_installed(needed.program)).collect();
+    install(TO_BUILD.iter())?;
+    if let Err(error) = install(TO_TEST.iter()) {
+        eprintln!("setup: {error:#}");
+    }
+    Ok(())
+}
+
+fn install<'a>(needed: impl Iterator<Item = &'a Needed>) -> anyhow::Result<()> {
+    let missing: Vec<&Needed> = needed.filter(|needed| !is_installed(needed.program)).collect();
     if missing.is_empty() {
-        eprintln!("setup: every program that is needed is here");
         return Ok(());
     }
     for needed in &missing {
         eprintln!("setup: {} is missing: {}", needed.program, needed.why);
     }
-    let packages: Vec<&str> = missing.iter().flat_map(|needed| needed.package.split(' ')).collect();
+    let packages: BTreeSet<&str> = missing.iter().flat_map(|needed| needed.packages.split(' ')).collect();
+    let packages: Vec<&str> = packages.into_iter().collect();
     let command = format!("apt-get install --yes --no-install-recommends {}", packages.join(" "));
     if !Uid::effective().is_root() || !is_installed("apt-get") {
         bail!("run this as root, then try again: apt-get update && {command}");
@@ -64,11 +102,6 @@ pub(crate) fn check_kvm() -> anyhow::Result<()> {
             "you may not open /dev/kvm: add yourself to its group (usermod -aG kvm $USER, then log in again) or run as root",
         ),
     }
-}
-
-fn is_installed(program: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
 }
 
 fn shell(command: &str) -> anyhow::Result<()> {
