@@ -9,7 +9,7 @@ use crate::{ProjectLimit, ProjectUsage};
 
 /// Changes of one host: grows with everything that may change a decision about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HostVersion(pub u32);
+pub struct HostVersion(pub u64);
 
 /// A weighted sum of terms; larger is better.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

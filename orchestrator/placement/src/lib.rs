@@ -25,8 +25,10 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+mod containers;
 mod decision;
 mod host;
+mod inventory;
 mod policy;
 mod reason;
 mod request;
@@ -36,6 +38,7 @@ pub use host::{
     HostCpu, HostMemory, HostSpec, HostState, Load, NUMA_NODES_MAX, NumaNode, PageBacking, Percent, Taint,
     TaintEffect, Topology,
 };
+pub use inventory::{HostView, HugepageUse, Inventory, InventoryError, NumaUse, VmView};
 pub use policy::{
     HOST_FAILURES_MAX, NAMED, POLICY_NAME_MAX, Policies, Policy, PolicyError, TERM_SCALE, Term, Ties,
     WEIGHT_MAX, Weights,

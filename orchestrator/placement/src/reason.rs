@@ -145,8 +145,6 @@ pub enum Reason {
         /// How many more there may be.
         max_skew: u32,
     },
-    /// The host is in no rack or zone, which the request's spread or affinity needs.
-    NoPlace(Scope),
 }
 
 impl Reason {
@@ -170,7 +168,6 @@ impl Reason {
             Self::NotApart { .. } => "anti-affinity",
             Self::KeptAway { .. } => "kept-away",
             Self::Spread { .. } => "spread",
-            Self::NoPlace(_) => "no-place",
         }
     }
 
@@ -203,7 +200,6 @@ impl Reason {
             Self::Spread { here, fewest, max_skew, .. } => {
                 format!("allow a skew of {}, or place elsewhere first (now {max_skew})", here - fewest)
             }
-            Self::NoPlace(scope) => format!("say which {scope} the host is in"),
         })
     }
 }
@@ -256,7 +252,6 @@ impl fmt::Display for Reason {
                 f,
                 "would be number {here} of group '{group}' on this {scope}, another has {fewest}, and the skew may be {max_skew}"
             ),
-            Self::NoPlace(scope) => write!(f, "is in no {scope}"),
         }
     }
 }
