@@ -178,8 +178,8 @@ impl StoragePool for DirStorage {
         let room = rustix::fs::statvfs(root).map_err(|errno| failed(errno.into()))?;
         let used = tree_blocks(root).map_err(failed)?;
         Ok(PoolUsage {
-            capacity: Bytes::new(room.f_blocks.saturating_mul(room.f_frsize)),
-            available: Bytes::new(room.f_bavail.saturating_mul(room.f_frsize)),
+            capacity: Some(Bytes::new(room.f_blocks.saturating_mul(room.f_frsize))),
+            available: Some(Bytes::new(room.f_bavail.saturating_mul(room.f_frsize))),
             used: Some(Bytes::new(used)),
         })
     }

@@ -1,7 +1,7 @@
 //! Pools of disks: volumes, their snapshots and clones, and the images they are cloned from.
 //!
 //! [`StoragePool`] is what the control plane knows of storage. Its implementations are [`DirStorage`], raw files in a
-//! directory, and `RbdStorage`, images in a Ceph pool; [`conformance`] is what both must do. [`Qcow2`] reads the one
+//! directory, and [`RbdStorage`], images in a Ceph pool; [`conformance`] is what both must do. [`Qcow2`] reads the one
 //! image format besides raw bytes that people have.
 //!
 //! ```text
@@ -20,6 +20,7 @@ mod dir;
 mod error;
 mod pool;
 mod qcow2;
+mod rbd;
 
 pub use copy::{copy, write_sparse};
 pub use dir::DirStorage;
@@ -29,3 +30,4 @@ pub use pool::{
     Target, Unobserved, VolumeUsage,
 };
 pub use qcow2::{Qcow2, Qcow2Error};
+pub use rbd::{RbdStorage, image_name, volume_name};

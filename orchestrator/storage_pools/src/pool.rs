@@ -24,10 +24,10 @@ pub struct Capabilities {
 /// Room in a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolUsage {
-    /// All there is, shared with whatever else the storage holds.
-    pub capacity: Bytes,
+    /// All there is, shared with whatever else the storage holds. `None`: the storage does not say.
+    pub capacity: Option<Bytes>,
     /// What is left of it.
-    pub available: Bytes,
+    pub available: Option<Bytes>,
     /// What the pool's own content takes. `None`: the storage does not say.
     pub used: Option<Bytes>,
 }
