@@ -110,6 +110,10 @@ impl<'a> HostView<'a> {
     pub fn cpu_capacity(&self) -> CentiVcpus {
         CentiVcpus(self.host().cpu)
     }
+    /// How often an unpinned thread is given out.
+    pub fn cpu_overcommit(&self) -> Percent {
+        Percent::new(self.host().cpu_overcommit)
+    }
     /// vCPUs that VMs take; a pinned one as many as its thread would be shared into.
     pub fn cpu_used(&self) -> CentiVcpus {
         CentiVcpus(u32::try_from(self.host().cpu_used).unwrap_or(u32::MAX))
