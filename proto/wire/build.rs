@@ -6,8 +6,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 /// What is spoken between processes, and shown by reflection.
-const API: [&str; 3] =
-    ["drover/vm/v1/vm.proto", "drover/node/v1/node.proto", "drover/control/v1/control.proto"];
+const API: [&str; 4] = [
+    "drover/vm/v1/vm.proto",
+    "drover/node/v1/node.proto",
+    "drover/control/v1/control.proto",
+    "drover/control/v1/placement.proto",
+];
 /// What one process keeps for itself.
 const STORED: [&str; 1] = ["drover/store/v1/store.proto"];
 

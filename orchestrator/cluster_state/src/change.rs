@@ -4,7 +4,10 @@ use std::fmt;
 
 use drover_ids::{NodeId, OperationId, VmId, VolumeId};
 
-use crate::{ClusterEvent, DiskImage, Image, Name, Node, Operation, Pool, Stored, Subject, Vm, Volume};
+use crate::{
+    ClusterEvent, DiskImage, Image, Name, Node, Operation, PolicyRecord, Pool, Project, Settings, Stored,
+    Subject, Vm, Volume,
+};
 
 /// The store's count of accepted transactions; a record's is that of the one which last wrote it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,6 +92,12 @@ pub enum Key {
     Operation(OperationId),
     /// A name.
     Name(NameKind, Name),
+    /// A placement policy.
+    Policy(Name),
+    /// A project.
+    Project(Name),
+    /// The cluster's settings.
+    Settings,
 }
 
 /// What is stored.
@@ -110,6 +119,12 @@ pub enum Record {
     Operation(Operation),
     /// A name.
     Name(NameRecord),
+    /// A placement policy.
+    Policy(PolicyRecord),
+    /// A project.
+    Project(Project),
+    /// The cluster's settings.
+    Settings(Settings),
 }
 
 impl Record {
@@ -124,6 +139,9 @@ impl Record {
             Self::DiskImage(image) => Key::DiskImage(image.name.clone()),
             Self::Operation(operation) => Key::Operation(operation.id),
             Self::Name(entry) => Key::Name(entry.kind, entry.name.clone()),
+            Self::Policy(policy) => Key::Policy(policy.name.clone()),
+            Self::Project(project) => Key::Project(project.name.clone()),
+            Self::Settings(_) => Key::Settings,
         }
     }
 }

@@ -13,12 +13,16 @@
 #![forbid(unsafe_code)]
 
 mod change;
+mod constraints;
 mod disk_image;
 mod evidence;
+mod explanation;
+mod host;
 mod name;
 mod node;
 mod operation;
 mod ownership;
+mod policy;
 mod pool;
 mod report;
 mod state;
@@ -28,15 +32,28 @@ mod vm;
 mod volume;
 
 pub use change::{Change, Expect, Guard, Key, NameKind, NameRecord, Record, Revision, Txn, Write};
+pub use constraints::{
+    Affinity, Constraints, Domain, LabelRule, LabelTest, NumaPolicy, Peer, Preemption, Relation, Spread,
+    Strength,
+};
 pub use disk_image::{DiskImage, DiskImageState, ImageFormat, ImageSource};
 pub use evidence::{Evidence, VolumeFence, VolumeOwner};
+pub use explanation::{Choice, Explanation, NearestMiss, RefusalCount, ScoreTerm};
+pub use host::{
+    CpuBaseline, CpuBaselineError, Drain, HostFacts, Labels, NodeSettings, NumaNode, Overcommit, RACK_LABEL,
+    Ratio, Taint, TaintEffect, Toleration, ZONE_LABEL,
+};
 pub use name::{NAME_LEN_MAX, Name, NameError};
 pub use node::{Capacity, Incarnation, Liveness, Node, NodeFence, NodeFenceEvidence, NodeSession, NodeState};
 pub use operation::{
-    ClusterEvent, MigrationResult, NodeRejection, Operation, OperationKind, OperationState, Subject,
-    event_kind,
+    ClusterEvent, MigrationResult, Moves, MovesPurpose, NodeRejection, Operation, OperationKind,
+    OperationState, PlannedMove, Subject, event_kind,
 };
 pub use ownership::{Candidate, Claim, Ownership, OwnershipError, Right};
+pub use policy::{
+    DEFAULT_POLICY, DEFAULT_PROJECT, PolicyRecord, Project, ProjectLimits, ProjectUsage, RebalanceMode,
+    Settings,
+};
 pub use pool::{Pool, PoolAccess, PoolState, RbdCredentials, RbdPool, Secret};
 pub use report::{BootTimes, MigrationPhase, MigrationReport, RunState, StopReason, VmReport};
 pub use state::{ClusterState, Stored, Usage};

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, collections::BTreeSet, fmt, time::Duration};
 use drover_ids::{NodeId, VmId};
 use drover_units::{Bytes, VcpuCount};
 
-use crate::{Moment, Name, VmReport};
+use crate::{HostFacts, Labels, Moment, Name, NodeSettings, Overcommit, Taint, VmReport};
 
 /// What a node can hold, or what something takes of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,6 +108,77 @@ pub struct Node {
     /// Grows with every VM that is assigned to it. Each assignment writes this record, so that two that were decided
     /// on the same view of its capacity cannot both be stored.
     pub assignments: u64,
+    /// What its agent says of the host.
+    pub facts: HostFacts,
+    /// What an operator has set for it.
+    pub settings: NodeSettings,
+}
+
+impl Node {
+    /// Its labels: the agent's, changed by the operator's.
+    pub fn labels(&self) -> Labels {
+        let mut labels = self.facts.labels.clone();
+        for (key, value) in &self.settings.labels {
+            match value {
+                Some(value) => labels.insert(key.clone(), value.clone()),
+                None => labels.remove(key),
+            };
+        }
+        labels
+    }
+
+    /// One of its labels.
+    pub fn label(&self, key: &str) -> Option<&Name> {
+        let set = self.settings.labels.iter().find(|(name, _)| name.as_str() == key);
+        let reported =
+            || self.facts.labels.iter().find(|(name, _)| name.as_str() == key).map(|(_, value)| value);
+        set.map_or_else(reported, |(_, value)| value.as_ref())
+    }
+
+    /// Its taints: the agent's and the operator's.
+    pub fn taints(&self) -> BTreeSet<Taint> {
+        self.facts.taints.union(&self.settings.taints).cloned().collect()
+    }
+
+    /// How far it may be filled.
+    pub fn overcommit(&self) -> Overcommit {
+        Overcommit {
+            vcpus: self.settings.vcpu_overcommit.unwrap_or(self.facts.overcommit.vcpus),
+            memory: self.settings.memory_overcommit.unwrap_or(self.facts.overcommit.memory),
+        }
+    }
+
+    /// What is kept for the host itself.
+    pub fn reserved(&self) -> Capacity {
+        self.settings.reserved.unwrap_or(self.facts.reserved)
+    }
+
+    /// What VMs may take of it: its capacity without the reserve, overcommitted. Hugepages are a pool apart that is
+    /// given out once, and count once.
+    pub fn offered(&self) -> Capacity {
+        let hugepages = self.hugepages();
+        let pool = hugepages.values().fold(Bytes::ZERO, |sum, bytes| sum.saturating_add(*bytes));
+        let apart = Capacity { memory: pool, ..Capacity::default() };
+        self.overcommit().apply(self.capacity.minus(apart), self.reserved()).plus(apart)
+    }
+
+    /// Its memory that is reserved as hugepages, by page size; no more than it offers at all.
+    pub fn hugepages(&self) -> BTreeMap<Bytes, Bytes> {
+        let mut left = self.capacity.memory;
+        let mut pools: BTreeMap<Bytes, Bytes> = BTreeMap::new();
+        for (page, total) in self.facts.numa.iter().flat_map(|node| &node.hugepages) {
+            let counted = (*total).min(left);
+            left = left.saturating_sub(counted);
+            let pool = pools.entry(*page).or_default();
+            *pool = pool.saturating_add(counted);
+        }
+        pools
+    }
+
+    /// Whether it takes no new VM.
+    pub fn is_cordoned(&self) -> bool {
+        self.settings.cordoned || self.settings.drain.is_some()
+    }
 }
 
 /// How recently a node has been heard.

@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use drover_ids::{MigrationId, NodeId, OperationId, VmId, VolumeId};
 
-use crate::{Name, StorageWork, WallTime};
+use crate::{Explanation, Name, StorageWork, WallTime};
 
 /// What an operation is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,63 @@ pub enum OperationKind {
     ImageImport,
     /// Work on a pool, volume or disk image. Taken up again by the next process if this one ends.
     Storage(StorageWork),
+    /// Create a set of VMs and bring them up, all or none.
+    VmSetCreate {
+        /// How many.
+        count: u32,
+    },
+    /// Move running VMs, for a reason that concerns more than one of them.
+    Moves(Moves),
+}
+
+/// Why VMs are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MovesPurpose {
+    /// A node is to be empty.
+    DrainNode,
+    /// Every node of a rack is to be empty.
+    DrainRack,
+    /// The load is to be even.
+    Rebalance,
+    /// What is free is to come in larger pieces.
+    Defragment,
+}
+
+/// A move that has been decided on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedMove {
+    /// Whose.
+    pub vm: VmId,
+    /// Where it ran when that was decided: elsewhere, it is left alone.
+    pub from: NodeId,
+    /// Where to.
+    pub to: NodeId,
+}
+
+/// Moves of running VMs. Those of a drain follow from the nodes that are being drained and are decided as they are
+/// made; the others are listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moves {
+    /// Why.
+    pub purpose: MovesPurpose,
+    /// Most that are under way at once.
+    pub parallel: u32,
+    /// How many there were at first, to tell how far it is.
+    pub total: u32,
+    /// Those decided on, in order.
+    pub planned: Vec<PlannedMove>,
+}
+
+impl MovesPurpose {
+    /// The stable name of the operation: "node.drain".
+    pub fn operation_name(self) -> &'static str {
+        match self {
+            Self::DrainNode => "node.drain",
+            Self::DrainRack => "rack.drain",
+            Self::Rebalance => "cluster.rebalance",
+            Self::Defragment => "cluster.defragment",
+        }
+    }
 }
 
 impl OperationKind {
@@ -46,6 +103,8 @@ impl OperationKind {
             Self::VolumeImport => "volume.import",
             Self::ImageImport => "image.import",
             Self::Storage(work) => work.name(),
+            Self::VmSetCreate { .. } => "vm.create-group",
+            Self::Moves(moves) => moves.purpose.operation_name(),
         }
     }
 }
@@ -71,6 +130,12 @@ pub enum Subject {
     Pool(Name),
     /// A disk image.
     DiskImage(Name),
+    /// The nodes with this rack label.
+    Rack(Name),
+    /// A set of VMs.
+    VmSet(Name),
+    /// All of it.
+    Cluster,
 }
 
 impl fmt::Display for Subject {
@@ -81,6 +146,8 @@ impl fmt::Display for Subject {
             Self::Volume(id) => write!(f, "{id}"),
             Self::Image(name) | Self::Pool(name) | Self::DiskImage(name) => write!(f, "{name}"),
             Self::Node(id) => write!(f, "{id}"),
+            Self::Rack(name) | Self::VmSet(name) => write!(f, "{name}"),
+            Self::Cluster => f.write_str("cluster"),
         }
     }
 }
@@ -157,6 +224,10 @@ pub struct Operation {
     pub ended_at: Option<WallTime>,
     /// Time the placement decision took. `None`: no placement was made.
     pub placement: Option<Duration>,
+    /// What placement said, for one that was decided.
+    pub explanation: Option<Box<Explanation>>,
+    /// The operation that this one is a part of.
+    pub parent: Option<OperationId>,
 }
 
 impl Operation {
@@ -183,6 +254,8 @@ impl Operation {
             created_at,
             ended_at: None,
             placement: None,
+            explanation: None,
+            parent: None,
         }
     }
 
@@ -233,6 +306,16 @@ pub mod event_kind {
     pub const NODE_FENCING: &str = "node.fencing";
     /// Nothing of a node can do harm.
     pub const NODE_FENCED: &str = "node.fenced";
+    /// An operator has changed a node's settings.
+    pub const NODE_CHANGED: &str = "node.changed";
+    /// No VM is left on a node that was drained.
+    pub const NODE_DRAINED: &str = "node.drained";
+    /// A policy, a project or the cluster's settings were changed.
+    pub const PLACEMENT_CHANGED: &str = "placement.changed";
+    /// Moves were found that would balance the cluster.
+    pub const REBALANCE_PROPOSED: &str = "rebalance.proposed";
+    /// A VM gave way to one of higher priority.
+    pub const VM_PREEMPTED: &str = "vm.preempted";
     /// A VM was accepted.
     pub const VM_CREATED: &str = "vm.created";
     /// A VM got a node.

@@ -6,8 +6,8 @@ use drover_ids::{NodeId, OperationId, VmId, VolumeId};
 
 use crate::{
     Capacity, Change, Claim, Desired, DiskImage, Image, Key, Liveness, Name, NameKind, NameRecord, Node,
-    NodeFence, NodeSession, NodeState, Operation, Pool, Progress, Record, Revision, Right, RunState, Vm,
-    VmPhase, VmReport, Volume,
+    NodeFence, NodeSession, NodeState, Operation, PolicyRecord, Pool, Progress, Project, ProjectUsage,
+    Record, Revision, Right, RunState, Settings, Vm, VmPhase, VmReport, Volume,
 };
 
 /// Deletions remembered, so that an older change of the same record that arrives late does not bring it back. A change
@@ -59,6 +59,12 @@ pub struct ClusterState {
     pub operations: BTreeMap<OperationId, Stored<Operation>>,
     /// Stored: names in use.
     pub names: BTreeMap<(NameKind, Name), Stored<NameRecord>>,
+    /// Stored: placement policies.
+    pub policies: BTreeMap<Name, Stored<PolicyRecord>>,
+    /// Stored: projects.
+    pub projects: BTreeMap<Name, Stored<Project>>,
+    /// Stored: the cluster's settings, if anybody has changed them.
+    pub settings: Option<Stored<Settings>>,
     /// Observed: what has been heard of each node.
     pub sessions: BTreeMap<NodeId, NodeSession>,
     /// Observed: what reconcile is doing about each VM that is not settled.
@@ -108,6 +114,9 @@ impl ClusterState {
             Key::DiskImage(name) => self.disk_images.get(name).map(|s| s.revision),
             Key::Operation(id) => self.operations.get(id).map(|s| s.revision),
             Key::Name(kind, name) => self.names.get(&(*kind, name.clone())).map(|s| s.revision),
+            Key::Policy(name) => self.policies.get(name).map(|s| s.revision),
+            Key::Project(name) => self.projects.get(name).map(|s| s.revision),
+            Key::Settings => self.settings.as_ref().map(|s| s.revision),
         }
     }
 
@@ -169,6 +178,22 @@ impl ClusterState {
         usage
     }
 
+    /// What the VMs of a project take, running or not.
+    pub fn project_usage(&self, project: &str) -> ProjectUsage {
+        let mut usage = ProjectUsage::default();
+        let counts = |vm: &&Stored<Vm>| vm.desired != Desired::Deleted && vm.spec.project() == project;
+        for vm in self.vms.values().filter(counts) {
+            usage.vms = usage.vms.saturating_add(1);
+            usage.taken = usage.taken.plus(vm.spec.demand());
+        }
+        usage
+    }
+
+    /// The cluster's settings: what is stored, or else the defaults.
+    pub fn settings(&self) -> Settings {
+        self.settings.as_ref().map(|stored| stored.value.clone()).unwrap_or_default()
+    }
+
     /// The state of a VM for people.
     pub fn vm_phase(&self, vm: &Vm) -> VmPhase {
         let progress = self.progress.get(&vm.id);
@@ -218,6 +243,13 @@ impl ClusterState {
             Record::Name(value) => {
                 self.names.insert((value.kind, value.name.clone()), Stored { revision, value });
             }
+            Record::Policy(value) => {
+                self.policies.insert(value.name.clone(), Stored { revision, value });
+            }
+            Record::Project(value) => {
+                self.projects.insert(value.name.clone(), Stored { revision, value });
+            }
+            Record::Settings(value) => self.settings = Some(Stored { revision, value }),
         }
     }
 
@@ -249,6 +281,13 @@ impl ClusterState {
             Key::Name(kind, name) => {
                 self.names.remove(&(*kind, name.clone()));
             }
+            Key::Policy(name) => {
+                self.policies.remove(name);
+            }
+            Key::Project(name) => {
+                self.projects.remove(name);
+            }
+            Key::Settings => self.settings = None,
         }
     }
 

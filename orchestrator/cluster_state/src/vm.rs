@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt};
 use drover_ids::{Generation, OperationId, VmId, VolumeId};
 use drover_units::{Bytes, VcpuCount};
 
-use crate::{Capacity, Moment, Name, Ownership, WallTime};
+use crate::{Capacity, Constraints, DEFAULT_PROJECT, Moment, Name, Ownership, WallTime};
 
 /// A volume as a disk of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +37,10 @@ pub struct VmSpec {
     pub volumes: Vec<VolumeAttachment>,
     /// VMs of one group are kept on different nodes.
     pub anti_affinity_group: Option<Name>,
-    /// Higher is restarted first.
+    /// Higher is restarted first, and placed before others; see [`Constraints::preemption`].
     pub priority: u32,
+    /// Where it may run, beyond what it takes.
+    pub constraints: Constraints,
 }
 
 impl VmSpec {
@@ -50,6 +52,16 @@ impl VmSpec {
     /// Pools its node must reach.
     pub fn pools(&self) -> BTreeSet<Name> {
         self.volumes.iter().map(|v| v.pool.clone()).chain([self.image_pool.clone()]).collect()
+    }
+
+    /// Groups it is a member of; the anti-affinity group is one.
+    pub fn groups(&self) -> BTreeSet<Name> {
+        self.constraints.groups.iter().chain(&self.anti_affinity_group).cloned().collect()
+    }
+
+    /// The project it belongs to.
+    pub fn project(&self) -> &str {
+        self.constraints.project.as_ref().map_or(DEFAULT_PROJECT, Name::as_str)
     }
 
     /// Attachments it can write, each of which needs a fence.

@@ -352,7 +352,10 @@ fn missing(state: &ClusterState, snapshot: &Snapshot) -> Vec<Change> {
         .chain(state.pools.keys().map(|name| Key::Pool(name.clone())))
         .chain(state.disk_images.keys().map(|name| Key::DiskImage(name.clone())))
         .chain(state.operations.keys().map(|id| Key::Operation(*id)))
-        .chain(state.names.keys().map(|(kind, name)| Key::Name(*kind, name.clone())));
+        .chain(state.names.keys().map(|(kind, name)| Key::Name(*kind, name.clone())))
+        .chain(state.policies.keys().map(|name| Key::Policy(name.clone())))
+        .chain(state.projects.keys().map(|name| Key::Project(name.clone())))
+        .chain(state.settings.iter().map(|_| Key::Settings));
     let revision = snapshot.revision;
     known.filter(|key| !stored.contains(key)).map(|key| Change::Delete { revision, key }).collect()
 }

@@ -9,6 +9,9 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use drover_dir_volume::DirPool;
 use drover_units::{Bytes, VcpuCount};
+use drover_wire::placement::v1::HostFacts;
+
+use crate::host_facts::{HostArgs, HostFolders};
 
 /// The agent of one Drover node.
 ///
@@ -41,6 +44,8 @@ pub(crate) struct Args {
     /// Guest memory this node offers, such as 4G
     #[arg(long, value_name = "SIZE")]
     memory: Bytes,
+    #[command(flatten)]
+    host: HostArgs,
     /// The vmmd to start [default: drover-vmmd beside this program]
     #[arg(long, value_name = "PATH")]
     vmmd: Option<PathBuf>,
@@ -68,6 +73,8 @@ pub(crate) struct Config {
     pub(crate) pools: Vec<Pool>,
     pub(crate) vcpus: VcpuCount,
     pub(crate) memory: Bytes,
+    /// What placement is told of the host, besides what it offers.
+    pub(crate) facts: HostFacts,
     pub(crate) vmmd: PathBuf,
     pub(crate) log_level: String,
 }
@@ -97,6 +104,7 @@ impl Config {
             );
             pools.push(pool);
         }
+        let facts = args.host.resolve(&HostFolders::default())?;
         let vmmd = match args.vmmd {
             Some(path) => path,
             None => std::env::current_exe()
@@ -115,6 +123,7 @@ impl Config {
             pools,
             vcpus: VcpuCount::new(args.vcpus),
             memory: args.memory,
+            facts,
             vmmd,
             log_level: args.log_level,
         })

@@ -27,6 +27,7 @@ mod clock;
 mod config;
 mod console;
 mod death_watch;
+mod host_facts;
 mod launch;
 mod logs;
 mod machine;

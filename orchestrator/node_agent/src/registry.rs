@@ -50,6 +50,7 @@ impl Registry {
             incarnation: incarnation.to_string(),
             pools: config.pools.iter().map(|pool| pool.name.clone()).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            facts: Some(config.facts.clone()),
         };
         let client = NodeRegistryClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Self { client, introduction })

@@ -53,6 +53,11 @@ pub(crate) fn vm_of_request(request_id: &str) -> VmId {
     VmId::from_u128(Fnv::new("request vm").text(request_id).0)
 }
 
+/// A VM of a group, by its number.
+pub(crate) fn vm_of_group(operation: OperationId, number: u32) -> VmId {
+    VmId::from_u128(Fnv::new("group vm").number(operation.as_u128()).number(u128::from(number)).0)
+}
+
 /// The volume that a client's request id creates.
 pub(crate) fn volume_of_request(request_id: &str) -> VolumeId {
     VolumeId::from_u128(Fnv::new("request volume").text(request_id).0)

@@ -261,6 +261,7 @@ impl Planner {
                 }
             }
             Key::Volume(_) | Key::Image(_) | Key::Pool(_) | Key::DiskImage(_) | Key::Name(..) => {}
+            Key::Policy(_) | Key::Project(_) | Key::Settings => {}
         }
     }
 

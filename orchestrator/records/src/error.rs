@@ -26,6 +26,15 @@ pub enum RecordError {
         /// What was found, and what would be valid.
         reason: String,
     },
+    /// A field of `drover.placement.v1` breaks a rule.
+    #[error("{record} has an invalid field")]
+    Placement {
+        /// Whose field.
+        record: &'static str,
+        /// Which, and what would be valid.
+        #[source]
+        source: drover_placement_messages::MessageError,
+    },
     /// A record is stored under a key that is not its own.
     #[error("under '{key}' there is {found}")]
     Misfiled {

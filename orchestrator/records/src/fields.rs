@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use drover_cluster_state::{Capacity, Name, Subject};
 use drover_ids::{ImageDigest, NodeId, VmId, VolumeId};
+use drover_placement_messages::MessageError;
 use drover_units::{Bytes, VcpuCount};
 use drover_wire::store::v1 as stored;
 
@@ -17,6 +18,11 @@ pub(crate) fn required<T>(field: &'static str, value: Option<T>) -> Result<T, Re
 /// The error of a field that breaks a rule.
 pub(crate) fn invalid(field: &'static str, reason: impl ToString) -> RecordError {
     RecordError::Invalid { field, reason: reason.to_string() }
+}
+
+/// The error of a placement message.
+pub(crate) fn placement(record: &'static str) -> impl FnOnce(MessageError) -> RecordError {
+    move |source| RecordError::Placement { record, source }
 }
 
 /// A name.
@@ -95,6 +101,9 @@ impl StoredForm for Subject {
             Self::Node(id) => Stored::NodeId(id_bytes(id.as_u128())),
             Self::Pool(name) => Stored::Pool(name.to_string()),
             Self::DiskImage(name) => Stored::DiskImage(name.to_string()),
+            Self::Rack(name) => Stored::Rack(name.to_string()),
+            Self::VmSet(name) => Stored::VmSet(name.to_string()),
+            Self::Cluster => Stored::Cluster(stored::Empty {}),
         };
         stored::Subject { subject: Some(subject) }
     }
@@ -108,6 +117,9 @@ impl StoredForm for Subject {
             Stored::NodeId(bytes) => Self::Node(id("node_id", &bytes, NodeId::from_u128)?),
             Stored::Pool(text) => Self::Pool(name("pool", &text)?),
             Stored::DiskImage(text) => Self::DiskImage(name("disk_image", &text)?),
+            Stored::Rack(text) => Self::Rack(name("rack", &text)?),
+            Stored::VmSet(text) => Self::VmSet(name("vm_set", &text)?),
+            Stored::Cluster(_) => Self::Cluster,
         })
     }
 }

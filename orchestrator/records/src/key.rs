@@ -32,6 +32,10 @@ pub fn key_text(key: &Key) -> String {
         Key::DiskImage(name) => format!("disk-image/{name}"),
         Key::Operation(id) => format!("operation/{id}"),
         Key::Name(kind, name) => format!("name/{}/{name}", kind_text(*kind)),
+        Key::Policy(name) => format!("policy/{name}"),
+        Key::Project(name) => format!("project/{name}"),
+        // The only one of its kind.
+        Key::Settings => "settings/cluster".to_owned(),
     }
 }
 
@@ -72,6 +76,9 @@ impl FromStr for StoredKey {
             "image" => Key::Image(name(rest)?),
             "pool" => Key::Pool(name(rest)?),
             "disk-image" => Key::DiskImage(name(rest)?),
+            "policy" => Key::Policy(name(rest)?),
+            "project" => Key::Project(name(rest)?),
+            "settings" if rest == "cluster" => Key::Settings,
             "name" => match rest.split_once('/') {
                 Some(("vm", rest)) => Key::Name(NameKind::Vm, name(rest)?),
                 Some(("volume", rest)) => Key::Name(NameKind::Volume, name(rest)?),

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! node/<id>  vm/<id>  volume/<id>  operation/<id>  image/<name>  disk-image/<name>  pool/<name>  name/<kind>/<name>
-//! event/<id>
+//! event/<id>  policy/<name>  project/<name>  settings/cluster
 //! ```
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,7 @@ mod name;
 mod node;
 mod operation;
 mod ownership;
+mod placement;
 mod pool;
 mod storage_work;
 mod vm;
@@ -69,6 +70,9 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::DiskImage(image) => StoredRecord::DiskImage(image.to_message()),
         Record::Operation(operation) => StoredRecord::Operation(operation.to_message()),
         Record::Name(name) => StoredRecord::Name(name.to_message()),
+        Record::Policy(policy) => StoredRecord::Policy(policy.to_message()),
+        Record::Project(project) => StoredRecord::Project(project.to_message()),
+        Record::Settings(settings) => StoredRecord::Settings(settings.to_message()),
     })
 }
 
@@ -96,6 +100,9 @@ pub fn decode(key: &StoredKey, bytes: &[u8]) -> Result<Value, RecordError> {
         StoredRecord::DiskImage(image) => Record::DiskImage(StoredForm::from_message(image)?),
         StoredRecord::Operation(operation) => Record::Operation(StoredForm::from_message(operation)?),
         StoredRecord::Name(name) => Record::Name(StoredForm::from_message(name)?),
+        StoredRecord::Policy(policy) => Record::Policy(StoredForm::from_message(policy)?),
+        StoredRecord::Project(project) => Record::Project(StoredForm::from_message(project)?),
+        StoredRecord::Settings(settings) => Record::Settings(StoredForm::from_message(settings)?),
         StoredRecord::Event(event) => {
             let event = ClusterEvent::from_message(event)?;
             return match key {
@@ -112,5 +119,7 @@ pub fn decode(key: &StoredKey, bytes: &[u8]) -> Result<Value, RecordError> {
     }
 }
 
+#[cfg(test)]
+mod placement_tests;
 #[cfg(test)]
 mod tests;

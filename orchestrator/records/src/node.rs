@@ -2,14 +2,15 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use drover_cluster_state::{Incarnation, Node, NodeFence, NodeFenceEvidence};
+use drover_cluster_state::{HostFacts, Incarnation, Node, NodeFence, NodeFenceEvidence, NodeSettings};
 use drover_ids::NodeId;
+use drover_placement_messages::{facts_from, facts_message, settings_from, settings_message};
 use drover_wire::store::v1 as stored;
 use stored::node_fence::State;
 
 use crate::{
     RecordError, StoredForm,
-    fields::{id, id_bytes, millis, name, required},
+    fields::{id, id_bytes, millis, name, placement, required},
 };
 
 impl StoredForm for Node {
@@ -26,6 +27,9 @@ impl StoredForm for Node {
             version: self.version.clone(),
             fence: Some(self.fence.to_message()),
             assignments: self.assignments,
+            // Absent means what an older version meant by not knowing it.
+            facts: (self.facts != HostFacts::default()).then(|| facts_message(&self.facts)),
+            settings: (self.settings != NodeSettings::default()).then(|| settings_message(&self.settings)),
         }
     }
 
@@ -44,6 +48,9 @@ impl StoredForm for Node {
             version: message.version,
             fence: StoredForm::from_message(required("node.fence", message.fence)?)?,
             assignments: message.assignments,
+            facts: facts_from(message.facts.unwrap_or_default()).map_err(placement("node.facts"))?,
+            settings: settings_from(message.settings.unwrap_or_default())
+                .map_err(placement("node.settings"))?,
         })
     }
 }

@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use drover_cluster_state::{
-    MigrationResult, NodeRejection, Operation, OperationKind, OperationState, WallTime,
+    MigrationResult, Moves, MovesPurpose, NodeRejection, Operation, OperationKind, OperationState,
+    PlannedMove, WallTime,
 };
-use drover_ids::{MigrationId, NodeId, OperationId};
+use drover_ids::{MigrationId, NodeId, OperationId, VmId};
+use drover_placement_messages::{explanation_from, explanation_message};
 use drover_wire::store::v1 as stored;
 use stored::operation_kind::Kind;
 
 use crate::{
     RecordError, StoredForm,
-    fields::{id, id_bytes, invalid, micros, name, optional_id, required},
+    fields::{id, id_bytes, invalid, micros, name, optional_id, placement, required},
     storage_work,
 };
 
@@ -39,6 +41,8 @@ impl StoredForm for Operation {
             cancel_requested: self.cancel_requested,
             created_at_ms: self.created_at.as_unix_millis(),
             ended_at_ms: self.ended_at.map(WallTime::as_unix_millis),
+            explanation: self.explanation.as_deref().map(explanation_message),
+            parent_id: self.parent.map(|id| id_bytes(id.as_u128())).unwrap_or_default(),
             placement_ns: self.placement.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
         }
     }
@@ -71,6 +75,13 @@ impl StoredForm for Operation {
             created_at: WallTime::from_unix_millis(message.created_at_ms),
             ended_at: message.ended_at_ms.map(WallTime::from_unix_millis),
             placement: message.placement_ns.map(Duration::from_nanos),
+            explanation: message
+                .explanation
+                .map(explanation_from)
+                .transpose()
+                .map_err(placement("operation.explanation"))?
+                .map(Box::new),
+            parent: optional_id("operation.parent_id", &message.parent_id, OperationId::from_u128)?,
         })
     }
 }
@@ -92,6 +103,8 @@ impl StoredForm for OperationKind {
             Self::VolumeImport => Kind::VolumeImport(stored::Empty {}),
             Self::ImageImport => Kind::ImageImport(stored::Empty {}),
             Self::Storage(work) => storage_work::to_kind(work),
+            Self::VmSetCreate { count } => Kind::VmSetCreate(*count),
+            Self::Moves(moves) => Kind::Moves(moves.to_message()),
         };
         stored::OperationKind { kind: Some(kind) }
     }
@@ -113,7 +126,56 @@ impl StoredForm for OperationKind {
             Kind::VmDelete(_) => Self::VmDelete,
             Kind::VolumeImport(_) => Self::VolumeImport,
             Kind::ImageImport(_) => Self::ImageImport,
+            Kind::VmSetCreate(count) => Self::VmSetCreate { count },
+            Kind::Moves(moves) => Self::Moves(StoredForm::from_message(moves)?),
             kind => Self::Storage(storage_work::from_kind(&kind)?),
+        })
+    }
+}
+
+impl StoredForm for Moves {
+    type Message = stored::Moves;
+
+    fn to_message(&self) -> stored::Moves {
+        let purpose = match self.purpose {
+            MovesPurpose::DrainNode => stored::MovesPurpose::DrainNode,
+            MovesPurpose::DrainRack => stored::MovesPurpose::DrainRack,
+            MovesPurpose::Rebalance => stored::MovesPurpose::Rebalance,
+            MovesPurpose::Defragment => stored::MovesPurpose::Defragment,
+        };
+        let planned = |mv: &PlannedMove| stored::PlannedMove {
+            vm_id: id_bytes(mv.vm.as_u128()),
+            from_id: id_bytes(mv.from.as_u128()),
+            to_id: id_bytes(mv.to.as_u128()),
+        };
+        stored::Moves {
+            purpose: purpose.into(),
+            parallel: self.parallel,
+            total: self.total,
+            planned: self.planned.iter().map(planned).collect(),
+        }
+    }
+
+    fn from_message(message: stored::Moves) -> Result<Self, RecordError> {
+        let purpose = match message.purpose() {
+            stored::MovesPurpose::DrainNode => MovesPurpose::DrainNode,
+            stored::MovesPurpose::DrainRack => MovesPurpose::DrainRack,
+            stored::MovesPurpose::Rebalance => MovesPurpose::Rebalance,
+            stored::MovesPurpose::Defragment => MovesPurpose::Defragment,
+            stored::MovesPurpose::Unspecified => return Err(invalid("moves.purpose", message.purpose)),
+        };
+        let planned = |mv: stored::PlannedMove| -> Result<PlannedMove, RecordError> {
+            Ok(PlannedMove {
+                vm: id("planned_move.vm_id", &mv.vm_id, VmId::from_u128)?,
+                from: id("planned_move.from_id", &mv.from_id, NodeId::from_u128)?,
+                to: id("planned_move.to_id", &mv.to_id, NodeId::from_u128)?,
+            })
+        };
+        Ok(Self {
+            purpose,
+            parallel: message.parallel,
+            total: message.total,
+            planned: message.planned.into_iter().map(planned).collect::<Result<_, _>>()?,
         })
     }
 }

@@ -3,12 +3,12 @@
 use std::{borrow::Cow, time::Duration};
 
 use drover_cluster_state::{
-    Capacity, Claim, CloneSource, ClusterEvent, Desired, DiskImage, DiskImageState, Evidence, Image,
-    ImageFormat, ImageSource, Incarnation, Key, MigrationResult, Name, NameKind, NameRecord, Node, NodeFence,
-    NodeFenceEvidence, NodeRejection, Operation, OperationKind, OperationState, Ownership, Pool, PoolState,
-    RbdCredentials, RbdPool, Record, Restarts, Right, Secret, Snapshot, SnapshotState, StopCause,
-    StorageWork, Subject, Vm, VmSpec, Volume, VolumeAttachment, VolumeFence, VolumeOwner, VolumeParent,
-    VolumeState, WallTime,
+    Capacity, Claim, CloneSource, ClusterEvent, Constraints, Desired, DiskImage, DiskImageState, Evidence,
+    HostFacts, Image, ImageFormat, ImageSource, Incarnation, Key, MigrationResult, Name, NameKind,
+    NameRecord, Node, NodeFence, NodeFenceEvidence, NodeRejection, NodeSettings, Operation, OperationKind,
+    OperationState, Ownership, Pool, PoolState, RbdCredentials, RbdPool, Record, Restarts, Right, Secret,
+    Snapshot, SnapshotState, StopCause, StorageWork, Subject, Vm, VmSpec, Volume, VolumeAttachment,
+    VolumeFence, VolumeOwner, VolumeParent, VolumeState, WallTime,
 };
 use drover_ids::{
     Generation, ImageDigest, MigrationId, NodeId, OperationId, OwnerEpoch, SnapshotId, VmId, VolumeId,
@@ -83,6 +83,8 @@ fn node() -> impl Strategy<Value = Node> {
             version: text,
             fence,
             assignments,
+            facts: HostFacts::default(),
+            settings: NodeSettings::default(),
         },
     )
 }
@@ -152,6 +154,7 @@ fn vm() -> impl Strategy<Value = Vm> {
                 volumes,
                 anti_affinity_group,
                 priority,
+                constraints: Constraints::default(),
             }
         });
     let desired = prop_oneof![Just(Desired::Running), Just(Desired::Stopped), Just(Desired::Deleted)];
@@ -382,6 +385,8 @@ fn operation() -> impl Strategy<Value = Operation> {
                 created_at: ends.2,
                 ended_at: ends.3,
                 placement: ends.4.map(Duration::from_nanos),
+                explanation: None,
+                parent: None,
             }
         },
     )
@@ -510,7 +515,7 @@ fn an_id_has_one_spelling_as_a_key() {
 }
 
 /// One record of each kind, with every field in use.
-fn samples() -> Vec<Record> {
+pub(crate) fn samples() -> Vec<Record> {
     let name = |text: &str| Name::new(text).unwrap();
     let (a, b) = (NodeId::from_u128(0xa), NodeId::from_u128(0xb));
     let vm = VmId::from_u128(1);
@@ -540,6 +545,7 @@ fn samples() -> Vec<Record> {
         }],
         anti_affinity_group: Some(name("pair")),
         priority: 5,
+        constraints: Constraints::default(),
     };
     let operation = OperationId::from_u128(0x0e);
     let kind = OperationKind::VmMigrate {
@@ -579,6 +585,8 @@ fn samples() -> Vec<Record> {
             version: "0.1.0".to_owned(),
             fence: NodeFence::Fenced(NodeFenceEvidence { silent, vms: 2, volumes: 1 }),
             assignments: 6,
+            facts: HostFacts::default(),
+            settings: NodeSettings::default(),
         }),
         Record::Vm(Vm {
             id: vm,

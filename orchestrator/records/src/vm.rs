@@ -1,14 +1,17 @@
 //! VMs.
 
-use drover_cluster_state::{Desired, Restarts, StopCause, Vm, VmSpec, VolumeAttachment, WallTime};
+use drover_cluster_state::{
+    Constraints, Desired, Restarts, StopCause, Vm, VmSpec, VolumeAttachment, WallTime,
+};
 use drover_ids::{Generation, OperationId, VmId, VolumeId};
+use drover_placement_messages::{constraints_from, constraints_message};
 use drover_units::{Bytes, VcpuCount};
 use drover_wire::store::v1 as stored;
 use stored::stop_cause::Cause;
 
 use crate::{
     RecordError, StoredForm,
-    fields::{id, id_bytes, invalid, name, optional_id, optional_name, required},
+    fields::{id, id_bytes, invalid, name, optional_id, optional_name, placement, required},
 };
 
 impl StoredForm for Vm {
@@ -102,6 +105,8 @@ impl StoredForm for VmSpec {
                 .map(ToString::to_string)
                 .unwrap_or_default(),
             priority: self.priority,
+            constraints: (self.constraints != Constraints::default())
+                .then(|| constraints_message(&self.constraints, |vm| vm.to_string())),
         }
     }
 
@@ -116,6 +121,8 @@ impl StoredForm for VmSpec {
             volumes: message.volumes.into_iter().map(StoredForm::from_message).collect::<Result<_, _>>()?,
             anti_affinity_group: optional_name("vm.spec.anti_affinity_group", &message.anti_affinity_group)?,
             priority: message.priority,
+            constraints: constraints_from(message.constraints.unwrap_or_default(), |vm| vm.parse().ok())
+                .map_err(placement("vm.spec.constraints"))?,
         })
     }
 }

@@ -3,6 +3,7 @@
 //! - [`vm::v1`]: one vmmd process, one VM; spoken over a unix socket on its host.
 //! - [`node::v1`]: the node agent, and the registry that agents report to.
 //! - [`control::v1`]: the control plane's users.
+//! - [`placement::v1`]: what placement needs to know and what it says; part of the others.
 //! - [`store::v1`]: what the control plane keeps in its store. Not spoken between processes.
 //!
 //! Wire types are not domain types: each user converts with `TryFrom` where messages arrive, and nothing that came
@@ -34,6 +35,14 @@ pub mod control {
     /// `drover.control.v1`
     pub mod v1 {
         tonic::include_proto!("drover.control.v1");
+    }
+}
+
+/// What placement needs to know of hosts and VMs, and what it says.
+pub mod placement {
+    /// `drover.placement.v1`
+    pub mod v1 {
+        tonic::include_proto!("drover.placement.v1");
     }
 }
 

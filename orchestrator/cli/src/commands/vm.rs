@@ -81,5 +81,6 @@ fn spec(arguments: CreateVm) -> VmSpec {
         volumes: arguments.volumes,
         anti_affinity_group: arguments.anti_affinity,
         priority: arguments.priority,
+        ..VmSpec::default()
     }
 }

@@ -62,6 +62,7 @@ fn vm(name: &str) -> Result<Vm, Status> {
             volumes: vec!["data".into()],
             anti_affinity_group: "tier".into(),
             priority: 10,
+            ..VmSpec::default()
         }),
         phase: phase.into(),
         node_id: if running { "00000000-0000-0000-0000-000000000001".into() } else { String::new() },
@@ -144,6 +145,7 @@ impl api::nodes_server::Nodes for Fake {
             last_heartbeat_ms: 120 * index,
             fence_evidence: evidence.into(),
             version: "0.1.0".into(),
+            ..api::Node::default()
         };
         let nodes = vec![
             node(1, api::NodeState::Ready, ""),
@@ -157,10 +159,25 @@ impl api::nodes_server::Nodes for Fake {
         let found = nodes.into_iter().find(|node| node.name == name);
         found.map(Response::new).ok_or_else(|| Status::not_found(format!("node '{name}' does not exist")))
     }
+    async fn update_node(&self, request: Request<api::UpdateNodeRequest>) -> Answer<api::Node> {
+        let request = request.into_inner();
+        let get = api::GetNodeRequest { node: request.node };
+        let node = self.get_node(Request::new(get)).await?.into_inner();
+        let labels = request.set_labels;
+        Ok(Response::new(api::Node {
+            cordoned: request.cordoned.unwrap_or(false),
+            labels,
+            taints: request.add_taints,
+            ..node
+        }))
+    }
 }
 
 #[tonic::async_trait]
 impl api::vms_server::Vms for Fake {
+    async fn create_vm_group(&self, _: Request<api::CreateVmGroupRequest>) -> Answer<Operation> {
+        Err(Status::unimplemented("no test creates a group"))
+    }
     async fn create_vm(&self, request: Request<api::CreateVmRequest>) -> Answer<Operation> {
         let request = request.into_inner();
         assert!(!request.request_id.is_empty());

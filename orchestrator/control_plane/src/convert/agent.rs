@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use drover_cluster_state::{Incarnation, VmSpec};
 use drover_ids::VmId;
+use drover_placement_messages::facts_from;
 use drover_reconcile::{Heartbeat, admission::Registration};
 use drover_wire::node::v1 as wire;
 
@@ -67,6 +68,8 @@ pub(crate) fn registration(request: wire::RegisterRequest) -> Result<Registratio
         incarnation: request.incarnation,
         pools: request.pools,
         version: request.version.chars().take(64).collect(),
+        facts: facts_from(request.facts.unwrap_or_default())
+            .map_err(|error| WireError::new("facts", error))?,
     })
 }
 

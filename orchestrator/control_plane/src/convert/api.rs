@@ -1,11 +1,14 @@
 //! What clients see.
 
 use drover_cluster_state::{
-    ClusterState, Image, Node, NodeFence, NodeState, Operation, OperationState, Right, Usage, Vm, VmPhase,
-    Volume, WallTime,
+    ClusterState, Constraints, Image, Name, Node, NodeFence, NodeState, Operation, OperationState, Right,
+    Usage, Vm, VmPhase, Volume, WallTime,
 };
 use drover_driver::{LoggedEvent, View};
-use drover_wire::control::v1 as wire;
+use drover_placement_messages::{
+    constraints_message, explanation_message, facts_message, settings_message, taint_message,
+};
+use drover_wire::{control::v1 as wire, placement::v1::Label};
 use prost_types::Timestamp;
 
 use super::report::{boot_times, micros, migration_status};
@@ -77,6 +80,11 @@ fn vm_spec(state: &ClusterState, vm: &Vm) -> wire::VmSpec {
         volumes: spec.volumes.iter().map(|attachment| volume_name(&attachment.volume)).collect(),
         anti_affinity_group: spec.anti_affinity_group.as_ref().map(ToString::to_string).unwrap_or_default(),
         priority: spec.priority,
+        constraints: (spec.constraints != Constraints::default()).then(|| {
+            constraints_message(&spec.constraints, |vm| {
+                state.vms.get(&vm).map_or_else(|| vm.to_string(), |vm| vm.spec.name.to_string())
+            })
+        }),
     }
 }
 
@@ -92,7 +100,16 @@ pub(crate) fn node(view: View<'_>, node: &Node, usage: Usage) -> wire::Node {
     };
     let silent =
         view.state.sessions.get(&node.id).map(|session| view.now.moment.since(session.last_heartbeat));
+    let offered = node.offered();
     wire::Node {
+        cordoned: node.is_cordoned(),
+        draining: node.settings.drain.is_some(),
+        labels: labels(node),
+        taints: node.taints().iter().map(taint_message).collect(),
+        vcpus_offered: offered.vcpus.get(),
+        memory_offered_bytes: offered.memory.get(),
+        facts: Some(facts_message(&node.facts)),
+        settings: Some(settings_message(&node.settings)),
         id: node.id.to_string(),
         name: node.name.to_string(),
         address: node.address.clone(),
@@ -109,6 +126,11 @@ pub(crate) fn node(view: View<'_>, node: &Node, usage: Usage) -> wire::Node {
         },
         version: node.version.clone(),
     }
+}
+
+fn labels(node: &Node) -> Vec<Label> {
+    let label = |(key, value): (Name, Name)| Label { key: key.to_string(), value: value.to_string() };
+    node.labels().into_iter().map(label).collect()
 }
 
 /// A volume.
@@ -174,6 +196,8 @@ pub(crate) fn operation(state: &ClusterState, operation: &Operation) -> wire::Op
         ended_at: operation.ended_at.and_then(timestamp),
         // Zero means that none was made.
         placement_us: operation.placement.map_or(0, |time| micros(time).max(1)),
+        explanation: operation.explanation.as_deref().map(explanation_message),
+        parent_id: operation.parent.map(|id| id.to_string()).unwrap_or_default(),
     }
 }
 

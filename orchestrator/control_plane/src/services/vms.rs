@@ -4,10 +4,11 @@ use drover_cluster_state::{ClusterState, Stored, Vm};
 use drover_dir_volume::{LockError, OwnerRecord};
 use drover_ids::{OperationId, VmId, VolumeId};
 use drover_ports::Store;
-use drover_reconcile::admission::{self, AdmissionError, Admitted, CreateVm, MigrateVm};
+use drover_reconcile::admission::{self, AdmissionError, Admitted, MigrateVm};
 use drover_wire::control::v1::{
-    self as wire, ConsoleRequest, CreateVmRequest, DeleteVmRequest, GetVmRequest, ListVmsRequest,
-    ListVmsResponse, LogsRequest, MigrateVmRequest, StartVmRequest, StopVmRequest, vms_server::Vms,
+    self as wire, ConsoleRequest, CreateVmGroupRequest, CreateVmRequest, DeleteVmRequest, GetVmRequest,
+    ListVmsRequest, ListVmsResponse, LogsRequest, MigrateVmRequest, StartVmRequest, StopVmRequest,
+    vms_server::Vms,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -35,7 +36,7 @@ fn outcome(admitted: Admitted) -> (OperationId, Option<drover_cluster_state::Txn
 
 impl<S: Store> Api<S> {
     /// Carries out an admission that ends in an operation.
-    async fn operate(
+    pub(super) async fn operate(
         &self,
         admit: impl Fn(drover_driver::View<'_>) -> Result<Admitted, AdmissionError> + Clone + Send + 'static,
     ) -> Result<Response<wire::Operation>, Status> {
@@ -90,20 +91,27 @@ impl<S: Store> Vms for Api<S> {
     ) -> Result<Response<wire::Operation>, Status> {
         let CreateVmRequest { request_id, spec } = request.into_inner();
         let spec = spec.ok_or_else(|| invalid("spec", "it is missing", "what the VM is to be"))?;
-        let request = CreateVm {
-            name: spec.name,
-            vcpus: spec.vcpus,
-            memory_bytes: spec.memory_bytes,
-            image: spec.image,
-            cmdline: spec.cmdline,
-            volumes: spec.volumes,
-            anti_affinity_group: spec.anti_affinity_group,
-            priority: spec.priority,
-            start: true,
-        };
-        self.detach_from_deleted_vms(request.volumes.clone()).await?;
+        self.detach_from_deleted_vms(spec.volumes.clone()).await?;
         let identity = identity(request_id);
-        self.operate(move |view| admission::create_vm(view.state, &request, &identity, view.now.wall)).await
+        self.operate(move |view| {
+            let request = convert::create_vm(view.state, spec.clone())?;
+            admission::create_vm(view.state, &request, &identity, view.now.wall)
+        })
+        .await
+    }
+
+    async fn create_vm_group(
+        &self,
+        request: Request<CreateVmGroupRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let CreateVmGroupRequest { request_id, spec, count } = request.into_inner();
+        let spec = spec.ok_or_else(|| invalid("spec", "it is missing", "what each VM is to be"))?;
+        let identity = identity(request_id);
+        self.operate(move |view| {
+            let request = convert::create_vm(view.state, spec.clone())?;
+            admission::create_vm_group(view.state, &request, count, &identity, view.now.wall)
+        })
+        .await
     }
 
     async fn start_vm(&self, request: Request<StartVmRequest>) -> Result<Response<wire::Operation>, Status> {

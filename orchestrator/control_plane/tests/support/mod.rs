@@ -190,8 +190,7 @@ pub(crate) fn vm_spec(name: &str, volumes: &[&str]) -> api::VmSpec {
         image: "probe".to_owned(),
         cmdline: String::new(),
         volumes: volumes.iter().map(|volume| (*volume).to_owned()).collect(),
-        anti_affinity_group: String::new(),
-        priority: 0,
+        ..api::VmSpec::default()
     }
 }
 
@@ -286,6 +285,7 @@ impl FakeAgent {
             incarnation: "first".to_owned(),
             pools: vec!["default".to_owned()],
             version: "test".to_owned(),
+            ..node::RegisterRequest::default()
         };
         let mut interval = tokio::time::interval(Duration::from_millis(100));
         for sequence in 1.. {

@@ -231,6 +231,7 @@ impl<S: Store + Clone> World<S> {
             volumes: vec![],
             anti_affinity_group: String::new(),
             priority: 0,
+            constraints: Default::default(),
             start: true,
         };
         let identity = RequestIdentity { request_id: text.to_owned(), random: 0 };
@@ -271,6 +272,7 @@ async fn beat<S: Store>(cluster: Cluster<S>, hosts: Hosts, node: NodeId) {
         incarnation: "first".to_owned(),
         pools: vec!["default".to_owned()],
         version: "test".to_owned(),
+        facts: Default::default(),
     };
     let mut sequence = 0;
     let mut interval = tokio::time::interval(Timers::default().get().heartbeat);

@@ -1,5 +1,5 @@
 use drover_cluster_state::{
-    Change, Desired, Evidence, Name, Record, Restarts, Revision, Vm, VmSpec, WallTime,
+    Change, Constraints, Desired, Evidence, Name, Record, Restarts, Revision, Vm, VmSpec, WallTime,
 };
 use drover_ids::{Generation, MigrationId, NodeId, OwnerEpoch};
 use drover_units::{Bytes, VcpuCount};
@@ -23,6 +23,7 @@ fn state(ownership: &Ownership) -> ClusterState {
             volumes: vec![],
             anti_affinity_group: None,
             priority: 0,
+            constraints: Constraints::default(),
         },
         generation: Generation::new(1),
         desired: Desired::Running,

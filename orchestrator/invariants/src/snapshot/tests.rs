@@ -1,6 +1,6 @@
 use drover_cluster_state::{
-    Change, Desired, Incarnation, NameRecord, Node, NodeFence, Ownership, Record, Restarts, Revision, VmSpec,
-    Volume, VolumeAttachment, WallTime,
+    Change, Constraints, Desired, HostFacts, Incarnation, NameRecord, Node, NodeFence, NodeSettings,
+    Ownership, Record, Restarts, Revision, VmSpec, Volume, VolumeAttachment, WallTime,
 };
 use drover_ids::{Generation, MigrationId};
 use drover_units::{Bytes, VcpuCount};
@@ -34,6 +34,8 @@ impl Cluster {
                 version: String::new(),
                 fence: NodeFence::Clear,
                 assignments: 0,
+                facts: HostFacts::default(),
+                settings: NodeSettings::default(),
             };
             cluster.hold_name(NameKind::Node, &record.name.clone(), Subject::Node(node(n)));
             cluster.put(Record::Node(record));
@@ -63,6 +65,7 @@ impl Cluster {
                 volumes: vec![],
                 anti_affinity_group: None,
                 priority: 0,
+                constraints: Constraints::default(),
             },
             generation: Generation::new(1),
             desired: Desired::Running,

@@ -22,7 +22,11 @@ pub fn cancel_operation(state: &ClusterState, id: &str) -> Result<Admitted, Admi
         return Ok(same);
     }
     match operation.kind {
-        OperationKind::VmCreate | OperationKind::VmStart | OperationKind::VmMigrate { .. } => {}
+        OperationKind::VmCreate
+        | OperationKind::VmStart
+        | OperationKind::VmMigrate { .. }
+        | OperationKind::VmSetCreate { .. }
+        | OperationKind::Moves(_) => {}
         OperationKind::Storage(ref work) if work.can_be_cancelled() => {}
         OperationKind::VmStop
         | OperationKind::VmDelete
@@ -32,10 +36,9 @@ pub fn cancel_operation(state: &ClusterState, id: &str) -> Result<Admitted, Admi
             return Err(AdmissionError::WrongState {
                 field: "id",
                 problem: format!("a {} cannot be taken back", operation.kind),
-                valid:
-                    "a vm.create, vm.start, vm.migrate, volume.clone, volume.flatten, disk-image.import or \
-                        disk-image.copy that has not ended"
-                        .to_owned(),
+                valid: "a creation, start, migration, drain, rebalancing, volume.clone, volume.flatten, \
+                        disk-image.import or disk-image.copy that has not ended"
+                    .to_owned(),
             });
         }
     }

@@ -116,6 +116,18 @@ pub enum AdmissionError {
         /// The same, by node.
         rejections: Vec<NodeRejection>,
     },
+    /// A project may not have that much.
+    #[error(
+        "{field}: project '{project}' has reached a limit: {problem}; delete VMs of it, or raise the limit"
+    )]
+    OverLimit {
+        /// The request's field.
+        field: &'static str,
+        /// The project.
+        project: Name,
+        /// Which limit, and by how much.
+        problem: String,
+    },
     /// A request id that belongs to another request.
     #[error("request_id: it belongs to an earlier {kind} of '{name}'; valid: a fresh one for each request")]
     RequestIdReused {
@@ -136,7 +148,8 @@ impl AdmissionError {
             | Self::VolumeAttached { field, .. }
             | Self::InUse { field, .. }
             | Self::WrongState { field, .. }
-            | Self::NoRoom { field, .. } => field,
+            | Self::NoRoom { field, .. }
+            | Self::OverLimit { field, .. } => field,
             Self::Busy { .. } => "vm",
             Self::RequestIdReused { .. } => "request_id",
         }
@@ -152,7 +165,7 @@ impl AdmissionError {
             | Self::InUse { .. }
             | Self::Busy { .. }
             | Self::WrongState { .. } => Category::FailedPrecondition,
-            Self::NoRoom { .. } => Category::ResourceExhausted,
+            Self::NoRoom { .. } | Self::OverLimit { .. } => Category::ResourceExhausted,
         }
     }
 

@@ -11,7 +11,10 @@ mod cancel;
 mod error;
 mod migrate;
 mod node;
+mod node_settings;
+mod project;
 mod vm;
+mod vm_group;
 mod volume;
 
 use drover_cluster_state::{ClusterState, Operation, OperationKind, Stored, Subject, Txn, Vm};
@@ -21,7 +24,12 @@ pub use cancel::cancel_operation;
 pub use error::{AdmissionError, Category};
 pub use migrate::{MigrateVm, migrate_vm};
 pub use node::{Registration, register_node};
+pub use node_settings::{UpdateNode, update_node};
+pub use project::{
+    UpdateSettings, delete_policy, delete_project, policy_users, set_policy, set_project, update_settings,
+};
 pub use vm::{CreateVm, create_vm, delete_vm, start_vm, stop_vm};
+pub use vm_group::create_vm_group;
 pub use volume::{
     AdmittedVolume, CreateVolume, NewImage, add_image, create_volume, delete_image, delete_volume,
     forget_volume, ready_volume,

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use drover_cluster_state::{
-    Capacity, ClusterEvent, ClusterState, Incarnation, Key, NameKind, NameRecord, Node, NodeFence, Record,
-    Subject, Txn, WallTime, event_kind,
+    Capacity, ClusterEvent, ClusterState, HostFacts, Incarnation, Key, NameKind, NameRecord, Node, NodeFence,
+    Record, Subject, Txn, WallTime, event_kind,
 };
 use drover_ids::NodeId;
 use drover_units::{Bytes, VcpuCount};
@@ -33,6 +33,8 @@ pub struct Registration {
     pub pools: Vec<String>,
     /// Its version.
     pub version: String,
+    /// What it says of its host.
+    pub facts: HostFacts,
 }
 
 /// Admits a node, new or known. `None`: nothing has changed since it last registered.
@@ -71,6 +73,8 @@ pub fn register_node(
         version: request.version.clone(),
         fence: known.map_or(NodeFence::Clear, |known| known.fence.clone()),
         assignments: known.map_or(0, |known| known.assignments),
+        facts: request.facts.clone(),
+        settings: known.map(|known| known.settings.clone()).unwrap_or_default(),
     };
     if known.is_some_and(|known| known.value == node) {
         return Ok(None);

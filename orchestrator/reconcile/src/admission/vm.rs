@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 
 use drover_cluster_state::{
-    ClusterEvent, ClusterState, Desired, Image, Key, Name, NameKind, NameRecord, Operation, OperationKind,
-    OperationState, Ownership, Record, Restarts, StopCause, Stored, Subject, Txn, Vm, VmSpec, Volume,
-    VolumeAttachment, VolumeState, WallTime, event_kind,
+    ClusterEvent, ClusterState, Constraints, Desired, Image, Key, Name, NameKind, NameRecord, Operation,
+    OperationKind, OperationState, Ownership, Record, Restarts, StopCause, Stored, Subject, Txn, Vm, VmSpec,
+    Volume, VolumeAttachment, VolumeState, WallTime, event_kind,
 };
-use drover_ids::{Generation, VolumeId};
+use drover_ids::{Generation, OperationId, VmId, VolumeId};
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
 
 use super::{
-    AdmissionError, Admitted, RequestIdentity, find_vm, is_about, repeated, require_idle, running_operation,
+    AdmissionError, Admitted, RequestIdentity, find_vm, is_about, project::admit_to_project, repeated,
+    require_idle, running_operation,
 };
 
 /// Most vCPUs of a VM: xAPIC ids are 8 bits wide, and two of them are not for CPUs.
@@ -43,6 +44,8 @@ pub struct CreateVm {
     pub anti_affinity_group: String,
     /// Higher is restarted first.
     pub priority: u32,
+    /// Where it may run, beyond what it takes.
+    pub constraints: Constraints,
     /// Whether it is to run at once.
     pub start: bool,
 }
@@ -58,60 +61,90 @@ pub fn create_vm(
     if let Some(earlier) = repeated(state, identity, |o| is_about(o, &OperationKind::VmCreate, id))? {
         return Ok(earlier);
     }
-    let name = parse_name("spec.name", &request.name)?;
-    if let Some(holder) = state.names.get(&(NameKind::Vm, name.clone())) {
-        return Err(AdmissionError::NameTaken {
-            field: "spec.name",
-            kind: "VM",
-            name: name.to_string(),
-            holder: holder.holder.to_string(),
-        });
+    let mut txn = Txn::new();
+    let spec = resolve_spec(state, request, &mut txn)?;
+    require_name_free(state, &spec.name)?;
+    admit_to_project(state, &mut txn, &spec, 1)?;
+    for volume in find_volumes(state, &request.volumes)? {
+        let attached = Volume { attached: Some(id), ..volume.value.clone() };
+        txn.update(volume.revision, Record::Volume(attached));
     }
+    let operation = identity.operation();
+    let name = spec.name.clone();
+    let kind = OperationKind::VmCreate;
+    txn.create(Record::Operation(Operation::new(operation, kind, Subject::Vm(id), name, now)));
+    let desired = if request.start { Desired::Running } else { Desired::Stopped };
+    create_records(&mut txn, id, spec, desired, operation, now);
+    Ok(Admitted { operation, txn: Some(txn) })
+}
+
+/// What a request's names mean. Nothing else is checked of them than that they are there.
+pub(super) fn resolve_spec(
+    state: &ClusterState,
+    request: &CreateVm,
+    txn: &mut Txn,
+) -> Result<VmSpec, AdmissionError> {
+    let name = parse_name("spec.name", &request.name)?;
     let image = find_image(state, &request.image)?;
     check_shape(request, image)?;
     let volumes = find_volumes(state, &request.volumes)?;
-    let group = match request.anti_affinity_group.as_str() {
-        "" => None,
-        group => Some(parse_name("spec.anti_affinity_group", group)?),
-    };
+    // Narrows the race with the image's removal; who wins it nevertheless gets a start that fails and says why.
+    txn.require(Key::Image(image.name.clone()), image);
     let attach =
         |v: &&Stored<Volume>| VolumeAttachment { volume: v.id, pool: v.pool.clone(), read_only: false };
-    let spec = VmSpec {
-        name: name.clone(),
+    Ok(VmSpec {
+        name,
         vcpus: VcpuCount::new(request.vcpus),
         memory: Bytes::new(request.memory_bytes),
         image: image.name.clone(),
         image_pool: image.pool.clone(),
         cmdline: request.cmdline.clone(),
         volumes: volumes.iter().map(attach).collect(),
-        anti_affinity_group: group,
+        anti_affinity_group: match request.anti_affinity_group.as_str() {
+            "" => None,
+            group => Some(parse_name("spec.anti_affinity_group", group)?),
+        },
         priority: request.priority,
-    };
-    let operation = identity.operation();
+        constraints: request.constraints.clone(),
+    })
+}
+
+pub(super) fn require_name_free(state: &ClusterState, name: &Name) -> Result<(), AdmissionError> {
+    match state.names.get(&(NameKind::Vm, name.clone())) {
+        None => Ok(()),
+        Some(holder) => Err(AdmissionError::NameTaken {
+            field: "spec.name",
+            kind: "VM",
+            name: name.to_string(),
+            holder: holder.holder.to_string(),
+        }),
+    }
+}
+
+/// A VM's record and its name's.
+pub(super) fn create_records(
+    txn: &mut Txn,
+    id: VmId,
+    spec: VmSpec,
+    desired: Desired,
+    operation: OperationId,
+    now: WallTime,
+) {
     let vm = Vm {
         id,
         spec,
         generation: Generation::new(1),
-        desired: if request.start { Desired::Running } else { Desired::Stopped },
-        stop_cause: (!request.start).then_some(StopCause::Requested),
+        desired,
+        stop_cause: (desired != Desired::Running).then_some(StopCause::Requested),
         ownership: Ownership::new(),
         restarts: Restarts::default(),
         operation: Some(operation),
         created_at: now,
     };
-    let mut txn = Txn::new();
-    // Narrows the race with the image's removal; who wins it nevertheless gets a start that fails and says why.
-    txn.require(Key::Image(image.name.clone()), image);
-    for volume in volumes {
-        let attached = Volume { attached: Some(id), ..volume.value.clone() };
-        txn.update(volume.revision, Record::Volume(attached));
-    }
-    txn.create(Record::Name(NameRecord { kind: NameKind::Vm, name: name.clone(), holder: Subject::Vm(id) }));
-    let kind = OperationKind::VmCreate;
-    txn.create(Record::Operation(Operation::new(operation, kind, Subject::Vm(id), name, now)));
+    let name = vm.spec.name.clone();
+    txn.create(Record::Name(NameRecord { kind: NameKind::Vm, name, holder: Subject::Vm(id) }));
     txn.event(event(now, event_kind::VM_CREATED, &vm, describe(&vm.spec)));
     txn.create(Record::Vm(vm));
-    Ok(Admitted { operation, txn: Some(txn) })
 }
 
 /// Admits the start of a VM.
@@ -286,6 +319,12 @@ fn check_shape(request: &CreateVm, image: &Image) -> Result<(), AdmissionError> 
             "it has a character that is not printable ASCII",
             "printable ASCII",
         ));
+    }
+    if let Some(page) = request.constraints.hugepages
+        && !request.memory_bytes.is_multiple_of(page.get())
+    {
+        let problem = format!("{memory} ({exact} bytes) is no multiple of its hugepages");
+        return Err(AdmissionError::invalid("spec.memory_bytes", problem, format!("a multiple of {page}")));
     }
     if request.volumes.len() > VOLUMES_MAX {
         let problem = format!("there are {}", request.volumes.len());

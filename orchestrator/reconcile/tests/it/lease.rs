@@ -28,6 +28,7 @@ fn planner() -> Planner {
         incarnation: "first".to_owned(),
         pools: vec![],
         version: "1".to_owned(),
+        facts: Default::default(),
     };
     let mut state = ClusterState::new();
     let txn = register_node(&state, &registration, WallTime::default()).unwrap().unwrap();

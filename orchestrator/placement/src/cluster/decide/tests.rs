@@ -214,6 +214,7 @@ proptest! {
                 name: name("v"), vcpus: VcpuCount::new(vcpus), memory: Bytes::gib(memory), image: name("probe"),
                 image_pool: name("default"), cmdline: String::new(), volumes: vec![],
                 anti_affinity_group: group.map(|g| name(&format!("g{g}"))), priority: 0,
+                constraints: drover_cluster_state::Constraints::default(),
             };
             let request = Request { vm, group: spec.anti_affinity_group.clone(), ..request(vcpus, memory) };
             if let Ok(decision) = decide(&inventory, &request) {

@@ -237,6 +237,7 @@ impl World {
             volumes: Vec::new(),
             anti_affinity_group: String::new(),
             priority: 0,
+            constraints: Default::default(),
             start: true,
         };
         change(&mut request);
@@ -299,6 +300,7 @@ impl World {
             incarnation: host.incarnation().0,
             pools: vec!["default".to_owned()],
             version: "1".to_owned(),
+            facts: Default::default(),
         };
         if let Some(txn) = admission::register_node(&self.store, &request, self.instant().wall).unwrap() {
             self.accept(txn).unwrap();

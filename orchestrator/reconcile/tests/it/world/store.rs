@@ -38,6 +38,15 @@ impl World {
 
     fn fresh(&self, key: &Key) -> Change {
         let record = match key {
+            Key::Policy(name) => {
+                self.store.policies.get(name).map(|s| (s.revision, Record::Policy(s.value.clone())))
+            }
+            Key::Project(name) => {
+                self.store.projects.get(name).map(|s| (s.revision, Record::Project(s.value.clone())))
+            }
+            Key::Settings => {
+                self.store.settings.as_ref().map(|s| (s.revision, Record::Settings(s.value.clone())))
+            }
             Key::Node(id) => self.store.nodes.get(id).map(|s| (s.revision, Record::Node(s.value.clone()))),
             Key::Vm(id) => self.store.vms.get(id).map(|s| (s.revision, Record::Vm(s.value.clone()))),
             Key::Volume(id) => {

@@ -1,0 +1,93 @@
+//! What clients say of nodes and of VMs' places.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use drover_cluster_state::{Capacity, ClusterState, Name, Ratio};
+use drover_ids::VmId;
+use drover_placement_messages::{MessageError, constraints_from, taint_from};
+use drover_reconcile::admission::{AdmissionError, CreateVm, UpdateNode};
+use drover_units::{Bytes, VcpuCount};
+use drover_wire::control::v1 as wire;
+
+use super::WireError;
+
+/// The VM that this text names, by id or name.
+fn find_vm(state: &ClusterState, text: &str) -> Option<VmId> {
+    let by_id = text.parse::<VmId>().ok().filter(|id| state.vms.contains_key(id));
+    by_id.or_else(|| state.vm_named(text).map(|vm| vm.id))
+}
+
+/// The error of a placement message inside of a request's field.
+pub(crate) fn within(field: &'static str) -> impl FnOnce(MessageError) -> AdmissionError {
+    move |error| AdmissionError::Invalid {
+        field,
+        problem: format!("{}: {}", error.field, error.problem),
+        valid: error.valid,
+    }
+}
+
+/// What a client wants created. VMs that its rules name are looked up.
+pub(crate) fn create_vm(state: &ClusterState, spec: wire::VmSpec) -> Result<CreateVm, AdmissionError> {
+    let mut constraints = constraints_from(spec.constraints.unwrap_or_default(), |text| find_vm(state, text))
+        .map_err(within("spec.constraints"))?;
+    // The server's to say.
+    constraints.set = None;
+    Ok(CreateVm {
+        name: spec.name,
+        vcpus: spec.vcpus,
+        memory_bytes: spec.memory_bytes,
+        image: spec.image,
+        cmdline: spec.cmdline,
+        volumes: spec.volumes,
+        anti_affinity_group: spec.anti_affinity_group,
+        priority: spec.priority,
+        constraints,
+        start: true,
+    })
+}
+
+/// What an operator wants of a node.
+pub(crate) fn update_node(request: wire::UpdateNodeRequest) -> Result<UpdateNode, WireError> {
+    let name = |field: &str, text: &str| Name::new(text).map_err(|error| WireError::new(field, error));
+    let names = |field: &str, texts: &[String]| -> Result<BTreeSet<Name>, WireError> {
+        texts.iter().map(|text| name(field, text)).collect()
+    };
+    let mut set_labels = BTreeMap::new();
+    for label in &request.set_labels {
+        set_labels.insert(name("set_labels.key", &label.key)?, name("set_labels.value", &label.value)?);
+    }
+    let taint = |taint| taint_from("add_taints", taint).map_err(|error| WireError::new("add_taints", error));
+    let capacity = |reserve: drover_wire::placement::v1::Reserve| Capacity {
+        vcpus: VcpuCount::new(reserve.vcpus),
+        memory: Bytes::new(reserve.memory_bytes),
+    };
+    Ok(UpdateNode {
+        set_labels,
+        remove_labels: names("remove_labels", &request.remove_labels)?,
+        add_taints: request.add_taints.iter().map(taint).collect::<Result<_, _>>()?,
+        remove_taints: names("remove_taints", &request.remove_taints)?,
+        cordoned: request.cordoned,
+        vcpu_overcommit: ratio("vcpu_overcommit_percent", request.vcpu_overcommit_percent)?,
+        memory_overcommit: ratio("memory_overcommit_percent", request.memory_overcommit_percent)?,
+        reserved: request.reserved.map(capacity),
+        node: request.node,
+    })
+}
+
+/// Absent: stays. 0: as the agent reports it.
+fn ratio(field: &str, percent: Option<u32>) -> Result<Option<Option<Ratio>>, WireError> {
+    match percent {
+        None => Ok(None),
+        Some(0) => Ok(Some(None)),
+        Some(percent) => match Ratio::from_percent(percent) {
+            Some(ratio) => Ok(Some(Some(ratio))),
+            None => {
+                let (min, max) = (Ratio::MIN.percent(), Ratio::MAX.percent());
+                Err(WireError::new(
+                    field,
+                    format!("it is {percent}; valid: {min} to {max}, or 0 for the agent's"),
+                ))
+            }
+        },
+    }
+}
