@@ -1,8 +1,8 @@
 //! What a disk image can do, whatever stores it.
 
-use std::{fmt, io, os::fd::BorrowedFd};
+use std::{fmt, io, os::fd::BorrowedFd, time::Duration};
 
-use drover_units::{Bytes, Sectors};
+use drover_units::{Bytes, SECTOR_SIZE, Sectors};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::{Completion, Owner, OwnershipError, RequestBatch};
@@ -18,7 +18,31 @@ pub struct BackendInfo {
     pub read_only: bool,
     /// Most segments of one request.
     pub segments_max: u16,
+    /// Best size and alignment of large requests, where the storage has one: the objects of an RBD image.
+    pub optimal_io: Option<Bytes>,
+    /// What the storage takes as a discard; `None` where it takes none.
+    pub discard: Option<RangeLimits>,
+    /// What it takes as a write of zeros; `None` where it takes none.
+    pub write_zeroes: Option<RangeLimits>,
 }
+
+/// Limits of a request that names a range of sectors and moves no data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeLimits {
+    /// Longest range of one request.
+    pub sectors_max: Sectors,
+    /// Ranges that begin and end at multiples of this have the most effect. Others are allowed.
+    pub alignment: Sectors,
+}
+
+impl RangeLimits {
+    /// One request may cover a gibibyte: some hundreds of objects, or one call to a file system, which is bounded work
+    /// that a pause may have to wait for.
+    pub const SECTORS_MAX: Sectors = Sectors::new((1 << 30) / SECTOR_SIZE);
+}
+
+/// Who is told of an image's new size. Called on a thread of the backend's, which waits for it.
+pub type ResizeListener = Box<dyn Fn(Sectors) + Send + Sync>;
 
 /// How a queue is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +64,24 @@ pub struct QueueConfig {
 /// again any number of times, its queues live through that. Dropping the last of handle and queues gives the image
 /// up as a release does, without the final flush.
 pub trait Backend: fmt::Debug + Send + Sync {
-    /// What is known of the image. The capacity may grow while it is open.
+    /// What is known of the image. Only the capacity changes while it is open: see
+    /// [`set_resize_listener`](Self::set_resize_listener).
     fn info(&self) -> BackendInfo;
+
+    /// Looks at the image's size again. Where it has changed, [`info`](Self::info) has the new one when this returns,
+    /// and the listener has been told. Storage that announces a change by itself is followed without this. May wait for
+    /// the storage.
+    ///
+    /// # Errors
+    /// What the storage says; the size is as before.
+    fn refresh(&self) -> io::Result<Sectors>;
+
+    /// Sets who is told after the capacity has changed. There is one: the device.
+    fn set_resize_listener(&self, listener: ResizeListener);
+
+    /// How long the oldest request of all queues has been under way; `None` where none is. To within some milliseconds:
+    /// it is for noticing storage that does not answer, which makes requests wait and never fail.
+    fn oldest_request(&self) -> Option<Duration>;
 
     /// Takes the exclusive right to write the image. Never waits for another owner.
     ///

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, Mutex, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -28,6 +28,9 @@ pub trait TestImage {
 
     /// What a power failure at this moment would leave, where the backend can tell.
     fn durable(&self) -> Option<Vec<u8>>;
+
+    /// Makes the image longer, as whoever manages the storage would. Handles that are open are not told by this.
+    fn grow(&self, size: Bytes);
 }
 
 /// Makes an image of a size.
@@ -51,6 +54,11 @@ const CHECKS: &[(&str, Check)] = &[
     ("what was never written reads as zeros", what_was_never_written_reads_as_zeros),
     ("an empty request succeeds", an_empty_request_succeeds),
     ("requests that cannot be are refused", requests_that_cannot_be_are_refused),
+    ("a zeroed range reads as zeros, its neighbours as before", a_zeroed_range_reads_as_zeros),
+    ("a discard leaves its neighbours alone", a_discard_leaves_its_neighbours_alone),
+    ("ranges that cannot be are refused", ranges_that_cannot_be_are_refused),
+    ("a grown image is used to its new end", a_grown_image_is_used_to_its_new_end),
+    ("nothing is under way at rest", nothing_is_under_way_at_rest),
     ("a reader cannot write, and reads beside an owner", a_reader_cannot_write),
     ("I/O needs ownership", io_needs_ownership),
     ("every request is answered exactly once", every_request_is_answered_exactly_once),
@@ -269,6 +277,121 @@ fn requests_that_cannot_be_are_refused(image: &dyn TestImage) {
     let error = worker.run_one(Request::read(Sectors::ZERO, segments, token)).unwrap_err();
     assert!(matches!(error, BlockError::TooManySegments { .. }), "{error:?}");
     assert_eq!(worker.read(0, 4096).unwrap(), [0; 4096], "what was refused has changed nothing");
+}
+
+fn a_zeroed_range_reads_as_zeros(image: &dyn TestImage) {
+    let backend = owned(image);
+    let Some(limits) = backend.info().write_zeroes else { return };
+    assert!(limits.sectors_max >= Sectors::new(2048), "too little to be of use: {limits:?}");
+    let mut worker = Worker::new(backend.as_ref());
+    for may_unmap in [true, false] {
+        worker.write(0, &pattern(1, 1 << 20)).unwrap();
+        // Neither end is at a multiple of anything larger than a sector.
+        for (sector, sectors) in [(3, 1), (17, 301), (1024, 0)] {
+            let (range, token) = ((Sectors::new(sector), Sectors::new(sectors)), worker.token());
+            worker.run_one(Request::write_zeroes(range, may_unmap, token)).unwrap();
+        }
+        let mut expected = pattern(1, 1 << 20);
+        expected[3 * 512..4 * 512].fill(0);
+        expected[17 * 512..318 * 512].fill(0);
+        let read = worker.read(0, 1 << 20).unwrap();
+        let wrong = read.iter().zip(&expected).position(|(read, expected)| read != expected);
+        assert_eq!(wrong, None, "may_unmap: {may_unmap}");
+    }
+    worker.flush().unwrap();
+    if let Some(durable) = image.durable() {
+        assert_eq!(durable[17 * 512..318 * 512], [0; 301 * 512], "a flush covers zeros too");
+    }
+}
+
+fn a_discard_leaves_its_neighbours_alone(image: &dyn TestImage) {
+    let backend = owned(image);
+    let Some(limits) = backend.info().discard else { return };
+    assert!(limits.alignment >= Sectors::new(1), "{limits:?}");
+    let mut worker = Worker::new(backend.as_ref());
+    worker.write(0, &pattern(1, 1 << 20)).unwrap();
+    for (sector, sectors) in [(9, 700), (1000, 1), (1024, 0)] {
+        let (range, token) = ((Sectors::new(sector), Sectors::new(sectors)), worker.token());
+        worker.run_one(Request::discard(range, token)).unwrap();
+    }
+    let (read, written) = (worker.read(0, 1 << 20).unwrap(), pattern(1, 1 << 20));
+    for (at, (read, written)) in read.iter().zip(&written).enumerate() {
+        let sector = at / 512;
+        let discarded = (9..709).contains(&sector) || sector == 1000;
+        assert!(read == written || (discarded && *read == 0), "byte {at}: {read}, was {written}");
+    }
+    worker.write(9, &pattern(2, 4096)).unwrap();
+    assert_eq!(worker.read(9, 4096).unwrap(), pattern(2, 4096), "what was discarded can be written again");
+}
+
+fn ranges_that_cannot_be_are_refused(image: &dyn TestImage) {
+    let backend = owned(image);
+    let info = backend.info();
+    let mut worker = Worker::new(backend.as_ref());
+    worker.write(0, &pattern(1, 4096)).unwrap();
+    let range = |sector, sectors| (Sectors::new(sector), Sectors::new(sectors));
+    let end = info.capacity.get();
+    for (limits, make) in [
+        (info.discard, Request::discard as fn(_, _) -> _),
+        (info.write_zeroes, |range, token| Request::write_zeroes(range, true, token)),
+        (info.write_zeroes, |range, token| Request::write_zeroes(range, false, token)),
+    ] {
+        let mut refused = |range, expect: fn(&BlockError) -> bool| {
+            let token = worker.token();
+            let error = worker.run_one(make(range, token)).unwrap_err();
+            assert!(expect(&error), "{range:?}: {error:?}");
+        };
+        let Some(limits) = limits else {
+            refused(range(0, 1), |error| matches!(error, BlockError::NotOffered { .. }));
+            continue;
+        };
+        for beyond in [range(end, 1), range(end - 1, 2), range(u64::MAX, 1)] {
+            refused(beyond, |error| matches!(error, BlockError::OutOfRange { .. }));
+        }
+        for long in [limits.sectors_max.get() + 1, u64::MAX] {
+            refused(range(0, long), |error| matches!(error, BlockError::TooLong { .. }));
+        }
+    }
+    assert_eq!(worker.read(0, 4096).unwrap(), pattern(1, 4096), "what was refused has changed nothing");
+    let reader = image.open(Access::ReadOnly);
+    reader.acquire(&owner(2, 1)).unwrap();
+    let mut worker = Worker::new(reader.as_ref());
+    let token = worker.token();
+    let error = worker.run_one(Request::discard(range(0, 1), token)).unwrap_err();
+    assert!(matches!(error, BlockError::ReadOnly), "{error:?}");
+}
+
+fn a_grown_image_is_used_to_its_new_end(image: &dyn TestImage) {
+    let backend = owned(image);
+    let mut worker = Worker::new(backend.as_ref());
+    let (told, listen) = mpsc::channel();
+    let told = Mutex::new(told);
+    backend.set_resize_listener(Box::new(move |capacity| told.lock().unwrap().send(capacity).unwrap()));
+    let (old, new) = (IMAGE_SIZE.to_sectors().unwrap(), Bytes::mib(6).to_sectors().unwrap());
+    assert!(matches!(worker.write(old.get(), &[1; 512]), Err(BlockError::OutOfRange { .. })));
+    image.grow(Bytes::mib(6));
+    assert_eq!(backend.refresh().unwrap(), new);
+    assert_eq!(listen.recv_timeout(DEADLINE).expect("the listener is told"), new);
+    assert_eq!(backend.info().capacity, new);
+    worker.write(new.get() - 8, &pattern(1, 4096)).unwrap();
+    assert_eq!(worker.read(new.get() - 8, 4096).unwrap(), pattern(1, 4096));
+    assert_eq!(worker.read(old.get(), 4096).unwrap(), [0; 4096], "what was added reads as zeros");
+    assert_eq!(backend.refresh().unwrap(), new);
+    assert!(listen.try_recv().is_err(), "no change, nothing told");
+}
+
+fn nothing_is_under_way_at_rest(image: &dyn TestImage) {
+    let backend = owned(image);
+    let mut worker = Worker::new(backend.as_ref());
+    assert_eq!(backend.oldest_request(), None);
+    let requests = (0..50)
+        .map(|n| {
+            let (segments, token) = (worker.segments(&[(n * 4096, 4096)]), worker.token());
+            Request::write(Sectors::new(n * 8), segments, token)
+        })
+        .collect();
+    assert!(worker.run(requests).values().all(Result::is_ok));
+    assert_eq!(backend.oldest_request(), None, "all have been reaped");
 }
 
 fn a_reader_cannot_write(image: &dyn TestImage) {

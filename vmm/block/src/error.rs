@@ -38,6 +38,20 @@ pub enum BlockError {
         /// [`BackendInfo::segments_max`](crate::BackendInfo::segments_max).
         max: u16,
     },
+    /// The range is longer than the backend takes at once.
+    #[error("{} sectors are more than the {} that this disk takes at once", .sectors.get(), .max.get())]
+    TooLong {
+        /// How many were asked for.
+        sectors: Sectors,
+        /// [`RangeLimits::sectors_max`](crate::RangeLimits::sectors_max).
+        max: Sectors,
+    },
+    /// The backend has not offered this kind of request.
+    #[error("the storage does not {operation} this disk")]
+    NotOffered {
+        /// What was asked for.
+        operation: Operation,
+    },
     /// A write to a disk that was opened for reading.
     #[error("the disk is read-only")]
     ReadOnly,

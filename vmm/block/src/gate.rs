@@ -11,11 +11,14 @@ const COUNT: u64 = FENCED - 1;
 /// Stands before the storage: requests enter while the image is owned and leave when they are reaped. Closing succeeds
 /// only when none is inside, so no request can slip through beside a release.
 #[derive(Debug, Default)]
-pub(crate) struct Gate(AtomicU64);
+pub struct Gate(AtomicU64);
 
 impl Gate {
     /// Lets a request in.
-    pub(crate) fn enter(&self) -> Result<(), BlockError> {
+    ///
+    /// # Errors
+    /// [`BlockError::NotOwner`] where the gate is closed, [`BlockError::Fenced`] where it is fenced.
+    pub fn enter(&self) -> Result<(), BlockError> {
         let admit = |word| if word & (OPEN | FENCED) == OPEN { Some(word + 1) } else { None };
         match self.0.fetch_update(Ordering::Acquire, Ordering::Relaxed, admit) {
             Ok(_) => Ok(()),
@@ -25,17 +28,21 @@ impl Gate {
     }
 
     /// A request that entered has been answered.
-    pub(crate) fn leave(&self) {
+    pub fn leave(&self) {
         let before = self.0.fetch_sub(1, Ordering::Release);
         debug_assert_ne!(before & COUNT, 0, "only what entered leaves");
     }
 
-    pub(crate) fn open(&self) {
+    /// Lets requests in from now on, unless the gate has been fenced.
+    pub fn open(&self) {
         self.0.fetch_or(OPEN, Ordering::Release);
     }
 
-    /// Lets nothing in any more; refused while requests are inside.
-    pub(crate) fn close(&self) -> Result<(), OwnershipError> {
+    /// Lets nothing in any more.
+    ///
+    /// # Errors
+    /// [`OwnershipError::InFlight`] while requests are inside.
+    pub fn close(&self) -> Result<(), OwnershipError> {
         let close = |word| if word & COUNT == 0 { Some(word & !OPEN) } else { None };
         match self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, close) {
             Ok(_) => Ok(()),
@@ -44,8 +51,13 @@ impl Gate {
     }
 
     /// For ever refuses what comes, as [`BlockError::Fenced`].
-    pub(crate) fn fence(&self) {
+    pub fn fence(&self) {
         self.0.fetch_or(FENCED, Ordering::Release);
+    }
+
+    /// Whether it has been fenced.
+    pub fn is_fenced(&self) -> bool {
+        self.0.load(Ordering::Acquire) & FENCED != 0
     }
 }
 

@@ -13,12 +13,15 @@
 //! - [`Backend`]: an opened image, which must be [acquired](Backend::acquire) before I/O; [`BackendQueue`]: one worker's
 //!   way into it.
 //! - [`MemoryImage`] for tests, [`FileBackend`] for raw files over io_uring; [`decorators`] that delay and fail on purpose.
+//! - [`Gate`], [`Capacity`], [`RequestAges`]: what backends are built from.
 //! - [`conformance`]: the contract as tests.
 //!
-//! Not here: virtio (drover-devices), image formats other than raw, Ceph (drover-block-rbd), throttling.
+//! Not here: virtio (drover-devices), image formats other than raw, Ceph (`drover-block-rbd`), throttling.
 #![deny(unsafe_code)]
 
+mod ages;
 mod backend;
+mod capacity;
 pub mod conformance;
 pub mod decorators;
 mod error;
@@ -27,9 +30,12 @@ mod gate;
 mod memory;
 mod request;
 
-pub use backend::{Backend, BackendInfo, BackendQueue, QueueConfig};
+pub use ages::{QueueAges, RequestAges};
+pub use backend::{Backend, BackendInfo, BackendQueue, QueueConfig, RangeLimits, ResizeListener};
+pub use capacity::Capacity;
 pub use drover_dir_volume::Owner;
 pub use error::{BlockError, OpenError, OwnershipError};
 pub use file::{Access, FileBackend};
+pub use gate::Gate;
 pub use memory::{MemoryBackend, MemoryImage};
 pub use request::{Completion, Operation, Request, RequestBatch, Segments, Tag, Token};

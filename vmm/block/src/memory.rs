@@ -4,6 +4,7 @@ use std::{
     fmt, io,
     os::fd::{AsFd, BorrowedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use drover_dir_volume::OwnerRecord;
@@ -12,14 +13,14 @@ use nix::sys::eventfd::EventFd;
 
 use crate::{
     Backend, BackendInfo, BackendQueue, BlockError, Completion, Operation, Owner, OwnershipError,
-    QueueConfig, Request, RequestBatch, backend::completion_eventfd, gate::Gate,
+    QueueConfig, RangeLimits, Request, RequestBatch, ResizeListener, backend::completion_eventfd,
+    capacity::Capacity, gate::Gate,
 };
 
 /// An image that several [`MemoryBackend`]s can have open, as several processes would.
 #[derive(Clone, Debug)]
 pub struct MemoryImage {
     shared: Arc<Mutex<Contents>>,
-    capacity: Sectors,
 }
 
 struct Contents {
@@ -46,10 +47,10 @@ impl MemoryImage {
     /// # Panics
     /// Where the size is not a positive number of sectors, or beyond what this process can hold.
     pub fn new(size: Bytes) -> Self {
-        let capacity = size.to_sectors().filter(|sectors| *sectors > Sectors::ZERO).expect("a test's image");
+        size.to_sectors().filter(|sectors| *sectors > Sectors::ZERO).expect("a test's image");
         let zeros = vec![0; usize::try_from(size.get()).expect("a test's image fits its memory")];
         let contents = Contents { current: zeros.clone(), durable: zeros, record: None, held: false };
-        Self { shared: Arc::new(Mutex::new(contents)), capacity }
+        Self { shared: Arc::new(Mutex::new(contents)) }
     }
 
     /// Opens it for reading and writing.
@@ -67,15 +68,28 @@ impl MemoryImage {
         self.lock().durable.clone()
     }
 
+    /// Makes it longer. Handles that are open learn of it by [`Backend::refresh`].
+    ///
+    /// # Panics
+    /// Where the new size is not a number of sectors, or smaller than the old.
+    pub fn grow(&self, size: Bytes) {
+        size.to_sectors().expect("a number of sectors");
+        let size = usize::try_from(size.get()).expect("a test's image fits its memory");
+        let mut contents = self.lock();
+        assert!(size >= contents.current.len(), "an image only grows");
+        contents.current.resize(size, 0);
+        contents.durable.resize(size, 0);
+    }
+
     fn handle(&self, read_only: bool) -> MemoryBackend {
-        let handle = Handle { image: self.clone(), gate: Gate::default(), owner: Mutex::default() };
-        let info = BackendInfo {
-            capacity: self.capacity,
-            block_size: Bytes::new(SECTOR_SIZE),
+        let handle = Handle {
+            image: self.clone(),
+            gate: Gate::default(),
+            owner: Mutex::default(),
+            capacity: Capacity::new(self.lock().capacity()),
             read_only,
-            segments_max: 256,
         };
-        MemoryBackend { handle: Arc::new(handle), info }
+        MemoryBackend { handle: Arc::new(handle) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Contents> {
@@ -87,7 +101,6 @@ impl MemoryImage {
 #[derive(Debug)]
 pub struct MemoryBackend {
     handle: Arc<Handle>,
-    info: BackendInfo,
 }
 
 #[derive(Debug)]
@@ -95,9 +108,24 @@ struct Handle {
     image: MemoryImage,
     gate: Gate,
     owner: Mutex<Option<Owner>>,
+    capacity: Capacity,
+    read_only: bool,
 }
 
 impl Handle {
+    fn info(&self) -> BackendInfo {
+        let limits = RangeLimits { sectors_max: RangeLimits::SECTORS_MAX, alignment: Sectors::new(1) };
+        BackendInfo {
+            capacity: self.capacity.get(),
+            block_size: Bytes::new(SECTOR_SIZE),
+            read_only: self.read_only,
+            segments_max: 256,
+            optimal_io: None,
+            discard: (!self.read_only).then_some(limits),
+            write_zeroes: (!self.read_only).then_some(limits),
+        }
+    }
+
     fn owner(&self) -> MutexGuard<'_, Option<Owner>> {
         self.owner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -105,7 +133,22 @@ impl Handle {
 
 impl Backend for MemoryBackend {
     fn info(&self) -> BackendInfo {
-        self.info
+        self.handle.info()
+    }
+
+    fn refresh(&self) -> io::Result<Sectors> {
+        let capacity = self.handle.image.lock().capacity();
+        self.handle.capacity.set(capacity);
+        Ok(capacity)
+    }
+
+    fn set_resize_listener(&self, listener: ResizeListener) {
+        self.handle.capacity.set_listener(listener);
+    }
+
+    fn oldest_request(&self) -> Option<Duration> {
+        // A request is over before its submission is.
+        None
     }
 
     fn acquire(&self, owner: &Owner) -> Result<(), OwnershipError> {
@@ -115,7 +158,7 @@ impl Backend for MemoryBackend {
             Some(current) => return Err(OwnershipError::AlreadyOwned { owner: current }),
             None => {}
         }
-        if !self.info.read_only {
+        if !self.handle.read_only {
             let mut contents = self.handle.image.lock();
             if contents.held {
                 let owner = contents.record.and_then(|record| record.last_owner());
@@ -138,7 +181,7 @@ impl Backend for MemoryBackend {
             return Ok(());
         }
         self.handle.gate.close()?;
-        if !self.info.read_only {
+        if !self.handle.read_only {
             let mut contents = self.handle.image.lock();
             contents.flush();
             contents.held = false;
@@ -154,7 +197,6 @@ impl Backend for MemoryBackend {
     fn queue(&self, config: QueueConfig) -> io::Result<Box<dyn BackendQueue>> {
         Ok(Box::new(MemoryQueue {
             handle: Arc::clone(&self.handle),
-            info: self.info,
             depth: config.depth.max(1).into(),
             answers: Vec::new(),
             event: completion_eventfd()?,
@@ -175,7 +217,6 @@ impl Drop for Handle {
 #[derive(Debug)]
 struct MemoryQueue {
     handle: Arc<Handle>,
-    info: BackendInfo,
     depth: usize,
     /// With whether the request had entered the gate.
     answers: Vec<(Completion, bool)>,
@@ -190,7 +231,7 @@ impl BackendQueue for MemoryQueue {
             let entered = self.handle.gate.enter();
             let inside = entered.is_ok();
             let result = entered
-                .and_then(|()| request.check(&self.info))
+                .and_then(|()| request.check(&self.handle.info()))
                 .and_then(|()| self.handle.image.lock().carry_out(&request));
             self.answers.push((request.complete(result), inside));
         }
@@ -243,14 +284,23 @@ impl Contents {
                 Operation::Write => {
                     segment.read(0, &mut self.current[range]).map_err(io_error(Operation::Write))?;
                 }
-                Operation::Flush => {}
+                Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => {}
             }
             at += segment.len();
         }
-        if request.operation() == Operation::Flush {
-            self.flush();
+        match request.operation() {
+            Operation::Read | Operation::Write => {}
+            Operation::Flush => self.flush(),
+            Operation::Discard | Operation::WriteZeroes { .. } => {
+                let length = usize::try_from(request.length().get()).expect("checked against the capacity");
+                self.current[at..at + length].fill(0);
+            }
         }
         Ok(())
+    }
+
+    fn capacity(&self) -> Sectors {
+        Bytes::new(self.current.len() as u64).to_sectors().expect("a number of sectors")
     }
 
     fn flush(&mut self) {

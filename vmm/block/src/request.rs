@@ -6,7 +6,7 @@ use drover_guest_memory::Segment;
 use drover_units::{Bytes, Sectors};
 use smallvec::SmallVec;
 
-use crate::{BackendInfo, BlockError};
+use crate::{BackendInfo, BlockError, RangeLimits};
 
 /// The pieces of guest RAM of one request, in order. Four fit without an allocation, which covers what a guest sends
 /// that does 4 to 16 KiB at a time.
@@ -21,6 +21,14 @@ pub enum Operation {
     Write,
     /// Makes durable every write that was completed (reaped) before the flush was submitted.
     Flush,
+    /// The content of a range is not needed any more. It may be given back, in whole or in part, or left as it is: what
+    /// it reads as afterwards is the old content or zeros.
+    Discard,
+    /// Makes a range read as zeros. Durable only after a flush.
+    WriteZeroes {
+        /// The range may be given back instead of being written.
+        may_unmap: bool,
+    },
 }
 
 impl fmt::Display for Operation {
@@ -29,6 +37,8 @@ impl fmt::Display for Operation {
             Self::Read => "read from",
             Self::Write => "write to",
             Self::Flush => "flush",
+            Self::Discard => "discard a range of",
+            Self::WriteZeroes { .. } => "write zeros to",
         })
     }
 }
@@ -112,21 +122,35 @@ pub struct Request {
     operation: Operation,
     sector: Sectors,
     segments: Segments,
+    /// Of a request without segments.
+    range: Sectors,
     token: Token,
 }
 
 impl Request {
     /// Reads from `sector` on into `segments`.
     pub fn read(sector: Sectors, segments: Segments, token: Token) -> Self {
-        Self { operation: Operation::Read, sector, segments, token }
+        Self { operation: Operation::Read, sector, segments, range: Sectors::ZERO, token }
     }
     /// Writes `segments` from `sector` on.
     pub fn write(sector: Sectors, segments: Segments, token: Token) -> Self {
-        Self { operation: Operation::Write, sector, segments, token }
+        Self { operation: Operation::Write, sector, segments, range: Sectors::ZERO, token }
     }
     /// Makes completed writes durable.
     pub fn flush(token: Token) -> Self {
-        Self { operation: Operation::Flush, sector: Sectors::ZERO, segments: Segments::new(), token }
+        Self::over(Operation::Flush, (Sectors::ZERO, Sectors::ZERO), token)
+    }
+    /// Gives up the content of `range.1` sectors from sector `range.0` on.
+    pub fn discard(range: (Sectors, Sectors), token: Token) -> Self {
+        Self::over(Operation::Discard, range, token)
+    }
+    /// Makes `range.1` sectors from sector `range.0` on read as zeros.
+    pub fn write_zeroes(range: (Sectors, Sectors), may_unmap: bool, token: Token) -> Self {
+        Self::over(Operation::WriteZeroes { may_unmap }, range, token)
+    }
+
+    fn over(operation: Operation, (sector, range): (Sectors, Sectors), token: Token) -> Self {
+        Self { operation, sector, segments: Segments::new(), range, token }
     }
 
     /// What to do.
@@ -137,7 +161,7 @@ impl Request {
     pub fn sector(&self) -> Sectors {
         self.sector
     }
-    /// Where the data is; none for a flush.
+    /// Where the data is; none for what moves no data.
     pub fn segments(&self) -> &[Segment] {
         &self.segments
     }
@@ -145,8 +169,11 @@ impl Request {
     pub fn tag(&self) -> Tag {
         self.token.tag()
     }
-    /// How much data it moves. Saturates, which no disk's capacity reaches.
+    /// How much of the disk it is about. Saturates, which no disk's capacity reaches.
     pub fn length(&self) -> Bytes {
+        if self.range > Sectors::ZERO {
+            return self.range.to_bytes().unwrap_or(Bytes::new(u64::MAX));
+        }
         self.segments
             .iter()
             .fold(Bytes::ZERO, |sum, segment| sum.saturating_add(Bytes::new(segment.len() as u64)))
@@ -156,8 +183,11 @@ impl Request {
     pub fn check(&self, info: &BackendInfo) -> Result<(), BlockError> {
         match self.operation {
             Operation::Flush => return Ok(()),
-            Operation::Write if info.read_only => return Err(BlockError::ReadOnly),
-            Operation::Read | Operation::Write => {}
+            Operation::Read => {}
+            _ if info.read_only => return Err(BlockError::ReadOnly),
+            Operation::Write => {}
+            Operation::Discard => self.check_range(info.discard)?,
+            Operation::WriteZeroes { .. } => self.check_range(info.write_zeroes)?,
         }
         if self.segments.len() > usize::from(info.segments_max) {
             let (segments, max) = (self.segments.len(), info.segments_max);
@@ -172,6 +202,14 @@ impl Request {
             Some(end) if end <= info.capacity => Ok(()),
             _ => Err(BlockError::OutOfRange { sector: self.sector, length, capacity: info.capacity }),
         }
+    }
+
+    fn check_range(&self, limits: Option<RangeLimits>) -> Result<(), BlockError> {
+        let Some(limits) = limits else { return Err(BlockError::NotOffered { operation: self.operation }) };
+        if self.range > limits.sectors_max {
+            return Err(BlockError::TooLong { sectors: self.range, max: limits.sectors_max });
+        }
+        Ok(())
     }
 
     /// Answers the request. The storage must be done with its segments.
@@ -234,12 +272,21 @@ mod tests {
         block_size: Bytes::new(512),
         read_only: false,
         segments_max: 2,
+        optimal_io: None,
+        discard: Some(RangeLimits { sectors_max: Sectors::new(4), alignment: Sectors::new(1) }),
+        write_zeroes: None,
     };
 
     fn request(operation: Operation, sector: u64, lengths: &[usize]) -> Request {
         let memory = GuestMemory::anonymous(Bytes::mib(1));
         let segments = lengths.iter().map(|length| memory.segment(Gpa::ZERO, *length).unwrap()).collect();
-        Request { operation, sector: Sectors::new(sector), segments, token: Token::new(Tag(1)) }
+        Request {
+            operation,
+            sector: Sectors::new(sector),
+            segments,
+            range: Sectors::ZERO,
+            token: Token::new(Tag(1)),
+        }
     }
 
     fn check(operation: Operation, sector: u64, lengths: &[usize], expect: Result<(), &str>) {
@@ -264,6 +311,31 @@ mod tests {
         check(Write, u64::MAX, &[512], Err("outside a disk"));
         check(Read, 0, &[511], Err("511 bytes are not a whole number"));
         check(Read, 0, &[512, 512, 512], Err("3 segments are more than the 2"));
+    }
+
+    fn check_range(request: Request, expect: Result<(), &str>) {
+        let result = request.check(&INFO).map_err(|error| error.to_string());
+        match (&result, expect) {
+            (Ok(()), Ok(())) => {}
+            (Err(error), Err(part)) if error.contains(part) => {}
+            _ => panic!("{request:?}: {result:?}, expected {expect:?}"),
+        }
+        request.abandon("only checked");
+    }
+
+    #[test]
+    fn ranges_are_checked_against_the_disk() {
+        let discard = |sector, sectors| {
+            Request::discard((Sectors::new(sector), Sectors::new(sectors)), Token::new(Tag(1)))
+        };
+        check_range(discard(0, 4), Ok(()));
+        check_range(discard(8, 0), Ok(()));
+        check_range(discard(0, 5), Err("5 sectors are more than the 4"));
+        check_range(discard(6, 3), Err("outside a disk of 8 sectors"));
+        check_range(discard(u64::MAX, 2), Err("outside a disk"));
+        check_range(discard(0, u64::MAX), Err("sectors are more than the 4"));
+        let zeroes = Request::write_zeroes((Sectors::ZERO, Sectors::new(1)), true, Token::new(Tag(1)));
+        check_range(zeroes, Err("does not write zeros to this disk"));
     }
 
     #[test]

@@ -24,6 +24,9 @@ impl TestImage for Memory {
     fn durable(&self) -> Option<Vec<u8>> {
         Some(self.0.durable())
     }
+    fn grow(&self, size: Bytes) {
+        self.0.grow(size);
+    }
 }
 
 struct RawFile {
@@ -50,6 +53,10 @@ impl TestImage for RawFile {
         // Only a power failure could tell.
         None
     }
+    fn grow(&self, size: Bytes) {
+        let file = std::fs::OpenOptions::new().write(true).open(self.pool.volume_path(VOLUME)).unwrap();
+        file.set_len(size.get()).unwrap();
+    }
 }
 
 /// A memory image behind a decorator.
@@ -61,6 +68,9 @@ impl TestImage for Decorated {
     }
     fn durable(&self) -> Option<Vec<u8>> {
         Some(self.0.durable())
+    }
+    fn grow(&self, size: Bytes) {
+        self.0.grow(size);
     }
 }
 

@@ -19,7 +19,9 @@ use nix::sys::{
 
 use crate::{
     Backend, BackendInfo, BackendQueue, Completion, Owner, OwnershipError, QueueConfig, RequestBatch,
+    ResizeListener,
 };
+use drover_units::Sectors;
 
 /// Answers what the inner backend has finished, but not before `delay` has passed.
 ///
@@ -42,6 +44,15 @@ impl Delayed {
 impl Backend for Delayed {
     fn info(&self) -> BackendInfo {
         self.inner.info()
+    }
+    fn refresh(&self) -> io::Result<Sectors> {
+        self.inner.refresh()
+    }
+    fn set_resize_listener(&self, listener: ResizeListener) {
+        self.inner.set_resize_listener(listener);
+    }
+    fn oldest_request(&self) -> Option<Duration> {
+        self.inner.oldest_request()
     }
     fn acquire(&self, owner: &Owner) -> Result<(), OwnershipError> {
         self.inner.acquire(owner)

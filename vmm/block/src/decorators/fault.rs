@@ -4,8 +4,10 @@ use std::{
     fmt, io,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
+    time::Duration,
 };
 
+use drover_units::Sectors;
 use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
     eventfd::EventFd,
@@ -13,7 +15,7 @@ use nix::sys::{
 
 use crate::{
     Backend, BackendInfo, BackendQueue, BlockError, Completion, Owner, OwnershipError, QueueConfig, Request,
-    RequestBatch, backend::completion_eventfd, gate::Gate,
+    RequestBatch, ResizeListener, backend::completion_eventfd, gate::Gate,
 };
 
 /// How a request fails.
@@ -55,6 +57,15 @@ impl fmt::Debug for Faulty {
 impl Backend for Faulty {
     fn info(&self) -> BackendInfo {
         self.inner.info()
+    }
+    fn refresh(&self) -> io::Result<Sectors> {
+        self.inner.refresh()
+    }
+    fn set_resize_listener(&self, listener: ResizeListener) {
+        self.inner.set_resize_listener(listener);
+    }
+    fn oldest_request(&self) -> Option<Duration> {
+        self.inner.oldest_request()
     }
     fn acquire(&self, owner: &Owner) -> Result<(), OwnershipError> {
         self.inner.acquire(owner)

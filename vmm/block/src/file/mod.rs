@@ -5,15 +5,24 @@ mod uring;
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use drover_dir_volume::{DirPool, VolumeLock};
 use drover_units::{Bytes, SECTOR_SIZE, Sectors};
 
-use crate::{Backend, BackendInfo, BackendQueue, OpenError, Owner, OwnershipError, QueueConfig, gate::Gate};
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use crate::{
+    Backend, BackendInfo, BackendQueue, Capacity, OpenError, Owner, OwnershipError, QueueConfig, RangeLimits,
+    RequestAges, ResizeListener, gate::Gate,
+};
 
 /// Most segments of one request: what the kernel takes in one vectored call (UIO_MAXIOV, linux/uio.h).
 const SEGMENTS_MAX: u16 = 1024;
@@ -42,8 +51,11 @@ pub struct FileBackend {
 pub(crate) struct Volume {
     file: File,
     path: PathBuf,
+    /// All but the capacity.
     info: BackendInfo,
+    capacity: Capacity,
     gate: Gate,
+    ages: RequestAges,
     ownership: Mutex<Option<Ownership>>,
 }
 
@@ -93,10 +105,33 @@ impl FileBackend {
             block_size: Bytes::new(SECTOR_SIZE),
             read_only,
             segments_max: SEGMENTS_MAX,
+            optimal_io: None,
+            discard: None,
+            write_zeroes: None,
         };
-        let volume = Volume { file, path, info, gate: Gate::default(), ownership: Mutex::default() };
+        let limits = RangeLimits {
+            sectors_max: RangeLimits::SECTORS_MAX,
+            alignment: Bytes::new(metadata.blksize()).to_sectors().unwrap_or(Sectors::new(1)),
+        };
+        let ranges = (!read_only && has_holes(&file, size)).then_some(limits);
+        let volume = Volume {
+            file,
+            path,
+            info: BackendInfo { discard: ranges, write_zeroes: ranges, ..info },
+            capacity: Capacity::new(capacity),
+            gate: Gate::default(),
+            ages: RequestAges::default(),
+            ownership: Mutex::default(),
+        };
         Ok(Self { volume: Arc::new(volume) })
     }
+}
+
+/// Whether the file system can make holes: asked for one behind the file's end, which changes nothing.
+fn has_holes(file: &File, size: u64) -> bool {
+    let Ok(end) = i64::try_from(size) else { return false };
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(file, mode, end, 4096).is_ok()
 }
 
 impl Volume {
@@ -104,8 +139,12 @@ impl Volume {
         self.ownership.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn info(&self) -> &BackendInfo {
-        &self.info
+    pub(crate) fn info(&self) -> BackendInfo {
+        BackendInfo { capacity: self.capacity.get(), ..self.info }
+    }
+
+    pub(crate) fn ages(&self) -> &RequestAges {
+        &self.ages
     }
 
     pub(crate) fn gate(&self) -> &Gate {
@@ -119,7 +158,24 @@ impl Volume {
 
 impl Backend for FileBackend {
     fn info(&self) -> BackendInfo {
-        self.volume.info
+        self.volume.info()
+    }
+
+    fn refresh(&self) -> io::Result<Sectors> {
+        let size = self.volume.file.metadata()?.len();
+        // A file that does not end with a sector is being changed by somebody at this moment.
+        let capacity = Bytes::new(size).to_sectors().filter(|sectors| *sectors > Sectors::ZERO);
+        let capacity = capacity.ok_or(io::ErrorKind::InvalidData)?;
+        self.volume.capacity.set(capacity);
+        Ok(capacity)
+    }
+
+    fn set_resize_listener(&self, listener: ResizeListener) {
+        self.volume.capacity.set_listener(listener);
+    }
+
+    fn oldest_request(&self) -> Option<Duration> {
+        self.volume.ages.oldest()
     }
 
     fn acquire(&self, owner: &Owner) -> Result<(), OwnershipError> {

@@ -18,6 +18,7 @@ use std::{
     sync::Arc,
 };
 
+use drover_units::Bytes;
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::{
     errno::Errno,
@@ -27,7 +28,8 @@ use nix::{
 
 use super::Volume;
 use crate::{
-    BackendQueue, BlockError, Completion, Operation, Request, RequestBatch, backend::completion_eventfd,
+    BackendQueue, BlockError, Completion, Operation, QueueAges, Request, RequestBatch,
+    backend::completion_eventfd,
 };
 
 /// Most times a request is started again without progress. The kernel says EAGAIN or EINTR under memory pressure or
@@ -40,6 +42,9 @@ const REFUSALS_MAX: u32 = 100_000;
 
 /// Deepest queue: io_uring's own limit (IORING_MAX_ENTRIES, io_uring/io_uring.h).
 const DEPTH_MAX: u16 = 32768;
+
+/// Gives a range back; it reads as zeros then.
+const UNMAP: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
 /// A way into a raw file.
 pub(crate) struct UringQueue {
@@ -56,6 +61,7 @@ pub(crate) struct UringQueue {
     refusals: u32,
     /// The kernel refuses to take entries at all: nothing is submitted any more.
     broken: Option<i32>,
+    ages: Arc<QueueAges>,
 }
 
 #[derive(Default)]
@@ -64,7 +70,19 @@ struct Slot {
     /// Bytes transferred so far.
     done: usize,
     retries: u8,
+    zeroing: Zeroing,
     iovecs: Iovecs,
+}
+
+/// How a range is made to read as zeros while it stays allocated. Not every file system does that in one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Zeroing {
+    #[default]
+    InOneStep,
+    /// Give the range back ...
+    Unmap,
+    /// ... and allocate it again.
+    Allocate,
 }
 
 /// Addresses for a vectored call: what is left of a slot's request. Unchanged while the slot is in the kernel.
@@ -94,9 +112,11 @@ impl UringQueue {
         let ring = IoUring::new(depth.into())?;
         let event = completion_eventfd()?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
+        let ages = volume.ages().queue(depth.into());
         Ok(Self {
             ring,
             volume,
+            ages,
             slots: (0..depth).map(|_| Slot::default()).collect(),
             free: (0..depth).rev().collect(),
             unsubmitted: VecDeque::with_capacity(depth.into()),
@@ -111,11 +131,11 @@ impl UringQueue {
     fn start(&mut self, request: Request, slot: u16) {
         let entered = self.volume.gate().enter();
         let inside = entered.is_ok();
-        let mut result = entered.and_then(|()| request.check(self.volume.info()));
+        let mut result = entered.and_then(|()| request.check(&self.volume.info()));
         if let (Ok(()), Some(errno)) = (&result, self.broken) {
             result = Err(io_error(&request, errno));
         }
-        let nothing_to_do = request.operation() != Operation::Flush && request.segments().is_empty();
+        let nothing_to_do = request.operation() != Operation::Flush && request.length() == Bytes::ZERO;
         if result.is_err() || nothing_to_do {
             self.free.push(slot);
             self.answers.push((request.complete(result), inside));
@@ -125,6 +145,8 @@ impl UringQueue {
         place.request = Some(request);
         place.done = 0;
         place.retries = 0;
+        place.zeroing = Zeroing::default();
+        self.ages.begin(slot.into());
         self.push(slot);
     }
 
@@ -173,6 +195,7 @@ impl UringQueue {
             let request =
                 self.slots[usize::from(slot)].request.take().expect("a slot in the ring has a request");
             let result = Err(io_error(&request, errno));
+            self.ages.end(slot.into());
             self.free.push(slot);
             self.answers.push((request.complete(result), true));
         }
@@ -198,6 +221,7 @@ impl UringQueue {
             let request =
                 self.slots[usize::from(slot)].request.take().expect("a slot in the kernel has a request");
             let result = self.slots[usize::from(slot)].outcome(&request, entry.result());
+            self.ages.end(slot.into());
             self.free.push(slot);
             self.answers.push((request.complete(result), true));
         }
@@ -226,7 +250,15 @@ impl Slot {
                 self.iovecs.0.push(piece);
             }
         }
+        let range =
+            |mode| opcode::Fallocate::new(file, request.length().get()).offset(position).mode(mode).build();
         match (request.operation(), self.iovecs.0.as_slice()) {
+            (Operation::Discard | Operation::WriteZeroes { may_unmap: true }, _) => range(UNMAP),
+            (Operation::WriteZeroes { may_unmap: false }, _) => range(match self.zeroing {
+                Zeroing::InOneStep => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+                Zeroing::Unmap => UNMAP,
+                Zeroing::Allocate => libc::FALLOC_FL_KEEP_SIZE,
+            }),
             (Operation::Flush, _) => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
             (Operation::Read, [one]) => {
                 opcode::Read::new(file, one.iov_base.cast(), length(one)).offset(position).build()
@@ -251,6 +283,14 @@ impl Slot {
                 self.retries += 1;
                 self.retries <= RETRIES_MAX
             }
+            result if request.operation() == (Operation::WriteZeroes { may_unmap: false }) => {
+                self.zeroing = match (self.zeroing, result) {
+                    (Zeroing::InOneStep, result) if result == -libc::EOPNOTSUPP => Zeroing::Unmap,
+                    (Zeroing::Unmap, 0) => Zeroing::Allocate,
+                    _ => return false,
+                };
+                true
+            }
             result if result > 0 && request.operation() != Operation::Flush => {
                 self.done += usize::try_from(result).expect("positive");
                 self.retries = 0;
@@ -265,7 +305,7 @@ impl Slot {
         let whole = self.done as u64 == request.length().get();
         match (request.operation(), result) {
             (_, errno) if errno < 0 => Err(io_error(request, -errno)),
-            (Operation::Flush, _) => Ok(()),
+            (Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. }, _) => Ok(()),
             (_, _) if whole => Ok(()),
             // A transfer of nothing: the file has been truncated under us, or the device is full without saying so.
             (operation, _) => Err(BlockError::Io { operation, source: io::ErrorKind::UnexpectedEof.into() }),
@@ -359,7 +399,7 @@ impl Drop for UringQueue {
 #[cfg(test)]
 mod tests {
     use drover_guest_memory::GuestMemory;
-    use drover_units::{Bytes, Gpa, Sectors};
+    use drover_units::{Gpa, Sectors};
 
     use super::*;
     use crate::{Segments, Tag, Token};

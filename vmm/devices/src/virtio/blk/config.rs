@@ -59,6 +59,9 @@ mod tests {
         block_size: Bytes::new(512),
         read_only: false,
         segments_max: 1024,
+        optimal_io: None,
+        discard: None,
+        write_zeroes: None,
     };
 
     fn check(offset: u64, expect: &[u8]) {
