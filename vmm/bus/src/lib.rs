@@ -8,7 +8,9 @@
 mod dispatch;
 mod doorbell;
 mod irq;
+mod msi;
 
 pub use dispatch::{Bus, BusAddress, BusDevice, BusError, MmioBus, Port, PortBus};
 pub use doorbell::{Doorbell, DoorbellAddress, Doorbells};
 pub use irq::IrqLine;
+pub use msi::{MsiLine, MsiLines, MsiMessage};

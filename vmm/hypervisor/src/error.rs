@@ -64,6 +64,12 @@ pub enum HypervisorError {
         /// What was asked for.
         gsi: u32,
     },
+    /// More message-signalled interrupts than KVM's table holds.
+    #[error("a machine has at most {max} message-signalled interrupts")]
+    TooManyMsis {
+        /// The limit.
+        max: u32,
+    },
     /// A call that should work did not.
     #[error("KVM cannot {attempt}")]
     Call {

@@ -18,10 +18,11 @@ use crate::{HypervisorError, Processor, Vm, VmOptions, cpuid, kick};
 const DEVICE: &str = "/dev/kvm";
 
 /// What every machine of ours needs, in words for the error.
-const REQUIRED: [(Cap, &str); 11] = [
+const REQUIRED: [(Cap, &str); 12] = [
     (Cap::UserMemory, "guest memory from user space"),
     (Cap::Irqchip, "in-kernel interrupt controllers"),
     (Cap::Irqfd, "interrupts by event (irqfd)"),
+    (Cap::IrqRouting, "interrupts by message (IRQ routing)"),
     (Cap::Ioeventfd, "doorbells by event (ioeventfd)"),
     (Cap::ImmediateExit, "immediate exit"),
     (Cap::ExtCpuid, "setting CPUID"),

@@ -10,7 +10,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VmFd;
 
-use crate::{HypervisorError, Vcpu, kvm::Device};
+use crate::{HypervisorError, Vcpu, kvm::Device, msi::Routes};
 
 /// Three pages that KVM needs on Intel hosts to emulate real mode (KVM_SET_TSS_ADDR), below the 64 KiB of firmware
 /// under 4 GiB and inside the hole that the RAM layout leaves.
@@ -43,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) options: VmOptions,
     /// The registers of a vCPU's saved state, found out once.
     pub(crate) saved_msrs: OnceLock<Vec<u32>>,
+    pub(crate) routes: Routes,
     memory: GuestMemory,
 }
 
@@ -61,7 +62,14 @@ impl Vm {
             let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
             fd.create_pit2(config).map_err(HypervisorError::call("create an interval timer"))?;
         }
-        let shared = Shared { fd, device, options, saved_msrs: OnceLock::new(), memory: memory.clone() };
+        let shared = Shared {
+            fd,
+            device,
+            options,
+            saved_msrs: OnceLock::new(),
+            routes: Routes::default(),
+            memory: memory.clone(),
+        };
         for (slot, region) in memory.regions().enumerate() {
             shared
                 .set_slot(slot, region, 0)

@@ -9,7 +9,7 @@ use std::{sync::mpsc, thread, time::Instant};
 
 use drover_guest_memory::GuestMemory;
 use drover_hypervisor::{
-    Exit, Gsi, Hypervisor, HypervisorError, IoEvent, IoEventAddress, ProtectedModeEntry, StateError,
+    Exit, Gsi, Hypervisor, HypervisorError, IoEvent, IoEventAddress, Message, ProtectedModeEntry, StateError,
     TimeSample, Vcpu, VcpuState, Vm, VmOptions, VmState,
 };
 use drover_test_prerequisites::kvm;
@@ -44,6 +44,19 @@ const STRING: &[u8] = &[
     0xb9, 0x02, 0x00, 0x00, 0x00, // mov ecx, 2
     0xf3, 0x6e, // rep outsb
     0xf4, // hlt
+];
+
+/// Enables its local APIC, then writes to the port whatever vectors 32 to 63 have been requested, whenever they change.
+const WATCH_REQUESTS: &[u8] = &[
+    0xba, 0xf8, 0x03, 0x00, 0x00, // mov edx, 0x3f8
+    0xc7, 0x05, 0xf0, 0x00, 0xe0, 0xfe, 0xff, 0x01, 0x00, 0x00, // mov dword [0xfee000f0], 0x1ff
+    0x31, 0xdb, // xor ebx, ebx
+    0xef, // changed: out dx, eax
+    0xa1, 0x10, 0x02, 0xe0, 0xfe, // again: mov eax, [0xfee00210]
+    0x39, 0xd8, // cmp eax, ebx
+    0x74, 0xf7, // je again
+    0x89, 0xc3, // mov ebx, eax
+    0xeb, 0xf2, // jmp changed
 ];
 
 struct Guest {
@@ -404,6 +417,41 @@ fn interrupt_lines_pulse_and_pins_that_do_not_exist_are_refused() {
     let now = TimeSample::now();
     Guest::empty(VmOptions { pit: true }).vm.restore(&state, &now).unwrap();
     assert!(Guest::empty(VmOptions::default()).vm.restore(&state, &now).is_err());
+}
+
+/// What the guest writes next.
+fn requests_seen(guest: &mut Guest) -> u32 {
+    let mut bound = guest.vcpu.bind().unwrap();
+    match bound.run().unwrap() {
+        Exit::PortWrite { port: 0x3f8, width: 4, data } => u32::from_le_bytes(data.try_into().unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_message_reaches_its_processor_as_the_vector_that_is_routed_at_the_moment() {
+    if !kvm() {
+        return;
+    }
+    let mut guest = Guest::new(WATCH_REQUESTS);
+    let lines = [guest.vm.msi_line().unwrap(), guest.vm.msi_line().unwrap()];
+    requests_seen(&mut guest);
+    // Without a message nothing happens, or the vectors below would not be alone.
+    lines[0].pulse().unwrap();
+    let to = |data| Message { address: 0xfee0_0000, data };
+    lines[0].route(to(0x30)).unwrap();
+    lines[1].route(to(0x31)).unwrap();
+    lines[1].pulse().unwrap();
+    assert_eq!(requests_seen(&mut guest), 1 << 17);
+    lines[1].route(to(0x32)).unwrap();
+    lines[1].pulse().unwrap();
+    assert_eq!(requests_seen(&mut guest), 1 << 17 | 1 << 18);
+    drop(lines);
+    // Their numbers are free again.
+    let again = guest.vm.msi_line().unwrap();
+    again.route(to(0x33)).unwrap();
+    again.pulse().unwrap();
+    assert_eq!(requests_seen(&mut guest), 0b111 << 17);
 }
 
 #[test]
