@@ -181,8 +181,16 @@ fn names(row: &Row) -> BTreeSet<&str> {
     row.values.iter().map(|(name, _)| name.as_str()).collect()
 }
 
+/// Contenders beyond which they become the lines of a table instead of its columns: what a terminal of 120 columns holds beside
+/// the description of a row.
+const COLUMNS_MAX: usize = 4;
+
 /// The table of rows that have the same contenders.
 fn lines(rows: &[Row]) -> String {
+    if rows[0].values.len() > COLUMNS_MAX {
+        return rows.iter().map(upright).collect::<Vec<_>>().join("\n");
+    }
+
     let contenders: Vec<&str> = rows[0].values.iter().map(|(name, _)| name.as_str()).collect();
     let mut header = vec!["CASE".to_owned(), "METRIC".to_owned(), "UNIT".to_owned(), "BETTER".to_owned()];
     header.extend(contenders.iter().map(|name| name.to_uppercase()));
@@ -206,6 +214,21 @@ fn lines(rows: &[Row]) -> String {
         }
     }
     table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// One row with a line for each of its many contenders, the best first.
+fn upright(row: &Row) -> String {
+    let mut values: Vec<&(String, f64)> = row.values.iter().collect();
+    values.sort_by(|(_, a), (_, b)| match row.better {
+        Better::Higher => b.total_cmp(a),
+        Better::Lower => a.total_cmp(b),
+    });
+    let width = values.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let mut text = format!("{}: {} ({})\n", row.case, row.metric, row.unit);
+    for (name, value) in values {
+        text.push_str(&format!("  {name:width$}  {:>9}\n", readable(*value)));
+    }
+    text
 }
 
 /// Three digits that count, and thousands set apart.
@@ -287,6 +310,22 @@ mod tests {
         assert!(text.contains("1,234,568"), "{text}");
         assert!(text.contains("left out: fio: not installed"), "{text}");
         assert!(!text.contains("NOBODY"), "{text}");
+    }
+
+    #[test]
+    fn many_contenders_are_lines_with_the_best_on_top() {
+        let mut report = report();
+        let row = Row::new("trace", "utilisation", "%", Better::Higher);
+        report.push(
+            ["a", "b", "c", "d", "e"]
+                .iter()
+                .zip([1.0, 5.0, 3.0, 2.0, 4.0])
+                .fold(row, |row, (n, v)| row.value(*n, v)),
+        );
+        let text = report.table();
+        let order: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
+        assert_eq!(order, ["b", "e", "c", "d", "a"], "{text}");
     }
 
     fn check_readable(value: f64, expect: &str) {
