@@ -8,6 +8,8 @@ use core::fmt;
 use core::num::NonZeroU64;
 use core::str::FromStr;
 
+use crate::bench::BenchWork;
+
 /// Heartbeats further apart than a minute say nothing about a blackout.
 pub const HEARTBEAT_MS_MAX: u64 = 60_000;
 /// Slots of 4 KiB: 4 GiB of disk, whose table of sequence numbers takes 8 MiB of guest RAM.
@@ -58,6 +60,8 @@ pub struct Workload {
     pub heartbeat_ms: Option<u64>,
     /// Work on the first disk.
     pub disk: Option<DiskWork>,
+    /// Measure the first disk, whose contents it overwrites; instead of work on it.
+    pub bench: Option<BenchWork>,
     /// Work on RAM.
     pub dirty: Option<DirtyWork>,
     /// Stop the machine so many milliseconds after start, `0..=`[`HALT_MS_MAX`].
@@ -134,6 +138,7 @@ impl CommandLine {
                     Some(number_in(value, 1, HEARTBEAT_MS_MAX).ok_or("milliseconds from 1 to 60000")?);
             }
             "probe.disk" => work.disk = Some(disk(value)?),
+            "probe.bench" => work.bench = Some(BenchWork::parse(value)?),
             "probe.dirty" => work.dirty = Some(dirty(value)?),
             "probe.halt" => {
                 work.halt_after_ms =
@@ -149,7 +154,7 @@ impl CommandLine {
             }
             "virtio_mmio.device" => self.announce(mmio_device(value)?)?,
             _ if key.starts_with("probe.") => {
-                return Err("probe.seed, .heartbeat, .disk, .dirty, .halt or .vcpus");
+                return Err("probe.seed, .heartbeat, .disk, .bench, .dirty, .halt or .vcpus");
             }
             _ => {}
         }
@@ -197,7 +202,7 @@ fn mmio_device(value: &str) -> Result<MmioDevice, &'static str> {
     })
 }
 
-fn byte_size(text: &str) -> Option<u64> {
+pub(crate) fn byte_size(text: &str) -> Option<u64> {
     let (digits, unit) = match text.as_bytes().last()? {
         b'K' | b'k' => (&text[..text.len() - 1], 1 << 10),
         b'M' | b'm' => (&text[..text.len() - 1], 1 << 20),
@@ -214,7 +219,7 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
-fn number_in(text: &str, least: u64, most: u64) -> Option<u64> {
+pub(crate) fn number_in(text: &str, least: u64, most: u64) -> Option<u64> {
     number(text).filter(|value| (least..=most).contains(value))
 }
 
@@ -226,6 +231,9 @@ impl fmt::Display for Workload {
         }
         if let Some(DiskWork { slots, iops, queue_depth }) = self.disk {
             write!(f, " probe.disk={slots},{iops},{queue_depth}")?;
+        }
+        if let Some(bench) = self.bench {
+            write!(f, " probe.bench={bench}")?;
         }
         if let Some(DirtyWork { mib, mib_per_s }) = self.dirty {
             write!(f, " probe.dirty={mib},{mib_per_s}")?;
@@ -270,6 +278,7 @@ mod tests {
             seed: 255,
             heartbeat_ms: Some(10),
             disk: Some(DiskWork { slots: 4096, iops: 200, queue_depth: QUEUE_DEPTH_DEFAULT }),
+            bench: None,
             dirty: Some(DirtyWork { mib: 128, mib_per_s: 64 }),
             halt_after_ms: Some(5000),
             vcpus: Some(2),
@@ -299,6 +308,7 @@ mod tests {
             "probe.disk=8,1,65",
             "probe.disk=8,1,4,9",
             "probe.dirty=64",
+            "probe.bench=write,4K",
             "probe.dirty=9999,1",
             "probe.halt=-1",
             "probe.seed=18446744073709551616",
@@ -336,7 +346,8 @@ mod tests {
         ) -> Workload {
             let disk = disk.map(|(slots, iops, queue_depth)| DiskWork { slots, iops, queue_depth });
             let dirty = dirty.map(|(mib, mib_per_s)| DirtyWork { mib, mib_per_s });
-            Workload { seed, heartbeat_ms, disk, dirty, halt_after_ms, vcpus }
+            let bench = None;
+            Workload { seed, heartbeat_ms, disk, bench, dirty, halt_after_ms, vcpus }
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::event::{DiskState, Event};
+use crate::event::{BenchFigures, DiskState, Event};
 
 /// Error texts kept from each life; the rest is counted.
 const ERRORS_KEPT: usize = 32;
@@ -70,6 +70,10 @@ pub struct LogLife {
     pub error_lines: u64,
     /// The first of them.
     pub errors: Vec<String>,
+    /// What its measurement of the disk counted.
+    pub bench: Option<BenchFigures>,
+    /// Its measurement has begun to count.
+    pub bench_started: bool,
     /// It stopped its machine itself.
     pub halted: bool,
 }
@@ -262,6 +266,8 @@ impl LogLife {
                 self.bad = self.bad.saturating_add(bad.saturating_sub(self.bad_reads));
                 self.bad_reads = self.bad_reads.max(bad);
             }
+            Event::BenchStart { .. } => self.bench_started = true,
+            Event::Bench(figures) => self.bench = Some(figures),
             Event::Dirty { vcpu, pages, bad } => self.take_dirty(vcpu, pages, bad),
             Event::Error { what } => {
                 self.error_lines += 1;

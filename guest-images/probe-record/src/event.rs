@@ -89,6 +89,13 @@ pub enum Event<Text> {
         /// How many of those did not hold what was last written to them.
         bad: u64,
     },
+    /// The measurement of the disk has settled: counting begins.
+    BenchStart {
+        /// When.
+        tsc: u64,
+    },
+    /// The measurement of the disk is over.
+    Bench(BenchFigures),
     /// Pages rewritten by one vCPU since boot; each was verified first.
     Dirty {
         /// Which vCPU.
@@ -105,6 +112,44 @@ pub enum Event<Text> {
     },
     /// The last line: the probe stops its machine.
     Halt {},
+}
+
+/// What a measurement of the disk counted. Latencies are from a request's submission until the guest saw its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "std", derive(serde::Deserialize))]
+pub struct BenchFigures {
+    /// Requests that ended well.
+    pub ops: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// Bytes that the former moved.
+    pub bytes: u64,
+    /// How long it counted, microseconds.
+    pub us: u64,
+    /// Half of the latencies are no longer than this, microseconds.
+    pub p50_us: u64,
+    /// 99 of 100 are no longer than this.
+    pub p99_us: u64,
+    /// 999 of 1000 are no longer than this.
+    pub p999_us: u64,
+    /// The longest.
+    pub max_us: u64,
+    /// Notifications sent to the device.
+    pub kicks: u64,
+    /// Interrupts taken from it.
+    pub interrupts: u64,
+}
+
+impl Display for BenchFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BenchFigures { ops, failed, bytes, us, p50_us, p99_us, p999_us, max_us, kicks, interrupts } =
+            self;
+        write!(
+            f,
+            r#"{{"ev":"bench","ops":{ops},"failed":{failed},"bytes":{bytes},"us":{us},"p50_us":{p50_us},"p99_us":{p99_us},"#
+        )?;
+        write!(f, r#""p999_us":{p999_us},"max_us":{max_us},"kicks":{kicks},"interrupts":{interrupts}}}"#)
+    }
 }
 
 /// What has happened to the disk.
@@ -139,6 +184,8 @@ impl<Text: Display> Display for Event<Text> {
             ),
             Event::Ack { seq, tsc } => write!(f, r#"{{"ev":"ack","seq":{seq},"tsc":{tsc}}}"#),
             Event::Verify { reads, bad } => write!(f, r#"{{"ev":"verify","reads":{reads},"bad":{bad}}}"#),
+            Event::BenchStart { tsc } => write!(f, r#"{{"ev":"benchstart","tsc":{tsc}}}"#),
+            Event::Bench(figures) => write!(f, "{figures}"),
             Event::Dirty { vcpu, pages, bad } => {
                 write!(f, r#"{{"ev":"dirty","vcpu":{vcpu},"pages":{pages},"bad":{bad}}}"#)
             }
@@ -250,6 +297,23 @@ mod tests {
             any::<(u64, u64)>().prop_map(|(seq, tsc)| Event::Ack { seq, tsc }),
             any::<(u64, u64)>().prop_map(|(reads, bad)| Event::Verify { reads, bad }),
             any::<(u32, u64, u64)>().prop_map(|(vcpu, pages, bad)| Event::Dirty { vcpu, pages, bad }),
+            any::<u64>().prop_map(|tsc| Event::BenchStart { tsc }),
+            any::<[u64; 10]>().prop_map(
+                |[ops, failed, bytes, us, p50_us, p99_us, p999_us, max_us, kicks, interrupts]| {
+                    Event::Bench(BenchFigures {
+                        ops,
+                        failed,
+                        bytes,
+                        us,
+                        p50_us,
+                        p99_us,
+                        p999_us,
+                        max_us,
+                        kicks,
+                        interrupts,
+                    })
+                }
+            ),
             any::<String>().prop_map(|what| Event::Error { what }),
             Just(Event::Halt {}),
         ]

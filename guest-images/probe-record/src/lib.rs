@@ -3,6 +3,7 @@
 //! | module | the guest uses it to | the host uses it to |
 //! |---|---|---|
 //! | [`command_line`] | learn its work and its devices | say what the work is ([`Workload`] displays as a command line) |
+//! | [`mod@bench`] | measure a disk | say what to measure |
 //! | [`event`] | write JSON lines on the serial port | read them back (feature `std`) |
 //! | [`stamp`] | write and check 4 KiB disk blocks | judge a disk image |
 //! | [`recovery`], [`window`] | resume its sequence after a restart, keep it in order | - |
@@ -13,6 +14,7 @@
 #![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod command_line;
 pub mod event;
 pub mod pace;
@@ -26,8 +28,9 @@ pub mod console;
 #[cfg(feature = "std")]
 pub mod image;
 
+pub use bench::BenchWork;
 pub use command_line::{CommandLine, DirtyWork, DiskWork, MmioDevice, ParseError, Workload};
-pub use event::{DiskState, Event};
+pub use event::{BenchFigures, DiskState, Event};
 pub use stamp::{BLOCK_BYTES, Block, Life, Stamp, StampError};
 
 #[cfg(feature = "std")]

@@ -14,7 +14,7 @@
 .set FIRST_TSS, 0x30
 .set TSS_STRIDE, 1024
 .set KERNEL_STACK, 4096
-.set USER_STACK, 16384
+.set USER_STACK, 32768
 .set VCPUS_MAX, 16
 
 # The entry point, for loaders (Xen public/elfnote.h, XEN_ELFNOTE_PHYS32_ENTRY). 64 bits wide: QEMU reads all of them.
@@ -115,7 +115,7 @@ long_mode:
     shl eax, 12                 # KERNEL_STACK
     add eax, offset KERNEL_STACKS
     mov esp, eax
-    shl ecx, 14                 # USER_STACK
+    shl ecx, 15                 # USER_STACK
     add ecx, offset USER_STACKS - 8
     push USER_DATA
     push rcx

@@ -26,6 +26,9 @@ const BUFFERS_MAX: usize = 66;
 /// After a failed request, before the next attempt: long enough not to flood, short enough to go on soon.
 const RETRY_US: u64 = 100_000;
 
+/// Blocks that one buffer holds: recovery reads that many at a time.
+const RECOVERY_BLOCKS: usize = 16;
+
 /// What a request is for.
 #[derive(Clone, Copy)]
 enum Job {
@@ -97,7 +100,7 @@ impl Disk {
         let slots = Slots { seed, count: work.slots };
         let too_little = |_| "there is too little RAM for its buffers";
         let mut spare = [const { None }; BUFFERS_MAX];
-        let buffers = Buffer::take(ram, queue_depth as usize + 1).map_err(too_little)?;
+        let buffers = Buffer::take(ram, queue_depth as usize + 1, RECOVERY_BLOCKS).map_err(too_little)?;
         spare.iter_mut().zip(buffers).for_each(|(room, buffer)| *room = Some(buffer));
         // SAFETY: a sequence number is any 64 bits.
         let table = unsafe { ram.take::<u64>(work.slots as usize) }.map_err(too_little)?;

@@ -2,6 +2,7 @@
 
 use drover_probe_record::{CommandLine, DirtyWork, Event, MmioDevice, Workload};
 
+use crate::bench::Bench;
 use crate::clock::{Alarm, Clock};
 use crate::dirty::{Region, Sweep};
 use crate::disk::Disk;
@@ -35,6 +36,7 @@ pub(crate) struct FirstVcpu {
     alarm: Alarm,
     heartbeat: Option<Heartbeat>,
     disk: Option<Disk>,
+    bench: Option<Bench>,
     sweep: Option<Sweep>,
     halt: Halt,
 }
@@ -57,11 +59,15 @@ impl FirstVcpu {
         mut clock: Clock,
         identity: Identity,
     ) -> Self {
-        let Workload { heartbeat_ms, disk, dirty, halt_after_ms, .. } = command_line.workload;
+        let Workload { heartbeat_ms, disk, bench, dirty, halt_after_ms, .. } = command_line.workload;
         let mut ram = Ram::new(loaded.ram());
         let now = clock.now_us();
-        let disk = disk.and_then(|work| {
-            let places: &[MmioDevice] = command_line.mmio_devices();
+        let places: &[MmioDevice] = command_line.mmio_devices();
+        let bench = bench.and_then(|work| {
+            let started = Bench::start(places, &work, &mut ram, identity, now);
+            started.inspect_err(|why| report_error(format_args!("nothing to measure: {why}"))).ok()
+        });
+        let disk = disk.filter(|_| bench.is_none()).and_then(|work| {
             let started = Disk::start(places, &work, &mut ram, identity);
             started.inspect_err(|why| report_error(format_args!("no work on the disk: {why}"))).ok()
         });
@@ -78,6 +84,7 @@ impl FirstVcpu {
             alarm: Alarm::new(0),
             heartbeat: heartbeat_ms.map(|period_ms| Heartbeat::new(period_ms, now)),
             disk,
+            bench,
             sweep,
             halt: halt_after_ms.map_or(Halt::Never, |ms| Halt::At(ms * 1000)),
             clock,
@@ -94,6 +101,9 @@ impl FirstVcpu {
             if let Some(disk) = &mut self.disk {
                 disk.poll(now);
             }
+            if let Some(bench) = &mut self.bench {
+                bench.poll(now);
+            }
             if let Some(sweep) = &mut self.sweep {
                 sweep.poll(now);
             }
@@ -104,7 +114,8 @@ impl FirstVcpu {
                 continue;
             }
             self.alarm.set(now, wake);
-            if self.disk.as_mut().is_none_or(Disk::may_sleep) {
+            let disk_may = self.disk.as_mut().is_none_or(Disk::may_sleep);
+            if disk_may && self.bench.as_mut().is_none_or(Bench::may_sleep) {
                 gate::idle();
             }
         }
@@ -118,7 +129,8 @@ impl FirstVcpu {
         let heartbeat = self.heartbeat.as_ref().map_or(u64::MAX, Heartbeat::wake_us);
         let disk = self.disk.as_ref().map_or(u64::MAX, Disk::wake_us);
         let sweep = self.sweep.as_ref().map_or(u64::MAX, Sweep::wake_us);
-        halt.min(heartbeat).min(disk).min(sweep)
+        let bench = self.bench.as_ref().map_or(u64::MAX, Bench::wake_us);
+        halt.min(heartbeat).min(disk).min(bench).min(sweep)
     }
 
     fn approach_halt(&mut self, now: u64) {
@@ -127,13 +139,18 @@ impl FirstVcpu {
                 if let Some(disk) = &mut self.disk {
                     disk.stop();
                 }
+                if let Some(bench) = &mut self.bench {
+                    bench.stop();
+                }
                 self.halt = Halt::Settling(now + SETTLE_US_MAX);
             }
-            Halt::Settling(limit) if now >= limit || self.disk.as_ref().is_none_or(Disk::is_stopped) => {
-                self.halt_now()
-            }
+            Halt::Settling(limit) if now >= limit || self.is_settled() => self.halt_now(),
             _ => {}
         }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.disk.as_ref().is_none_or(Disk::is_stopped) && self.bench.as_ref().is_none_or(Bench::is_stopped)
     }
 
     fn halt_now(&mut self) -> ! {

@@ -24,7 +24,7 @@ pub(crate) const CALL_VECTOR: u8 = 0x42;
 pub(crate) const SPURIOUS_VECTOR: u8 = 0xff;
 
 const KERNEL_STACK_BYTES: usize = 4096;
-const USER_STACK_BYTES: usize = 16384;
+const USER_STACK_BYTES: usize = 32768;
 const TSS_BYTES: usize = 1024;
 /// Where the permission bitmap starts in a TSS: right behind the TSS proper (Intel SDM volume 3, section 8.7).
 const TSS_PERMISSIONS: usize = 104;

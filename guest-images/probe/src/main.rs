@@ -11,6 +11,7 @@
 #![no_main]
 
 mod apic;
+mod bench;
 mod clock;
 mod dirty;
 mod disk;

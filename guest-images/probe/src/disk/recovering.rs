@@ -4,9 +4,9 @@ use drover_probe_record::recovery::{Recovered, Recovery};
 use drover_probe_record::stamp::Slots;
 use drover_probe_record::{DiskState, Event};
 
-use super::{Io, Job, RETRY_US};
+use super::{Io, Job, RECOVERY_BLOCKS, RETRY_US};
 use crate::serial::{report, report_error};
-use crate::virtio::block::{BUFFER_BLOCKS, Completion, Operation};
+use crate::virtio::block::{Completion, Operation};
 
 /// Reads in flight: recovery is over soon enough with these, and a failed one is kept for another attempt.
 const READS_MAX: usize = 8;
@@ -44,7 +44,7 @@ impl Recovering {
                 self.keep_failed(again);
                 return;
             };
-            let count = (self.slots.count - slot).min(BUFFER_BLOCKS as u64) as usize;
+            let count = (self.slots.count - slot).min(RECOVERY_BLOCKS as u64) as usize;
             if again.is_none() {
                 self.next_slot += count as u64;
             }

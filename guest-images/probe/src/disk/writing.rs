@@ -153,7 +153,7 @@ impl Writing {
             let Some(mut buffer) = io.take_buffer() else { return };
             Stamp { seq, slot, life: self.life }.write(self.slots.seed, &mut buffer.blocks()[0]);
             self.window.issue();
-            io.device.submit(Operation::Write { block: slot }, Some(buffer), Job::Write { seq });
+            io.device.submit(Operation::Write { block: slot, count: 1 }, Some(buffer), Job::Write { seq });
             self.due -= u64::from(self.pace.is_some());
         }
     }

@@ -13,8 +13,6 @@ use crate::gate::DEVICE_VECTOR;
 use crate::ram::Ram;
 use crate::serial::report_error;
 
-/// Blocks that one buffer holds and one request can move.
-pub(crate) const BUFFER_BLOCKS: usize = 16;
 /// The unit of a request's position, bytes.
 const SECTOR_BYTES: u64 = 512;
 
@@ -55,7 +53,7 @@ static ENDS: SharedEnds = SharedEnds(UnsafeCell::new(
 
 /// RAM for a request's data. A request takes it and its completion gives it back: whoever holds it has it alone.
 pub(crate) struct Buffer {
-    blocks: NonNull<[Block; BUFFER_BLOCKS]>,
+    blocks: NonNull<[Block]>,
 }
 
 /// What to do.
@@ -63,8 +61,8 @@ pub(crate) struct Buffer {
 pub(crate) enum Operation {
     /// From this block on, so many.
     Read { block: u64, count: usize },
-    /// The buffer's first block to this one.
-    Write { block: u64 },
+    /// To this block on, so many.
+    Write { block: u64, count: usize },
     /// Make durable what is complete.
     Flush,
 }
@@ -114,18 +112,22 @@ pub(crate) struct BlockDevice<Job> {
 }
 
 impl Buffer {
-    /// Takes RAM for as many as are asked for.
+    /// Takes RAM for `count` buffers of so many blocks.
     ///
     /// # Errors
     /// MiB that could be had at most.
-    pub(crate) fn take(ram: &mut Ram, count: usize) -> Result<impl Iterator<Item = Buffer> + use<>, u64> {
+    pub(crate) fn take(
+        ram: &mut Ram,
+        count: usize,
+        blocks: usize,
+    ) -> Result<impl Iterator<Item = Buffer> + use<>, u64> {
         // SAFETY: a block is any 4096 bytes.
-        let memory = unsafe { ram.take::<[Block; BUFFER_BLOCKS]>(count) }?;
-        Ok(memory.iter_mut().map(|blocks| Buffer { blocks: NonNull::from(blocks) }))
+        let memory = unsafe { ram.take::<Block>(count * blocks) }?;
+        Ok(memory.chunks_exact_mut(blocks).map(|blocks| Buffer { blocks: NonNull::from(blocks) }))
     }
 
     /// Its blocks.
-    pub(crate) fn blocks(&mut self) -> &mut [Block; BUFFER_BLOCKS] {
+    pub(crate) fn blocks(&mut self) -> &mut [Block] {
         // SAFETY: RAM of its own, and as its holder has it, no request does.
         unsafe { self.blocks.as_mut() }
     }
@@ -204,8 +206,8 @@ impl<Job> BlockDevice<Job> {
         let free = self.in_flight[..self.requests_max].iter().position(Option::is_none);
         let chain = free.expect("callers count what they have in flight");
         let (kind, block, count) = match operation {
-            Operation::Read { block, count } => (READ, block, count.min(BUFFER_BLOCKS)),
-            Operation::Write { block } => (WRITE, block, 1),
+            Operation::Read { block, count } => (READ, block, count),
+            Operation::Write { block, count } => (WRITE, block, count),
             Operation::Flush => (SYNC, 0, 0),
         };
         let sector = block * (BLOCK_BYTES as u64 / SECTOR_BYTES);
@@ -213,10 +215,13 @@ impl<Job> BlockDevice<Job> {
         let header = Header { operation: kind, reserved: 0, sector };
         // SAFETY: in bounds; the chain is not in flight, so the device does not look.
         unsafe { ends.write_volatile(Ends { header, status: STATUS_UNSET }) };
-        let data = (count > 0).then(|| Segment {
-            address: buffer.as_ref().expect("a request that moves data has a buffer").blocks.as_ptr() as u64,
-            length: (count * BLOCK_BYTES) as u32,
-            device_writes: kind == READ,
+        let data = (count > 0).then(|| {
+            let blocks = buffer.as_ref().expect("a request that moves data has a buffer").blocks;
+            Segment {
+                address: blocks.as_ptr().cast::<Block>() as u64,
+                length: (count.min(blocks.len()) * BLOCK_BYTES) as u32,
+                device_writes: kind == READ,
+            }
         });
         let head = Segment { address: ends as u64, length: size_of::<Header>() as u32, device_writes: false };
         let status = Segment { address: status_of(chain) as u64, length: 1, device_writes: true };
@@ -225,11 +230,13 @@ impl<Job> BlockDevice<Job> {
         self.count += 1;
     }
 
-    /// Rings the bell, if the device cares.
-    pub(crate) fn notify(&mut self) {
-        if self.queue.wants_notification() {
+    /// Rings the bell, if the device cares; whether it did.
+    pub(crate) fn notify(&mut self) -> bool {
+        let wanted = self.queue.wants_notification();
+        if wanted {
             self.transport.notify();
         }
+        wanted
     }
 
     /// The next finished request.
