@@ -154,6 +154,9 @@ pub enum Conflict {
     /// The VM has been placed by somebody else.
     #[error("VM {0} has been placed already")]
     AlreadyPlaced(VmId),
+    /// The VM that was to be moved is nowhere any more.
+    #[error("VM {0} is not placed any more")]
+    NotPlaced(VmId),
     /// A member of a group whose commit was undone.
     #[error("of the group, VM {vm}: {cause}")]
     Group {

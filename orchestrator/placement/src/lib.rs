@@ -25,15 +25,22 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+mod commit;
+mod constraints;
 mod containers;
+mod decide;
 mod decision;
+mod explain;
 mod host;
 mod inventory;
 mod policy;
 mod reason;
 mod request;
+mod shared;
 
+pub use decide::{Decider, decide};
 pub use decision::{Conflict, Decision, HostVersion, LimitReached, Refusal, Score};
+pub use explain::{Contender, Explanation, NearestMiss, Outcome, ReasonCount, TermScore, explain};
 pub use host::{
     HostCpu, HostMemory, HostSpec, HostState, Load, NUMA_NODES_MAX, NumaNode, PageBacking, Percent, Taint,
     TaintEffect, Topology,
@@ -48,3 +55,4 @@ pub use request::{
     Affinity, Demand, Direction, LabelMatch, LabelRule, NumaPolicy, PREFERENCE_MAX, Peers, Pinning, Profile,
     ProjectLimit, ProjectUsage, Request, Scope, Seconds, Spread, Strength, Toleration,
 };
+pub use shared::{Counts, PlaceError, Shared, TRIES_MAX};

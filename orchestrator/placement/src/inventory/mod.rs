@@ -20,13 +20,14 @@ use crate::{
     containers::{CowVec, HostSet, Interner, SlotTable, mix},
 };
 
-pub(crate) use classes::{Class, Classes, Row};
+pub(crate) use classes::{Class, Classes};
 pub(crate) use grid::{COLUMNS, ROW_EMPTY, ROWS, Scale};
 pub(crate) use groups::{Groups, Place};
 pub(crate) use names::{DEMAND_MEMORY_MAX, DEMAND_VCPUS_MAX, GroupName, LabelKey, Naming, Traits, Wanted};
 pub(crate) use profiles::Pool;
 pub(crate) use slots::{FLOATS, HostDetail, HostSlot, NONE, VmSlot};
 pub use view::{HostView, HugepageUse, NumaUse, VmView};
+pub(crate) use vms::project_demand;
 
 /// An event that cannot be: nothing has been changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -204,7 +205,10 @@ impl Inventory {
 
     /// A host's places, in every sense.
     pub(crate) fn place(&self, host: u32) -> Place {
-        let slot = &self.hosts[host as usize];
+        self.place_of(host, &self.hosts[host as usize])
+    }
+
+    pub(crate) fn place_of(&self, host: u32, slot: &HostSlot) -> Place {
         let some = |id: crate::containers::NameId| (id != crate::containers::NameId::NONE).then_some(id.0);
         Place { host, rack: some(slot.rack), zone: some(slot.zone) }
     }
