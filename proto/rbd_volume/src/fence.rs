@@ -61,7 +61,8 @@ pub struct FenceProof {
 /// [`Refusal::OtherVm`] where the volume belongs to another VM, and what the cluster says. Some entries may have been
 /// made then.
 pub fn fence(pool: &Pool, image: &str, fence: &Fence<'_>) -> Result<FenceProof, LockError> {
-    let opened = Image::open(pool, image, Access::ReadOnly).map_err(LockError::ceph("open"))?;
+    // For writing: a handle for reading cannot see the lock. It writes nothing and locks nothing.
+    let opened = Image::open(pool, image, Access::ReadWrite).map_err(LockError::ceph("open"))?;
     let before = update(&opened, |current| {
         let owner = current.map(|record| &record.owner);
         let raised = OwnerRecord::fenced(owner, fence.vm, fence.floor)?;

@@ -119,8 +119,8 @@ impl ImageLock {
     /// Gives the lock up. I/O must have been flushed, and none may be under way.
     ///
     /// # Errors
-    /// The lock may then be held or not; closing the image gives it up for sure.
-    pub fn release(self) -> Result<(), LockError> {
+    /// The lock may then be held or not: try again, or close the image, which gives it up for sure.
+    pub fn release(&self) -> Result<(), LockError> {
         self.image.release_lock().map_err(LockError::ceph("unlock"))
     }
 }

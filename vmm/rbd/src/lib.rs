@@ -39,7 +39,7 @@ mod secret;
 pub use address::{AddressError, ClientAddress};
 pub use blocklist::BlocklistEntry;
 pub use cluster::{Cluster, ClusterUsage, OsdMapEpoch};
-pub use connect::{ConnectConfig, Source, Timeouts};
+pub use connect::{ConnectConfig, DISCARD_GRANULARITY, Source, Timeouts};
 pub use error::Error;
 pub use ffi::queue::Buffers;
 pub use image::{

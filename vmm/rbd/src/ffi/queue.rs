@@ -90,6 +90,8 @@ pub struct ImageQueue<B: Buffers> {
     free: Vec<u32>,
     /// Reused by every reap.
     found: Vec<Finished>,
+    /// The caller has asked to be woken.
+    woken: bool,
 }
 
 /// A request's place while librbd has it.
@@ -183,6 +185,7 @@ impl<B: Buffers> ImageQueue<B> {
             slots: (0..depth).map(|_| Slot { buffers: None, pieces: Vec::new() }).collect(),
             free: (0..depth).rev().collect(),
             found: Vec::with_capacity(TAKEN_AT_ONCE),
+            woken: false,
         })
     }
 
@@ -202,12 +205,20 @@ impl<B: Buffers> ImageQueue<B> {
         self.event.0.as_fd()
     }
 
-    /// Starts a request. librbd's own checks (the image's size) answer like the cluster does, through `reap`.
+    /// Makes [`event`](Self::event) readable until the next `reap`, for a caller with answers of its own.
+    pub fn wake(&mut self) {
+        self.woken = true;
+        // Fails only where the counter is full, which is readable.
+        let _ = self.inbox.event.write(1);
+    }
+
+    /// Starts a request, and says which slot it has until it is reaped: a number below the depth. librbd's own checks
+    /// (the image's size) answer like the cluster does, through `reap`.
     ///
     /// # Errors
     /// The buffers come back where the request has not been started: `EAGAIN` where no room is left, `ENOMEM` or
     /// `EINVAL` where the library refuses it.
-    pub fn submit(&mut self, operation: QueueOperation, buffers: B) -> Result<(), (B, Errno)> {
+    pub fn submit(&mut self, operation: QueueOperation, buffers: B) -> Result<usize, (B, Errno)> {
         let Some(slot) = self.free.pop() else { return Err((buffers, Errno::EAGAIN)) };
         let functions = self.image.functions();
         let mut completion: Handle = std::ptr::null_mut();
@@ -220,7 +231,7 @@ impl<B: Buffers> ImageQueue<B> {
         let answer = if made < 0 { made } else { start(&self.image, operation, &place.pieces, completion) };
         if answer >= 0 {
             place.buffers = Some(buffers);
-            return Ok(());
+            return Ok(slot as usize);
         }
         if made >= 0 {
             // SAFETY: the library has not taken it.
@@ -230,16 +241,17 @@ impl<B: Buffers> ImageQueue<B> {
         Err((buffers, error::errno(answer.into())))
     }
 
-    /// Gives every finished request to `each`, with how it went, and returns at once.
-    pub fn reap(&mut self, mut each: impl FnMut(B, Result<(), Errno>)) {
+    /// Gives every finished request to `each`, with its slot and how it went, and returns at once. What librbd returns
+    /// for success is for a read how many bytes there were, fewer only where the image has shrunk.
+    pub fn reap(&mut self, mut each: impl FnMut(usize, B, Result<u64, Errno>)) {
         self.collect();
         // Taken out while `each` runs, so that a panic in it loses answers but frees no memory.
         for finished in self.found.drain(..) {
             let place = &mut self.slots[finished.slot as usize];
             let buffers = place.buffers.take().expect("librbd answers what was submitted, once");
             self.free.push(finished.slot);
-            let result = if finished.result < 0 { Err(error::errno(finished.result)) } else { Ok(()) };
-            each(buffers, result);
+            let result = u64::try_from(finished.result).map_err(|_| error::errno(finished.result));
+            each(finished.slot as usize, buffers, result);
         }
     }
 
@@ -263,7 +275,8 @@ impl<B: Buffers> ImageQueue<B> {
                 break;
             }
         }
-        if self.inbox.waiting.load(Ordering::Acquire) > 0 {
+        if self.woken || self.inbox.waiting.load(Ordering::Acquire) > 0 {
+            self.woken = false;
             let _ = self.inbox.event.read();
             let mut arrived = self.inbox.arrived.lock().unwrap_or_else(PoisonError::into_inner);
             self.inbox.waiting.fetch_sub(arrived.len(), Ordering::AcqRel);
@@ -339,7 +352,7 @@ fn unpack(argument: *mut c_void) -> (u32, u32) {
 impl<B: Buffers> Drop for ImageQueue<B> {
     fn drop(&mut self) {
         while self.in_flight() > 0 {
-            self.reap(|buffers, _| drop(buffers));
+            self.reap(|_, buffers, _| drop(buffers));
             if self.in_flight() == 0 {
                 break;
             }

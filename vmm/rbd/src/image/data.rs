@@ -91,8 +91,7 @@ impl Image {
             .map_err(self.refused("look through the image"))
     }
 
-    /// How many bytes of the image are stored, what a clone shares with its parent not included where `own_only` is
-    /// known from the object map. Counts whole objects.
+    /// How many bytes hold data, in whole objects, what a clone shares with its parent included.
     pub fn used(&self) -> Result<u64, Error> {
         let within = Extent { offset: 0, length: self.size()? };
         let mut used = 0;

@@ -61,6 +61,9 @@ impl Image {
     }
 
     /// Who holds the lock; nobody where it is free.
+    ///
+    /// # Errors
+    /// `EINVAL` through a handle that is open for reading.
     pub fn lock_owners(&self) -> Result<Vec<LockOwner>, Error> {
         let operation = "read the lock of the image";
         let (mode, owners) = match self.raw().lock_owners() {
