@@ -12,20 +12,24 @@
 //!
 //! The machine holds every device as a [`Device`] (pause, save, restore, resume) and most of them also on a bus.
 //!
-//! Virtio devices come in two halves: a transport ([`VirtioMmio`]) with registers, queues and interrupts, and a
-//! [`VirtioDevice`] behind it ([`VirtioBlk`]). Another transport changes nothing in the devices.
+//! Virtio devices come in two halves: a transport ([`VirtioMmio`], or [`VirtioPci`] on a [`PciRoot`]) with registers,
+//! queues and interrupts, and a [`VirtioDevice`] behind it ([`VirtioBlk`]). Another transport changes nothing in the
+//! devices.
 #![forbid(unsafe_code)]
 
 mod device;
 mod i8042;
+mod pci;
 mod serial;
 mod virtio;
 
 pub use device::{Device, DeviceError, DeviceEvent, DeviceEvents, Saved};
 pub use i8042::I8042;
+pub use pci::{Address as PciAddress, PciError, PciFunction, PciRoot};
 pub use serial::{ConsoleSink, Serial};
 pub use virtio::{
     ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt,
     blk::{BlkConfig, BlkMetrics, BlkMetricsSnapshot, VirtioBlk},
     mmio::{MmioConfig, VirtioMmio},
+    pci::{PciConfig, VirtioPci},
 };

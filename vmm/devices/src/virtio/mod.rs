@@ -4,5 +4,6 @@ pub(crate) mod blk;
 mod device;
 pub(crate) mod mmio;
 mod negotiation;
+pub(crate) mod pci;
 
 pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};

@@ -122,6 +122,10 @@ impl<I: TransportInterrupt> Negotiation<I> {
         self.status | needs_reset
     }
 
+    pub(super) fn device_features_select(&self) -> u32 {
+        self.device_features_select
+    }
+
     pub(super) fn select_device_features(&mut self, select: u32) {
         self.device_features_select = select;
     }
@@ -131,8 +135,17 @@ impl<I: TransportInterrupt> Negotiation<I> {
         word(self.device.features() | VERSION_1, self.device_features_select)
     }
 
+    pub(super) fn driver_features_select(&self) -> u32 {
+        self.driver_features_select
+    }
+
     pub(super) fn select_driver_features(&mut self, select: u32) {
         self.driver_features_select = select;
+    }
+
+    /// The selected word of what has been asked for.
+    pub(super) fn driver_features(&self) -> u32 {
+        word(self.driver_features, self.driver_features_select)
     }
 
     /// Changes the selected word, while that can be negotiated.
@@ -140,6 +153,10 @@ impl<I: TransportInterrupt> Negotiation<I> {
         if self.status & VIRTIO_CONFIG_S_FEATURES_OK == 0 {
             set_word(&mut self.driver_features, self.driver_features_select, value);
         }
+    }
+
+    pub(super) fn queue_select(&self) -> u32 {
+        self.queue_select
     }
 
     pub(super) fn select_queue(&mut self, select: u32) {

@@ -88,9 +88,11 @@ impl Bells {
     }
     pub(crate) fn ring(&self, offset: u64, value: u32) {
         let address = DoorbellAddress::Mmio(BASE.checked_offset(Bytes::new(offset)).unwrap());
+        self.ring_at(Doorbell { address, value: Some(value) });
+    }
+    pub(crate) fn ring_at(&self, doorbell: Doorbell) {
         let bells = self.0.lock().unwrap();
-        let (_, event) =
-            bells.iter().find(|(bell, _)| *bell == Doorbell { address, value: Some(value) }).unwrap();
+        let (_, event) = bells.iter().find(|(bell, _)| *bell == doorbell).unwrap();
         event.write(1).unwrap();
     }
 }
