@@ -3,7 +3,12 @@
 #![allow(clippy::disallowed_methods, reason = "a bench measures time")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
+mod contention;
+mod decisions;
 mod packing;
+mod peers;
+mod updates;
+mod world;
 
 use std::{path::Path, process::ExitCode};
 
@@ -23,6 +28,14 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
+    /// Decisions in a second, and their latency
+    Decisions,
+    /// The shapes of kube-scheduler's performance tests
+    Peers,
+    /// Memory, heartbeats, VMs that come and go
+    Updates,
+    /// Many threads at once
+    Contention,
     /// Core utilisation at first rejection
     Packing,
 }
@@ -40,6 +53,19 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let wanted = |part: Part| arguments.only.is_empty() || arguments.only.contains(&part);
     let mut report = Report::of_this_machine("placement");
+    let hosts = if arguments.quick { 1_000 } else { 10_000 };
+    if wanted(Part::Decisions) {
+        decisions::run(&mut report, decisions::Size { hosts, decisions: hosts })?;
+    }
+    if wanted(Part::Peers) {
+        peers::run(&mut report)?;
+    }
+    if wanted(Part::Updates) {
+        updates::run(&mut report, hosts)?;
+    }
+    if wanted(Part::Contention) {
+        contention::run(&mut report, hosts, hosts)?;
+    }
     if wanted(Part::Packing) {
         let quick = packing::Size { seeds: 1, huawei_creations: 20_000, azure_vms: 20_000 };
         let whole = packing::Size { seeds: 5, huawei_creations: 125_430, azure_vms: 100_000 };

@@ -6,8 +6,10 @@
 
 use anyhow::Context as _;
 use drover_bench_report::{Better, Report, Row, median};
+use drover_placement::{NAMED, Policy};
 use drover_placement_sim::{
-    Cluster, Heuristic, HeuristicPlacer, HostClass, Options, Placer, Until, simulate, upper_bound,
+    Cluster, EnginePlacer, Heuristic, HeuristicPlacer, HostClass, Options, Placer, Until, simulate,
+    upper_bound,
 };
 use drover_placement_trace::{
     Action, Flavour, Trace,
@@ -81,6 +83,10 @@ type Contender = (String, Box<dyn Placer>, bool);
 
 fn contenders(cluster: &Cluster) -> anyhow::Result<Vec<Contender>> {
     let mut contenders: Vec<Contender> = Vec::new();
+    for name in NAMED {
+        let placer = EnginePlacer::new(cluster, Policy::named(name)?)?;
+        contenders.push((format!("drover {name}"), Box::new(placer), false));
+    }
     for heuristic in Heuristic::ALL {
         let placer = HeuristicPlacer::new(heuristic, cluster);
         contenders.push((heuristic.to_string(), Box::new(placer), false));

@@ -11,6 +11,7 @@
 mod bound;
 mod cluster;
 mod csv;
+mod engine;
 mod heuristic;
 mod measure;
 mod placer;
@@ -20,6 +21,7 @@ mod simulate;
 pub use bound::{Bound, upper_bound};
 pub use cluster::{Cluster, ClusterError, HostClass, HostIndex, MAX_HOSTS, Room};
 pub use csv::csv;
+pub use engine::{EngineError, EnginePlacer};
 pub use heuristic::{Heuristic, HeuristicPlacer};
 pub use measure::{LARGE_FLAVOURS, Sample};
 pub use placer::{Ask, Move, Placer};

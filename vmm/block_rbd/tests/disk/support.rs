@@ -10,7 +10,8 @@ use std::{
 };
 
 use drover_block::{
-    Access, Backend, BackendQueue, BlockError, Completion, Owner, QueueConfig, Request, RequestBatch, Tag, Token,
+    Access, Backend, BackendQueue, BlockError, Completion, Owner, QueueConfig, Request, RequestBatch, Tag,
+    Token,
 };
 use drover_block_rbd::{RbdBackend, RbdDisk};
 use drover_guest_memory::GuestMemory;
