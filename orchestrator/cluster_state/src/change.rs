@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use drover_ids::{NodeId, OperationId, VmId, VolumeId};
+use drover_ids::{NodeId, OperationId, OwnerEpoch, VmId, VolumeId};
 
 use crate::{
-    ClusterEvent, DiskImage, Image, Name, Node, Operation, PolicyRecord, Pool, Project, Settings, Stored,
-    Subject, Vm, Volume,
+    Blocklisting, ClusterEvent, DiskImage, Image, Name, Node, Operation, PolicyRecord, Pool, Project,
+    Settings, Stored, Subject, Vm, Volume,
 };
 
 /// The store's count of accepted transactions; a record's is that of the one which last wrote it.
@@ -98,6 +98,8 @@ pub enum Key {
     Project(Name),
     /// The cluster's settings.
     Settings,
+    /// What a fence has had refused: of this VM, owners older than this.
+    Blocklisting(VmId, OwnerEpoch),
 }
 
 /// What is stored.
@@ -125,6 +127,8 @@ pub enum Record {
     Project(Project),
     /// The cluster's settings.
     Settings(Settings),
+    /// What a fence has had refused.
+    Blocklisting(Blocklisting),
 }
 
 impl Record {
@@ -142,6 +146,7 @@ impl Record {
             Self::Policy(policy) => Key::Policy(policy.name.clone()),
             Self::Project(project) => Key::Project(project.name.clone()),
             Self::Settings(_) => Key::Settings,
+            Self::Blocklisting(entry) => Key::Blocklisting(entry.vm, entry.floor),
         }
     }
 }

@@ -12,6 +12,7 @@
 //! I/O and no clock; [`Moment`] and [`WallTime`] are handed in.
 #![forbid(unsafe_code)]
 
+mod blocklisting;
 mod change;
 mod constraints;
 mod disk_image;
@@ -31,13 +32,14 @@ mod time;
 mod vm;
 mod volume;
 
+pub use blocklisting::Blocklisting;
 pub use change::{Change, Expect, Guard, Key, NameKind, NameRecord, Record, Revision, Txn, Write};
 pub use constraints::{
     Affinity, Constraints, Domain, LabelRule, LabelTest, NumaPolicy, Peer, Preemption, Relation, Spread,
     Strength,
 };
 pub use disk_image::{DiskImage, DiskImageState, ImageFormat, ImageSource};
-pub use evidence::{Evidence, VolumeFence, VolumeOwner};
+pub use evidence::{Blocklist, Evidence, VolumeFence, VolumeOwner};
 pub use explanation::{Choice, Explanation, NearestMiss, RefusalCount, ScoreTerm};
 pub use host::{
     CpuBaseline, CpuBaselineError, Drain, HostFacts, Labels, NodeSettings, NumaNode, Overcommit, RACK_LABEL,
@@ -55,7 +57,7 @@ pub use policy::{
     Settings,
 };
 pub use pool::{Pool, PoolAccess, PoolState, RbdCredentials, RbdPool, Secret};
-pub use report::{BootTimes, MigrationPhase, MigrationReport, RunState, StopReason, VmReport};
+pub use report::{BootTimes, MigrationPhase, MigrationReport, RunState, StopReason, StorageClient, VmReport};
 pub use state::{ClusterState, Stored, Usage};
 pub use storage_work::{CloneSource, StorageWork};
 pub use time::{Moment, Now, WallTime};

@@ -103,6 +103,8 @@ pub struct Node {
     pub incarnation: Incarnation,
     /// The agent's version.
     pub version: String,
+    /// The version of librbd there. Empty: none, and pools of RBD images are out of its reach.
+    pub librbd: String,
     /// Whether it has been given up.
     pub fence: NodeFence,
     /// Grows with every VM that is assigned to it. Each assignment writes this record, so that two that were decided

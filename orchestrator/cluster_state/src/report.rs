@@ -1,8 +1,8 @@
 //! What a node says about a VM of its own.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use drover_ids::{MigrationId, OwnerEpoch};
+use drover_ids::{MigrationId, OwnerEpoch, VolumeId};
 
 /// State of a VM's process (`drover.vm.v1.VmState`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub enum StopReason {
     VmmFailure,
     /// As a migration's target: the migration failed.
     MigrationFailed,
+    /// The storage did not answer for longer than the VM's policy allows.
+    StorageStalled,
 }
 
 impl StopReason {
@@ -60,6 +62,7 @@ impl StopReason {
             Self::Fenced => "storage refused this owner",
             Self::VmmFailure => "the VMM failed",
             Self::MigrationFailed => "the incoming migration failed",
+            Self::StorageStalled => "its storage did not answer",
         }
     }
 }
@@ -113,6 +116,15 @@ pub struct BootTimes {
     pub start_to_first_byte: Option<Duration>,
 }
 
+/// A process as a client of a storage cluster (`drover.vm.v1.StorageClient`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StorageClient {
+    /// The cluster's own identity: the fsid of a Ceph cluster.
+    pub cluster: String,
+    /// What has to be refused there to keep the process from writing: "192.0.2.7:0/3710147553".
+    pub addresses: BTreeSet<String>,
+}
+
 /// What a node says about one VM (`drover.node.v1.VmStatus`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmReport {
@@ -132,6 +144,10 @@ pub struct VmReport {
     pub boot: BootTimes,
     /// Its latest migration.
     pub migration: Option<MigrationReport>,
+    /// Itself, as storage clusters see it. Complete before it takes a volume.
+    pub clients: Vec<StorageClient>,
+    /// Volumes whose storage does not answer it at the moment.
+    pub stalled: BTreeSet<VolumeId>,
     /// The agent has seen the process end, and how. `None`: a process is there.
     pub exit: Option<String>,
 }

@@ -1,13 +1,17 @@
 //! The whole of it.
 
-use std::{collections::BTreeMap, ops::Deref};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Deref,
+};
 
-use drover_ids::{NodeId, OperationId, VmId, VolumeId};
+use drover_ids::{NodeId, OperationId, OwnerEpoch, VmId, VolumeId};
 
 use crate::{
-    Capacity, Change, Claim, Desired, DiskImage, Image, Key, Liveness, Name, NameKind, NameRecord, Node,
-    NodeFence, NodeSession, NodeState, Operation, PolicyRecord, Pool, Progress, Project, ProjectUsage,
-    Record, Revision, Right, RunState, Settings, Vm, VmPhase, VmReport, Volume,
+    Blocklisting, Capacity, Change, Claim, Desired, DiskImage, Image, Key, Liveness, Name, NameKind,
+    NameRecord, Node, NodeFence, NodeSession, NodeState, Operation, PolicyRecord, Pool, PoolAccess, Progress,
+    Project, ProjectUsage, Record, Revision, Right, RunState, Settings, Vm, VmPhase, VmReport, VmSpec,
+    Volume,
 };
 
 /// Deletions remembered, so that an older change of the same record that arrives late does not bring it back. A change
@@ -65,6 +69,8 @@ pub struct ClusterState {
     pub projects: BTreeMap<Name, Stored<Project>>,
     /// Stored: the cluster's settings, if anybody has changed them.
     pub settings: Option<Stored<Settings>>,
+    /// Stored: what fences have had refused.
+    pub blocklistings: BTreeMap<(VmId, OwnerEpoch), Stored<Blocklisting>>,
     /// Observed: what has been heard of each node.
     pub sessions: BTreeMap<NodeId, NodeSession>,
     /// Observed: what reconcile is doing about each VM that is not settled.
@@ -117,6 +123,7 @@ impl ClusterState {
             Key::Policy(name) => self.policies.get(name).map(|s| s.revision),
             Key::Project(name) => self.projects.get(name).map(|s| s.revision),
             Key::Settings => self.settings.as_ref().map(|s| s.revision),
+            Key::Blocklisting(vm, floor) => self.blocklistings.get(&(*vm, *floor)).map(|s| s.revision),
         }
     }
 
@@ -138,6 +145,23 @@ impl ClusterState {
     /// What a node's name is, for people; its id if it is not known.
     pub fn node_name(&self, node: NodeId) -> String {
         self.nodes.get(&node).map_or_else(|| node.to_string(), |n| n.name.to_string())
+    }
+
+    /// The pools that a node reaches: those it is configured with, and all of RBD images where it has the library.
+    pub fn reached_pools(&self, node: &Node) -> BTreeSet<Name> {
+        let rbd = self.pools.keys().filter(|_| !node.librbd.is_empty());
+        node.pools.iter().chain(rbd).cloned().collect()
+    }
+
+    /// How a node reaches the VM's volumes, where its own configuration does not say.
+    pub fn pool_access(&self, spec: &VmSpec) -> BTreeMap<Name, PoolAccess> {
+        let access = |pool: &Name| Some((pool.clone(), self.pools.get(pool)?.access()?));
+        spec.volumes.iter().filter_map(|volume| access(&volume.pool)).collect()
+    }
+
+    /// Whether a process of the VM can leave something behind in a storage cluster when it ends: a lock, a watch.
+    pub fn holds_rbd(&self, spec: &VmSpec) -> bool {
+        spec.writable_volumes().any(|volume| self.pools.contains_key(&volume.pool))
     }
 
     /// What a node said last about a VM.
@@ -250,6 +274,9 @@ impl ClusterState {
                 self.projects.insert(value.name.clone(), Stored { revision, value });
             }
             Record::Settings(value) => self.settings = Some(Stored { revision, value }),
+            Record::Blocklisting(value) => {
+                self.blocklistings.insert((value.vm, value.floor), Stored { revision, value });
+            }
         }
     }
 
@@ -288,6 +315,9 @@ impl ClusterState {
                 self.projects.remove(name);
             }
             Key::Settings => self.settings = None,
+            Key::Blocklisting(vm, floor) => {
+                self.blocklistings.remove(&(*vm, *floor));
+            }
         }
     }
 

@@ -82,14 +82,14 @@ impl NodeAgents for AgentConnections {
         let vm_id = call.vm.to_string();
         let answered = match call.command {
             AgentCommand::EnsureVm(spec) => {
-                let spec = Some(convert::vm_spec(call.vm, &spec));
+                let spec = Some(convert::vm_spec(call.vm, &spec, &call.pools));
                 agent.ensure_vm(EnsureVmRequest { command, spec }).await.and_then(report)
             }
             AgentCommand::StopVm => {
                 agent.stop_vm(StopVmRequest { command, vm_id }).await.map(|_| AgentAnswer::Stopped)
             }
             AgentCommand::PrepareIncoming { migration, spec } => {
-                let spec = Some(convert::vm_spec(call.vm, &spec));
+                let spec = Some(convert::vm_spec(call.vm, &spec, &call.pools));
                 let request = PrepareIncomingRequest { command, migration_id: migration.to_string(), spec };
                 let answer = agent.prepare_incoming(request).await;
                 answer.map(|answer| AgentAnswer::Incoming { address: answer.into_inner().address })
@@ -172,6 +172,7 @@ mod tests {
                 vm: VmId::from_u128(3),
                 epoch: OwnerEpoch::new(1),
                 timeout: Duration::from_secs(1),
+                pools: BTreeMap::new(),
                 command: AgentCommand::StopVm,
             };
             let error = AgentConnections::default().call(call).await.unwrap_err();

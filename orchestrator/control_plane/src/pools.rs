@@ -79,7 +79,7 @@ impl Fence for Pools {
 fn proof(proof: FenceProof) -> VolumeFence {
     let previous =
         proof.previous.map(|owner| VolumeOwner { vm: owner.vm, node: owner.node, epoch: owner.epoch });
-    VolumeFence { volume: proof.volume, epoch: proof.epoch, previous }
+    VolumeFence { volume: proof.volume, epoch: proof.epoch, previous, blocklist: None }
 }
 
 fn refusal(error: &LockError) -> FenceRefusal {
@@ -114,6 +114,8 @@ mod tests {
             vm,
             volumes: vec![(volume, name.clone()), (volume, elsewhere)],
             min_epoch: OwnerEpoch::new(2),
+            clients: BTreeSet::new(),
+            spared: BTreeSet::new(),
         };
         let results = pools.fence(request.clone()).await;
         let refusals: Vec<String> = results.iter().map(|(_, result)| result.clone().unwrap_err().0).collect();
@@ -124,7 +126,7 @@ mod tests {
         drop(file);
         let proof = pools.fence(request).await[0].1.clone().unwrap();
         let previous = Some(VolumeOwner { vm, node: owner.node, epoch: owner.epoch });
-        assert_eq!(proof, VolumeFence { volume, epoch: OwnerEpoch::new(2), previous });
+        assert_eq!(proof, VolumeFence { volume, epoch: OwnerEpoch::new(2), previous, blocklist: None });
         assert!(VolumeLock::acquire(&open(), &pool.sidecar_path(volume), owner).is_err());
     }
 }

@@ -172,6 +172,15 @@ impl Vm for Fake {
         self.lease.send_replace(request.lease.map_or(0, |lease| lease.pause_at_boottime_ns));
         Ok(Response::new(vm::ExtendLeaseResponse { state: self.info.borrow().state }))
     }
+    async fn hold_queues(&self, _: Request<vm::HoldQueuesRequest>) -> Answer<vm::HoldQueuesResponse> {
+        Ok(Response::new(vm::HoldQueuesResponse { drained_us: 1 }))
+    }
+    async fn release_queues(
+        &self,
+        _: Request<vm::ReleaseQueuesRequest>,
+    ) -> Answer<vm::ReleaseQueuesResponse> {
+        Ok(Response::new(vm::ReleaseQueuesResponse { held_us: 2, expired: false }))
+    }
     async fn metrics(&self, _: Request<vm::MetricsRequest>) -> Answer<vm::MetricsResponse> {
         Ok(Response::new(vm::MetricsResponse { text: self.lease.borrow().to_string() }))
     }

@@ -112,7 +112,9 @@ async fn talk(plan: Plan, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
     inbox.send(Message::Reachable { vm, run, vmmd: vmmd.clone() }).await.ok();
     match how {
         How::Boot => {
-            vmmd.create(command.clone(), machine.config, lease).await.map_err(never_ran)?;
+            let created = vmmd.create(command.clone(), machine.config, lease).await.map_err(never_ran)?;
+            // Under which addresses it writes is reported before it does.
+            inbox.send(Message::Info { vm, run, info: created }).await.ok();
             let started = vmmd.start(command).await;
             let info = started.map_err(|status| NotUp { status, may_have_run: true })?;
             Ok(Up { vmmd, info, address: None })

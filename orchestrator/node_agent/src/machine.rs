@@ -2,12 +2,12 @@
 
 use drover_ids::{NodeId, VmId, VolumeId};
 use drover_wire::{
-    node::v1::VmSpec,
-    vm::v1::{Disk, VmConfig},
+    node::v1::{RbdAccess, VmSpec, VolumeAttachment, pool_access},
+    vm::v1::{Disk, RbdImage, VmConfig},
 };
 use tonic::Status;
 
-use crate::config::Pool;
+use crate::{capabilities::Librbd, config::Pool};
 
 /// Limits of one message, so that a peer cannot make the agent do unbounded work.
 const VOLUMES_MAX: usize = 64;
@@ -20,7 +20,11 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Checks a specification and resolves its paths. Whether the files exist is vmmd's to find out.
-    pub(crate) fn resolve(spec: Option<VmSpec>, node: NodeId, pools: &[Pool]) -> Result<Self, Status> {
+    pub(crate) fn resolve(
+        spec: Option<VmSpec>,
+        node: NodeId,
+        (pools, library): (&[Pool], &Librbd),
+    ) -> Result<Self, Status> {
         let invalid = |what: String| Status::invalid_argument(what);
         let spec = spec.ok_or_else(|| invalid("spec is missing".into()))?;
         let vm: VmId = spec.vm_id.parse().map_err(|error| invalid(format!("spec.vm_id: {error}")))?;
@@ -33,8 +37,10 @@ impl Machine {
         if spec.volumes.len() > VOLUMES_MAX {
             return Err(invalid(format!("spec.volumes has more than {VOLUMES_MAX} entries")));
         }
+        let named = |volume: &VolumeAttachment| pools.iter().find(|pool| pool.name == volume.pool);
         let boot_pool = match (spec.image_pool.as_str(), spec.volumes.first()) {
-            ("", Some(volume)) => pool(&volume.pool, pools)?,
+            // A boot image is in a pool of this node's configuration, wherever the volumes are.
+            ("", Some(volume)) if named(volume).is_some() => pool(&volume.pool, pools)?,
             (named, _) if !named.is_empty() => pool(named, pools)?,
             _ => pools.first().ok_or_else(|| Status::failed_precondition("this node has no pool"))?,
         };
@@ -52,8 +58,23 @@ impl Machine {
                 .volume_id
                 .parse()
                 .map_err(|error| invalid(format!("spec.volumes.volume_id: {error}")))?;
-            let path = pool(&volume.pool, pools)?.dir.volume_path(id);
-            disks.push(Disk { volume_id: id.to_string(), path: utf8(&path)?, read_only: volume.read_only });
+            let mut disk = Disk { volume_id: id.to_string(), read_only: volume.read_only, ..Disk::default() };
+            match volume.access.clone().and_then(|access| access.kind) {
+                Some(pool_access::Kind::Rbd(RbdAccess { cluster, image })) => {
+                    if !library.is_there() {
+                        return Err(Status::failed_precondition(format!(
+                            "volume {id} is in the rbd pool '{}', and this node has no librbd: install the package \
+                             librbd1 and restart the agent",
+                            volume.pool
+                        )));
+                    }
+                    disk.rbd = Some(RbdImage { access: cluster, image });
+                }
+                Some(pool_access::Kind::Dir(_)) | None => {
+                    disk.path = utf8(&pool(&volume.pool, pools)?.dir.volume_path(id))?;
+                }
+            }
+            disks.push(disk);
         }
         let config = VmConfig {
             vm_id: vm.to_string(),
@@ -64,6 +85,7 @@ impl Machine {
             cmdline: spec.cmdline,
             disks,
             node_id: node.to_string(),
+            stall: spec.stall,
         };
         Ok(Self { config })
     }
@@ -86,7 +108,7 @@ fn utf8(path: &std::path::Path) -> Result<String, Status> {
 #[cfg(test)]
 mod tests {
     use drover_dir_volume::DirPool;
-    use drover_wire::node::v1::VolumeAttachment;
+    use drover_wire::node::v1::PoolAccess;
 
     use super::*;
 
@@ -101,7 +123,13 @@ mod tests {
             image: "probe".into(),
             cmdline: "probe.heartbeat=5".into(),
             image_pool: String::new(),
-            volumes: vec![VolumeAttachment { volume_id: ID.into(), pool: "fast".into(), read_only: true }],
+            volumes: vec![VolumeAttachment {
+                volume_id: ID.into(),
+                pool: "fast".into(),
+                read_only: true,
+                access: None,
+            }],
+            stall: None,
         }
     }
 
@@ -112,7 +140,7 @@ mod tests {
         let pools = ["slow", "fast"].map(|name| Pool { name: name.into(), dir: dir.clone() });
         let mut spec = spec();
         change(&mut spec);
-        match Machine::resolve(Some(spec), NodeId::from_u128(1), &pools) {
+        match Machine::resolve(Some(spec), NodeId::from_u128(1), (&pools, &Librbd::default())) {
             Ok(machine) => assert!(machine.config.disks[0].path.contains(names), "{machine:?}"),
             Err(status) => assert!(status.message().contains(names), "{status}"),
         }
@@ -130,5 +158,8 @@ mod tests {
         check(|spec| spec.image_pool = "gone".into(), "no pool 'gone'");
         check(|spec| spec.volumes[0].volume_id = "x".into(), "spec.volumes.volume_id");
         check(|spec| spec.volumes = vec![spec.volumes[0].clone(); 65], "spec.volumes");
+        let rbd = RbdAccess { cluster: None, image: "volume-1".into() };
+        let access = PoolAccess { kind: Some(pool_access::Kind::Rbd(rbd)) };
+        check(|spec| spec.volumes[0].access = Some(access), "install the package librbd1");
     }
 }

@@ -23,6 +23,7 @@
 
 mod adopt;
 mod agent;
+mod capabilities;
 mod clock;
 mod config;
 mod console;
@@ -59,6 +60,7 @@ use uuid::Uuid;
 
 use crate::{
     agent::Agent,
+    capabilities::Librbd,
     config::{Args, Config},
     death_watch::DeathWatch,
     registry::Registry,
@@ -96,13 +98,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let incarnation = Uuid::new_v4();
     info!(node = %node_id, name = config.name, %incarnation, address = %config.advertise, port, "node agent starts");
 
-    let registry = Registry::new(&config, node_id, incarnation, port)?;
+    let librbd = Librbd::of(&config.vmmd).await;
+    let registry = Registry::new(&config, (node_id, incarnation), port, &librbd)?;
     let (inbox, messages) = mpsc::channel(INBOX_DEPTH);
     let deaths = DeathWatch::start()?;
     let adopted = adopt::scan(&state_dir, &deaths).await?;
     let config_pools = config.pools.clone();
     let agent = Agent::new(config, state_dir, registry, deaths, inbox.clone())?;
-    let service = NodeAgentServer::new(Service::new(node_id, &config_pools, inbox))
+    let service = NodeAgentServer::new(Service::new(node_id, &config_pools, librbd, inbox))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()
         .tcp_nodelay(true)

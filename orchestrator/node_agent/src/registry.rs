@@ -20,7 +20,7 @@ use tonic::{
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::{capabilities::Librbd, config::Config};
 
 /// A call that takes longer has failed: the next heartbeat is worth more than this one's late answer. Well below
 /// every sensible lease, so that a lost answer does not cost it.
@@ -35,7 +35,12 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(crate) fn new(config: &Config, node: NodeId, incarnation: Uuid, port: u16) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        config: &Config,
+        (node, incarnation): (NodeId, Uuid),
+        port: u16,
+        librbd: &Librbd,
+    ) -> anyhow::Result<Self> {
         let channel = Endpoint::from_shared(config.control_plane.clone())
             .with_context(|| format!("--control-plane: '{}' is not a URL", config.control_plane))?
             .connect_timeout(CONNECT_WITHIN)
@@ -51,6 +56,7 @@ impl Registry {
             pools: config.pools.iter().map(|pool| pool.name.clone()).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             facts: Some(config.facts.clone()),
+            librbd: librbd.version().to_owned(),
         };
         let client = NodeRegistryClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Self { client, introduction })

@@ -6,10 +6,10 @@ use drover_ids::{MigrationId, NodeId, OperationId, VmId};
 use drover_node_supervisor::Verb;
 use drover_wire::{
     node::v1::{
-        CancelMigrationRequest, ConsoleRequest, EnsureVmRequest, GrantEpochRequest, ListVmsRequest,
-        ListVmsResponse, LogsRequest, MigrateOutRequest, PauseVmRequest, PrepareIncomingRequest,
-        PrepareIncomingResponse, ResumeVmRequest, StopVmRequest, StopVmResponse, VmSpec, VmStatus,
-        node_agent_server::NodeAgent,
+        CancelMigrationRequest, ConsoleRequest, EnsureVmRequest, GrantEpochRequest, HoldQueuesRequest,
+        ListVmsRequest, ListVmsResponse, LogsRequest, MigrateOutRequest, PauseVmRequest,
+        PrepareIncomingRequest, PrepareIncomingResponse, ReleaseQueuesRequest, ResumeVmRequest,
+        StopVmRequest, StopVmResponse, VmSpec, VmStatus, node_agent_server::NodeAgent,
     },
     vm::v1::{self as vm, Command, ConsoleOutput},
 };
@@ -18,10 +18,12 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    capabilities::Librbd,
     config::Pool,
     console, logs,
     machine::Machine,
     message::{Asked, Body, Located, Message, Reply},
+    vmmd::Vmmd,
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -32,12 +34,13 @@ type Output = Pin<Box<dyn Stream<Item = Result<ConsoleOutput, Status>> + Send>>;
 pub(crate) struct Service {
     node: NodeId,
     pools: Arc<[Pool]>,
+    librbd: Librbd,
     inbox: mpsc::Sender<Message>,
 }
 
 impl Service {
-    pub(crate) fn new(node: NodeId, pools: &[Pool], inbox: mpsc::Sender<Message>) -> Self {
-        Self { node, pools: pools.into(), inbox }
+    pub(crate) fn new(node: NodeId, pools: &[Pool], librbd: Librbd, inbox: mpsc::Sender<Message>) -> Self {
+        Self { node, pools: pools.into(), librbd, inbox }
     }
 
     async fn tell<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, Status> {
@@ -60,7 +63,13 @@ impl Service {
 
     fn machine(&self, spec: Option<VmSpec>) -> Result<(VmId, Body), Status> {
         let vm = vm_id("spec.vm_id", spec.as_ref().map(|spec| spec.vm_id.as_str()).unwrap_or_default())?;
-        Ok((vm, Body::Machine(Machine::resolve(spec, self.node, &self.pools))))
+        Ok((vm, Body::Machine(Machine::resolve(spec, self.node, (&self.pools, &self.librbd)))))
+    }
+
+    /// The process of a VM that runs here.
+    async fn running(&self, vm: &str) -> Result<Vmmd, Status> {
+        let found = self.find(vm_id("vm_id", vm)?).await?;
+        found.vmmd.ok_or_else(|| Status::failed_precondition("this VM does not run here"))
     }
 
     async fn find(&self, vm: VmId) -> Result<Located, Status> {
@@ -157,6 +166,22 @@ impl NodeAgent for Service {
         self.ask_status(asked(vm, Verb::Resume, request.command, Body::None)?).await
     }
 
+    async fn hold_queues(&self, request: Request<HoldQueuesRequest>) -> Answer<vm::HoldQueuesResponse> {
+        let HoldQueuesRequest { command: given, vm_id, limit_ms } = request.into_inner();
+        let vmmd = self.running(&vm_id).await?;
+        let request = vm::HoldQueuesRequest { command: Some(command(given)?), limit_ms };
+        vmmd.client().hold_queues(request).await
+    }
+
+    async fn release_queues(
+        &self,
+        request: Request<ReleaseQueuesRequest>,
+    ) -> Answer<vm::ReleaseQueuesResponse> {
+        let ReleaseQueuesRequest { command: given, vm_id } = request.into_inner();
+        let vmmd = self.running(&vm_id).await?;
+        vmmd.client().release_queues(vm::ReleaseQueuesRequest { command: Some(command(given)?) }).await
+    }
+
     async fn list_vms(&self, _request: Request<ListVmsRequest>) -> Answer<ListVmsResponse> {
         let vms = self.tell(Message::List).await?;
         Ok(Response::new(ListVmsResponse { vms }))
@@ -170,11 +195,7 @@ impl NodeAgent for Service {
             .message()
             .await?
             .ok_or_else(|| Status::invalid_argument("the first message must name vm_id"))?;
-        let vm = vm_id("vm_id", &first.vm_id)?;
-        let vmmd =
-            self.find(vm).await?.vmmd.ok_or_else(|| {
-                Status::failed_precondition("this VM does not run here, so it has no console")
-            })?;
+        let vmmd = self.running(&first.vm_id).await?;
         Ok(Response::new(Box::pin(console::attach(&vmmd, first.data, input).await?)))
     }
 

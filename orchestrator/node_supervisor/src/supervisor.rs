@@ -227,8 +227,11 @@ impl Supervisor {
 
     fn reported(&mut self, (vm, run): (VmId, Run), report: VmReport, out: &mut Vec<Effect>) {
         let Some(entry) = self.current(vm, run) else { return };
-        // While it is being launched, the launch says when it is up.
-        let Phase::Live { report: last } = &mut entry.phase else { return };
+        // While it is being launched, the launch says when it is up; what else it says is worth passing on.
+        let Phase::Live { report: last } = &mut entry.phase else {
+            self.heartbeats.hurry();
+            return;
+        };
         let changed = last.state != report.state || last.epoch != report.epoch;
         *last = report;
         entry.learn_epoch(report.epoch);

@@ -3,7 +3,10 @@
 //! A proof for a floor stays true: no owner with an older epoch can ever acquire the volume again. Proofs are kept until
 //! the VM is granted anew, when a higher floor is needed.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use drover_cluster_state::{Moment, Name, Vm, VolumeFence};
 use drover_ids::{OwnerEpoch, VmId, VolumeId};
@@ -20,6 +23,8 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 struct Book {
     floor: OwnerEpoch,
+    /// Who was to be left alone. A proof says nothing of them.
+    spared: BTreeSet<String>,
     proofs: BTreeMap<VolumeId, VolumeFence>,
     in_flight: Option<(FenceId, Moment)>,
     failures: u32,
@@ -38,6 +43,13 @@ pub(crate) enum Fencing {
     Waiting(String),
 }
 
+/// The processes of a VM as clients of storage clusters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Clients {
+    pub(crate) refused: BTreeSet<String>,
+    pub(crate) spared: BTreeSet<String>,
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(crate) struct Fences {
@@ -47,9 +59,9 @@ pub(crate) struct Fences {
 
 impl Fences {
     /// How it stands with the writable volumes of a VM, against owners older than `floor`.
-    pub(crate) fn pursue(&mut self, vm: &Vm, floor: OwnerEpoch, now: Moment) -> Fencing {
+    pub(crate) fn pursue(&mut self, vm: &Vm, floor: OwnerEpoch, clients: Clients, now: Moment) -> Fencing {
         let book = self.books.entry(vm.id).or_insert_with(|| Book::new(floor));
-        if book.floor != floor {
+        if book.floor != floor || !book.spared.is_subset(&clients.spared) {
             *book = Book::new(floor);
         }
         let missing: Vec<(VolumeId, Name)> = vm
@@ -59,7 +71,7 @@ impl Fences {
             .map(|v| (v.volume, v.pool.clone()))
             .collect();
         if missing.is_empty() {
-            return Fencing::Proven(book.proofs.values().copied().collect());
+            return Fencing::Proven(book.proofs.values().cloned().collect());
         }
         if book.in_flight.is_some_and(|(_, deadline)| now < deadline) || now < book.next_try {
             return Fencing::Waiting(match book.refusal.as_str() {
@@ -70,7 +82,9 @@ impl Fences {
         self.next += 1;
         let id = FenceId(self.next);
         book.in_flight = Some((id, now.after(ANSWER_WAIT_MAX)));
-        Fencing::Ask(FenceRequest { id, vm: vm.id, volumes: missing, min_epoch: floor })
+        let Clients { refused: clients, spared } = clients;
+        book.spared.extend(spared.iter().cloned());
+        Fencing::Ask(FenceRequest { id, vm: vm.id, volumes: missing, min_epoch: floor, clients, spared })
     }
 
     /// Takes in an answer. Returns the VM; `None` if nobody waits for it any more.
@@ -113,6 +127,7 @@ impl Book {
     fn new(floor: OwnerEpoch) -> Self {
         Self {
             floor,
+            spared: BTreeSet::new(),
             proofs: BTreeMap::new(),
             in_flight: None,
             failures: 0,

@@ -1,12 +1,16 @@
 //! The evidence that a grant is out of use (B7), and the release that stores it.
 
+use std::collections::BTreeSet;
+
 use drover_cluster_state::{
-    Candidate, Desired, Evidence, Liveness, NodeFence, OperationKind, OperationState, Record, Right,
-    RunState, StopCause, Stored, Txn, Vm, event_kind,
+    Blocklisting, Candidate, Desired, Evidence, Liveness, NodeFence, OperationKind, OperationState, Record,
+    Right, RunState, StopCause, Stored, Txn, Vm, VolumeFence, event_kind,
 };
+use drover_ids::OwnerEpoch;
 
 use crate::{
     AgentCommand,
+    fences::Clients,
     planner::{Next, Planner, Standing},
     restart::{START_ATTEMPTS, backoff},
 };
@@ -94,18 +98,80 @@ impl Planner {
                 Cause::GuestShutdown | Cause::Failure(_) | Cause::NodeLost(_) => Next::fencing(detail),
             };
         }
+        if self.state.holds_rbd(&vm.spec) && evidence.iter().all(|proof| proof.volumes().is_empty()) {
+            // A process that ended without a word has left its lock behind, and requests that may still be under way:
+            // the next owner would wait half a minute for the one, and must not meet the other.
+            let floor = vm.ownership.next_epoch();
+            match self.fence_volumes(vm, floor) {
+                Ok(volumes) => {
+                    let Some((node, epoch)) = evidence.first().map(Evidence::subject) else {
+                        return Next::fencing("there is no evidence");
+                    };
+                    evidence.push(Evidence::StorageFenced { node, epoch, volumes });
+                }
+                Err(detail) => return Next::fencing(detail),
+            }
+        }
         self.commit_release(vm, evidence, cause)
+    }
+
+    /// How the VM's processes with epochs before `floor` are known to storage clusters. Spared are those that agents
+    /// can speak for: they end when they are told to, or go on with a newer epoch.
+    pub(crate) fn clients_of(&self, vm: &Vm, floor: OwnerEpoch) -> Clients {
+        let mut clients = Clients::default();
+        for (node, session) in &self.state.sessions {
+            let Some(report) = session.vms.get(&vm.id).filter(|report| report.epoch < floor) else {
+                continue;
+            };
+            let addresses = report.clients.iter().flat_map(|client| client.addresses.iter().cloned());
+            let there = report.exit.is_none() && !self.calls.stopped(vm.id, *node, report.epoch);
+            if there && self.standing(*node) == Standing::Heard {
+                clients.spared.extend(addresses);
+            } else {
+                clients.refused.extend(addresses);
+            }
+        }
+        clients
+    }
+
+    /// Stores what the fence has had refused, so that it is kept up, and lifted when its processes are gone.
+    pub(crate) fn keep_blocklisted<'a>(
+        &self,
+        txn: &mut Txn,
+        vm: &Vm,
+        fences: impl IntoIterator<Item = &'a VolumeFence>,
+    ) {
+        let mut entries = BTreeSet::new();
+        for fence in fences {
+            let Some(attachment) = vm.spec.volumes.iter().find(|v| v.volume == fence.volume) else {
+                continue;
+            };
+            let refused = fence.blocklist.iter().flat_map(|blocklist| &blocklist.entries);
+            entries.extend(refused.map(|address| (attachment.pool.clone(), address.clone())));
+        }
+        if entries.is_empty() {
+            return;
+        }
+        let floor = vm.ownership.next_epoch();
+        let candidates = vm.ownership.candidates().collect();
+        let created_at = self.now.wall;
+        let entry = Blocklisting { vm: vm.id, floor, candidates, entries, created_at };
+        match self.state.blocklistings.get(&(vm.id, floor)) {
+            Some(known) => txn.update(known.revision, Record::Blocklisting(entry)),
+            None => txn.create(Record::Blocklisting(entry)),
+        }
     }
 
     fn commit_release(&mut self, vm: &Stored<Vm>, evidence: Vec<Evidence>, cause: Cause) -> Next {
         let proofs = evidence.iter().map(Evidence::to_string).collect::<Vec<_>>().join("; ");
+        let mut txn = Txn::new();
+        self.keep_blocklisted(&mut txn, vm, evidence.iter().flat_map(Evidence::volumes));
         let Ok(ownership) = vm.ownership.release(evidence) else {
             // prove_end covers each candidate, so that this cannot be; and if it were, nothing may be released.
             return Next::fencing("its evidence does not cover every owner");
         };
         let mut changed = vm.value.clone();
         changed.ownership = ownership;
-        let mut txn = Txn::new();
         // What is not wanted to run does not fail.
         let cause = if vm.desired == Desired::Running { cause } else { Cause::Unwanted };
         let (kind, message) = match &cause {

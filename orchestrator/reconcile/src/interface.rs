@@ -10,10 +10,14 @@
 //! - Effects of one step may run concurrently. What must be ordered is ordered by the planner, over answers.
 //! - Nothing is lost with the planner: a new one, made from the stored state, gets to the same end.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 use drover_cluster_state::{
-    Change, ClusterEvent, Incarnation, Name, Revision, Txn, VmReport, VmSpec, VolumeFence,
+    Change, ClusterEvent, Incarnation, Name, PoolAccess, Revision, Txn, VmReport, VmSpec, VolumeFence,
 };
 use drover_ids::{MigrationId, NodeId, OperationId, OwnerEpoch, VmId, VolumeId};
 
@@ -165,6 +169,8 @@ pub struct AgentCall {
     pub epoch: OwnerEpoch,
     /// The driver's deadline: then the result is [`CallError::Unanswered`].
     pub timeout: Duration,
+    /// For a command that brings a VM up: how its volumes are reached, where the node's configuration does not say.
+    pub pools: BTreeMap<Name, PoolAccess>,
     /// What to do.
     pub command: AgentCommand,
 }
@@ -253,6 +259,11 @@ pub struct FenceRequest {
     pub volumes: Vec<(VolumeId, Name)>,
     /// Owners with an older epoch are refused from now on.
     pub min_epoch: OwnerEpoch,
+    /// How processes of older owners are known to storage clusters, as far as they have told. Refused there, together
+    /// with whoever the storage itself names.
+    pub clients: BTreeSet<String>,
+    /// Of those, who must not be refused: they wait to go on with a newer epoch, or end by themselves.
+    pub spared: BTreeSet<String>,
 }
 
 /// Why a volume is not fenced.

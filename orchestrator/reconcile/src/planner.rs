@@ -260,8 +260,15 @@ impl Planner {
                     self.node_fence_changed(node, before.as_ref(), after.as_ref());
                 }
             }
-            Key::Volume(_) | Key::Image(_) | Key::Pool(_) | Key::DiskImage(_) | Key::Name(..) => {}
-            Key::Policy(_) | Key::Project(_) | Key::Settings => {}
+            Key::Volume(_)
+            | Key::Image(_)
+            | Key::Pool(_)
+            | Key::DiskImage(_)
+            | Key::Name(..)
+            | Key::Blocklisting(..)
+            | Key::Policy(_)
+            | Key::Project(_)
+            | Key::Settings => {}
         }
     }
 
@@ -347,7 +354,14 @@ impl Planner {
         };
         let operation = ident::command(vm, epoch, command.name(), about, attempt);
         let timeout = verb.timeout();
-        self.out.push(Effect::Call(AgentCall { id, node, address, operation, vm, epoch, timeout, command }));
+        let pools = match &command {
+            AgentCommand::EnsureVm(spec) | AgentCommand::PrepareIncoming { spec, .. } => {
+                self.state.pool_access(spec)
+            }
+            _ => BTreeMap::new(),
+        };
+        let call = AgentCall { id, node, address, operation, vm, epoch, timeout, pools, command };
+        self.out.push(Effect::Call(call));
     }
 
     /// Proof that nobody older than `floor` can write this VM's volumes, or what it waits for.
@@ -356,7 +370,8 @@ impl Planner {
         vm: &Vm,
         floor: OwnerEpoch,
     ) -> Result<Vec<drover_cluster_state::VolumeFence>, String> {
-        match self.fences.pursue(vm, floor, self.now.moment) {
+        let clients = self.clients_of(vm, floor);
+        match self.fences.pursue(vm, floor, clients, self.now.moment) {
             Fencing::Proven(proofs) => Ok(proofs),
             Fencing::Waiting(detail) => Err(detail),
             Fencing::Ask(request) => {

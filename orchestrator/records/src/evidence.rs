@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use drover_cluster_state::{Evidence, VolumeFence, VolumeOwner};
+use drover_cluster_state::{Blocklist, Evidence, VolumeFence, VolumeOwner};
 use drover_ids::{NodeId, OwnerEpoch, VmId, VolumeId};
 use drover_wire::store::v1 as stored;
 use stored::evidence::Proof;
@@ -26,6 +26,9 @@ impl StoredForm for Evidence {
                     volumes: volumes.iter().map(StoredForm::to_message).collect(),
                 })
             }
+            Self::StorageFenced { volumes, .. } => Proof::StorageFenced(stored::StorageFenced {
+                volumes: volumes.iter().map(StoredForm::to_message).collect(),
+            }),
         };
         stored::Evidence { node_id: id_bytes(node.as_u128()), epoch: epoch.get(), proof: Some(proof) }
     }
@@ -40,14 +43,17 @@ impl StoredForm for Evidence {
                 node,
                 epoch,
                 silent: Duration::from_millis(expired.silent_ms),
-                volumes: expired
-                    .volumes
-                    .into_iter()
-                    .map(StoredForm::from_message)
-                    .collect::<Result<_, _>>()?,
+                volumes: fences(expired.volumes)?,
             },
+            Proof::StorageFenced(fenced) => {
+                Self::StorageFenced { node, epoch, volumes: fences(fenced.volumes)? }
+            }
         })
     }
+}
+
+fn fences(messages: Vec<stored::VolumeFence>) -> Result<Vec<VolumeFence>, RecordError> {
+    messages.into_iter().map(StoredForm::from_message).collect()
 }
 
 impl StoredForm for VolumeFence {
@@ -58,6 +64,10 @@ impl StoredForm for VolumeFence {
             volume_id: id_bytes(self.volume.as_u128()),
             epoch: self.epoch.get(),
             previous: self.previous.as_ref().map(StoredForm::to_message),
+            blocklist: self.blocklist.as_ref().map(|blocklist| stored::Blocklist {
+                entries: blocklist.entries.iter().cloned().collect(),
+                map_epoch: blocklist.map_epoch,
+            }),
         }
     }
 
@@ -66,6 +76,10 @@ impl StoredForm for VolumeFence {
             volume: id("volume_fence.volume_id", &message.volume_id, VolumeId::from_u128)?,
             epoch: OwnerEpoch::new(message.epoch),
             previous: message.previous.map(StoredForm::from_message).transpose()?,
+            blocklist: message.blocklist.map(|blocklist| Blocklist {
+                entries: blocklist.entries.into_iter().collect(),
+                map_epoch: blocklist.map_epoch,
+            }),
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use drover_cluster_state::{Key, Name, NameKind};
+use drover_ids::OwnerEpoch;
 
 use crate::RecordError;
 
@@ -36,6 +37,7 @@ pub fn key_text(key: &Key) -> String {
         Key::Project(name) => format!("project/{name}"),
         // The only one of its kind.
         Key::Settings => "settings/cluster".to_owned(),
+        Key::Blocklisting(vm, floor) => format!("blocklisting/{vm}/{floor}"),
     }
 }
 
@@ -84,6 +86,13 @@ impl FromStr for StoredKey {
                 Some(("volume", rest)) => Key::Name(NameKind::Volume, name(rest)?),
                 Some(("node", rest)) => Key::Name(NameKind::Node, name(rest)?),
                 _ => return Err(unknown()),
+            },
+            "blocklisting" => match rest.split_once('/') {
+                Some((vm, floor)) => Key::Blocklisting(
+                    vm.parse().map_err(|_| unknown())?,
+                    OwnerEpoch::new(floor.parse().map_err(|_| unknown())?),
+                ),
+                None => return Err(unknown()),
             },
             "event" if (1..=EVENT_ID_LEN_MAX).contains(&rest.len()) => {
                 return Ok(Self::Event(rest.to_owned()));

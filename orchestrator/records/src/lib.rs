@@ -6,10 +6,11 @@
 //!
 //! ```text
 //! node/<id>  vm/<id>  volume/<id>  operation/<id>  image/<name>  disk-image/<name>  pool/<name>  name/<kind>/<name>
-//! event/<id>  policy/<name>  project/<name>  settings/cluster
+//! event/<id>  policy/<name>  project/<name>  settings/cluster  blocklisting/<vm id>/<floor>
 //! ```
 #![forbid(unsafe_code)]
 
+mod blocklisting;
 mod disk_image;
 mod error;
 mod event;
@@ -73,6 +74,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Policy(policy) => StoredRecord::Policy(policy.to_message()),
         Record::Project(project) => StoredRecord::Project(project.to_message()),
         Record::Settings(settings) => StoredRecord::Settings(settings.to_message()),
+        Record::Blocklisting(entry) => StoredRecord::Blocklisting(entry.to_message()),
     })
 }
 
@@ -103,6 +105,7 @@ pub fn decode(key: &StoredKey, bytes: &[u8]) -> Result<Value, RecordError> {
         StoredRecord::Policy(policy) => Record::Policy(StoredForm::from_message(policy)?),
         StoredRecord::Project(project) => Record::Project(StoredForm::from_message(project)?),
         StoredRecord::Settings(settings) => Record::Settings(StoredForm::from_message(settings)?),
+        StoredRecord::Blocklisting(entry) => Record::Blocklisting(StoredForm::from_message(entry)?),
         StoredRecord::Event(event) => {
             let event = ClusterEvent::from_message(event)?;
             return match key {

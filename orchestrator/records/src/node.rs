@@ -30,6 +30,7 @@ impl StoredForm for Node {
             // Absent means what an older version meant by not knowing it.
             facts: (self.facts != HostFacts::default()).then(|| facts_message(&self.facts)),
             settings: (self.settings != NodeSettings::default()).then(|| settings_message(&self.settings)),
+            librbd: self.librbd.clone(),
         }
     }
 
@@ -51,6 +52,7 @@ impl StoredForm for Node {
             facts: facts_from(message.facts.unwrap_or_default()).map_err(placement("node.facts"))?,
             settings: settings_from(message.settings.unwrap_or_default())
                 .map_err(placement("node.settings"))?,
+            librbd: message.librbd,
         })
     }
 }

@@ -93,6 +93,7 @@ fn node() -> Node {
         drain: Some(Drain { operation: OperationId::from_u128(0xd) }),
     };
     Node {
+        librbd: String::new(),
         id: A,
         name: name("n1"),
         address: "127.0.0.1:7401".to_owned(),

@@ -3,12 +3,12 @@
 use std::{borrow::Cow, time::Duration};
 
 use drover_cluster_state::{
-    Capacity, Claim, CloneSource, ClusterEvent, Constraints, Desired, DiskImage, DiskImageState, Evidence,
-    HostFacts, Image, ImageFormat, ImageSource, Incarnation, Key, MigrationResult, Name, NameKind,
-    NameRecord, Node, NodeFence, NodeFenceEvidence, NodeRejection, NodeSettings, Operation, OperationKind,
-    OperationState, Ownership, Pool, PoolState, RbdCredentials, RbdPool, Record, Restarts, Right, Secret,
-    Snapshot, SnapshotState, StopCause, StorageWork, Subject, Vm, VmSpec, Volume, VolumeAttachment,
-    VolumeFence, VolumeOwner, VolumeParent, VolumeState, WallTime,
+    Blocklist, Blocklisting, Candidate, Capacity, Claim, CloneSource, ClusterEvent, Constraints, Desired,
+    DiskImage, DiskImageState, Evidence, HostFacts, Image, ImageFormat, ImageSource, Incarnation, Key,
+    MigrationResult, Name, NameKind, NameRecord, Node, NodeFence, NodeFenceEvidence, NodeRejection,
+    NodeSettings, Operation, OperationKind, OperationState, Ownership, Pool, PoolState, RbdCredentials,
+    RbdPool, Record, Restarts, Right, Secret, Snapshot, SnapshotState, StopCause, StorageWork, Subject, Vm,
+    VmSpec, Volume, VolumeAttachment, VolumeFence, VolumeOwner, VolumeParent, VolumeState, WallTime,
 };
 use drover_ids::{
     Generation, ImageDigest, MigrationId, NodeId, OperationId, OwnerEpoch, SnapshotId, VmId, VolumeId,
@@ -80,6 +80,7 @@ fn node() -> impl Strategy<Value = Node> {
             capacity,
             pools: pools.into_iter().collect(),
             incarnation: Incarnation(text.clone()),
+            librbd: text.clone(),
             version: text,
             fence,
             assignments,
@@ -91,11 +92,11 @@ fn node() -> impl Strategy<Value = Node> {
 
 fn evidence() -> impl Strategy<Value = Evidence> {
     let owner = (vm_id(), node_id(), epoch()).prop_map(|(vm, node, epoch)| VolumeOwner { vm, node, epoch });
-    let fence = (volume_id(), epoch(), option::of(owner)).prop_map(|(volume, epoch, previous)| VolumeFence {
-        volume,
-        epoch,
-        previous,
-    });
+    let blocklist = (vec(".{1,20}", 0..3), any::<u64>())
+        .prop_map(|(entries, map_epoch)| Blocklist { entries: entries.into_iter().collect(), map_epoch });
+    let fence = (volume_id(), epoch(), option::of(owner), option::of(blocklist))
+        .prop_map(|(volume, epoch, previous, blocklist)| VolumeFence { volume, epoch, previous, blocklist });
+    let fence = fence.boxed();
     prop_oneof![
         (node_id(), epoch(), ".{0,20}").prop_map(|(node, epoch, exit)| Evidence::ProcessDeath {
             node,
@@ -103,8 +104,13 @@ fn evidence() -> impl Strategy<Value = Evidence> {
             exit
         }),
         (node_id(), epoch()).prop_map(|(node, epoch)| Evidence::Stopped { node, epoch }),
-        (node_id(), epoch(), millis(), vec(fence, 0..3)).prop_map(|(node, epoch, silent, volumes)| {
-            Evidence::SelfFenceLeaseExpired { node, epoch, silent, volumes }
+        (node_id(), epoch(), millis(), vec(fence.clone(), 0..3)).prop_map(
+            |(node, epoch, silent, volumes)| Evidence::SelfFenceLeaseExpired { node, epoch, silent, volumes }
+        ),
+        (node_id(), epoch(), vec(fence, 0..3)).prop_map(|(node, epoch, volumes)| Evidence::StorageFenced {
+            node,
+            epoch,
+            volumes
         }),
     ]
 }
@@ -392,6 +398,20 @@ fn operation() -> impl Strategy<Value = Operation> {
     )
 }
 
+fn blocklisting() -> impl Strategy<Value = Blocklisting> {
+    let candidate = (node_id(), epoch()).prop_map(|(node, epoch)| Candidate { node, epoch });
+    let entries = vec((name(), ".{1,20}"), 0..3);
+    (vm_id(), epoch(), vec(candidate, 0..3), entries, millis()).prop_map(
+        |(vm, floor, candidates, entries, at)| Blocklisting {
+            vm,
+            floor,
+            candidates: candidates.into_iter().collect(),
+            entries: entries.into_iter().collect(),
+            created_at: WallTime::from_unix_millis(at.as_millis() as u64),
+        },
+    )
+}
+
 fn record() -> impl Strategy<Value = Record> {
     let kind = prop_oneof![Just(NameKind::Vm), Just(NameKind::Volume), Just(NameKind::Node)];
     prop_oneof![
@@ -402,6 +422,7 @@ fn record() -> impl Strategy<Value = Record> {
         pool().prop_map(Record::Pool),
         disk_image().prop_map(Record::DiskImage),
         operation().prop_map(Record::Operation),
+        blocklisting().prop_map(Record::Blocklisting),
         (kind, name(), subject()).prop_map(|(kind, name, holder)| Record::Name(NameRecord {
             kind,
             name,
@@ -522,7 +543,8 @@ pub(crate) fn samples() -> Vec<Record> {
     let epoch = OwnerEpoch::new;
     let silent = Duration::from_millis(4500);
     let previous = Some(VolumeOwner { vm, node: a, epoch: epoch(2) });
-    let volumes = vec![VolumeFence { volume: VolumeId::from_u128(7), epoch: epoch(3), previous }];
+    let volumes =
+        vec![VolumeFence { volume: VolumeId::from_u128(7), epoch: epoch(3), previous, blocklist: None }];
     let evidence = vec![
         Evidence::SelfFenceLeaseExpired { node: a, epoch: epoch(2), silent, volumes },
         Evidence::Stopped { node: b, epoch: epoch(1) },
@@ -584,6 +606,7 @@ pub(crate) fn samples() -> Vec<Record> {
             incarnation: Incarnation("first".to_owned()),
             version: "0.1.0".to_owned(),
             fence: NodeFence::Fenced(NodeFenceEvidence { silent, vms: 2, volumes: 1 }),
+            librbd: String::new(),
             assignments: 6,
             facts: HostFacts::default(),
             settings: NodeSettings::default(),
@@ -608,7 +631,7 @@ pub(crate) fn samples() -> Vec<Record> {
 }
 
 /// The records of pools, snapshots and disk images, which came later.
-fn storage_samples() -> [Record; 4] {
+fn storage_samples() -> [Record; 6] {
     let name = |text: &str| Name::new(text).unwrap();
     let at = WallTime::from_unix_millis(1_700_000_000_123);
     let (digest, snapshot) = (ImageDigest::new([0xab; 32]), SnapshotId::from_u128(3));
@@ -663,6 +686,27 @@ fn storage_samples() -> [Record; 4] {
             snapshots: vec![kept],
             operation: Some(operation),
             ..a_volume()
+        }),
+        Record::Blocklisting(Blocklisting {
+            vm: VmId::from_u128(1),
+            floor: OwnerEpoch::new(4),
+            candidates: [Candidate { node: NodeId::from_u128(0xa), epoch: OwnerEpoch::new(3) }].into(),
+            entries: [(name("fast"), "127.0.0.1:0/3710147553".to_owned())].into(),
+            created_at: at,
+        }),
+        Record::Node(Node {
+            id: NodeId::from_u128(0xb),
+            name: name("n2"),
+            address: "127.0.0.1:7402".to_owned(),
+            capacity: Capacity { vcpus: VcpuCount::new(8), memory: Bytes::gib(16) },
+            pools: [name("default")].into(),
+            incarnation: Incarnation("run-2".to_owned()),
+            version: "0.2.0".to_owned(),
+            librbd: "1.16.0".to_owned(),
+            fence: NodeFence::Clear,
+            facts: HostFacts::default(),
+            settings: NodeSettings::default(),
+            assignments: 1,
         }),
     ]
 }

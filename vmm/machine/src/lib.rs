@@ -66,5 +66,5 @@ pub use error::{BuildError, MachineError};
 pub use event::{EventSink, MachineEvent};
 pub use machine::Machine;
 pub use panel::Panel;
-pub use pause::{FreezeFault, PauseError, PauseGuard};
+pub use pause::{FreezeFault, Holder, PauseError, PauseGuard};
 pub use volumes::{Disk, Ownership};

@@ -16,7 +16,7 @@ use drover_saved_state::Envelope;
 use drover_units::VcpuCount;
 
 use crate::{
-    MachineError, MachineEvent, Panel, PauseError, PauseGuard,
+    Holder, MachineError, MachineEvent, Panel, PauseError, PauseGuard,
     device_set::DeviceSet,
     gate::{Gate, StillInside},
     pause::{Freeze, FreezeFault, Freezer},
@@ -131,6 +131,11 @@ impl Machine {
     /// Its console input and counters, for whoever does not own it.
     pub fn panel(&self) -> Panel {
         self.shared.devices.panel().clone()
+    }
+
+    /// A way to hold it back for whoever does not own it.
+    pub fn holder(&self) -> Holder {
+        Holder::new(&self.freezer)
     }
 
     /// Stops the vCPUs, then drains the devices. Returns when none of them touches guest RAM any more. Others may hold

@@ -17,7 +17,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -85,6 +85,24 @@ pub struct PauseError {
     hold: Hold,
     #[source]
     fault: FreezeFault,
+}
+
+/// Holds a machine back from any thread, beside its owner. Clones are the same. Keeps neither the guest nor its disks
+/// alive; its guards do, for as long as they live.
+#[derive(Clone, Debug)]
+pub struct Holder {
+    freezer: Weak<Freezer>,
+}
+
+impl Holder {
+    pub(crate) fn new(freezer: &Arc<Freezer>) -> Self {
+        Self { freezer: Arc::downgrade(freezer) }
+    }
+
+    /// As [`Machine::pause`](crate::Machine::pause); `None` if the machine has gone.
+    pub fn hold(&self, limit: Duration) -> Option<Result<PauseGuard, PauseError>> {
+        Some(self.freezer.upgrade()?.pause(limit))
+    }
 }
 
 impl PauseError {

@@ -11,12 +11,16 @@ use tracing::level_filters::LevelFilter;
 #[command(name = "drover-vmmd", version)]
 pub(crate) struct Arguments {
     /// Where to serve; created with mode 0600, removed on exit
-    #[arg(long, value_name = "PATH")]
-    pub socket: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "capabilities")]
+    pub socket: Option<PathBuf>,
 
     /// Existing directory for console.log (kept below 2 MiB, in two files)
-    #[arg(long, value_name = "DIR")]
-    pub run_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "capabilities")]
+    pub run_dir: Option<PathBuf>,
+
+    /// Print what this host's libraries allow, one `name: value` per line, and exit
+    #[arg(long)]
+    pub capabilities: bool,
 
     /// When the spawner started this process (CLOCK_BOOTTIME); boot times are measured from here
     #[arg(long, value_name = "N", value_parser = boot_time)]

@@ -11,7 +11,7 @@ use drover_machine::{Disk, MachineError};
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 
 use crate::{
-    order::DiskConfig,
+    order::{DiskConfig, DiskPlace},
     refused::{Refused, chain},
 };
 
@@ -31,7 +31,10 @@ const LOOK: Duration = Duration::from_millis(2);
 pub(crate) fn open(configs: &[DiskConfig]) -> Result<Vec<Disk>, Refused> {
     let open = |(n, config): (usize, &DiskConfig)| {
         let access = if config.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let backend = FileBackend::open(&config.path, access)
+        let DiskPlace::File(path) = &config.place else {
+            return Err(Refused::Precondition(format!("config.disks[{n}].rbd: this vmmd has no librbd")));
+        };
+        let backend = FileBackend::open(path, access)
             .map_err(|error| Refused::Precondition(format!("config.disks[{n}].path: {}", chain(&error))))?;
         Ok(Disk { id: config.volume.to_string(), backend: Arc::new(backend) })
     };

@@ -7,7 +7,7 @@ use std::{
 
 use drover_ids::{NodeId, OwnerEpoch, VmId, VolumeId};
 use drover_lifecycle::StopReason;
-use drover_machine::{BlkMetricsSnapshot, Panel};
+use drover_machine::{BlkMetricsSnapshot, Holder, Panel};
 use drover_migration::{GuestError, MigratableGuest};
 
 use crate::{order::VmConfig, refused::Refused};
@@ -38,13 +38,19 @@ pub(crate) struct Instruments {
 #[derive(Clone, Debug)]
 struct Instrument {
     panel: Panel,
+    holder: Holder,
     volumes: Vec<VolumeId>,
 }
 
 impl Instruments {
     /// These are the machine's, and its disks hold these volumes.
-    pub(crate) fn connect(&self, panel: Panel, volumes: Vec<VolumeId>) {
-        *self.lock() = Some(Instrument { panel, volumes });
+    pub(crate) fn connect(&self, panel: Panel, holder: Holder, volumes: Vec<VolumeId>) {
+        *self.lock() = Some(Instrument { panel, holder, volumes });
+    }
+
+    /// A way to hold the machine back; `None` where there is none.
+    pub(crate) fn holder(&self) -> Option<Holder> {
+        self.lock().as_ref().map(|instrument| instrument.holder.clone())
     }
 
     /// Hands the guest what somebody typed. What it has no room for is lost, as on any serial line.
@@ -56,7 +62,7 @@ impl Instruments {
 
     /// Each disk's counters.
     pub(crate) fn disks(&self) -> Vec<(VolumeId, BlkMetricsSnapshot)> {
-        let read = |Instrument { panel, volumes }: &Instrument| {
+        let read = |Instrument { panel, volumes, .. }: &Instrument| {
             volumes.iter().copied().zip(panel.disk_metrics()).collect()
         };
         self.lock().as_ref().map(read).unwrap_or_default()

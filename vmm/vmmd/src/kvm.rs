@@ -102,7 +102,7 @@ impl Kvm {
     ) -> KvmVm {
         let volumes: Vec<_> = config.disks.iter().map(|disk| disk.volume).collect();
         let disks = volumes.iter().map(VolumeId::to_string).collect();
-        self.instruments.connect(machine.panel(), volumes);
+        self.instruments.connect(machine.panel(), machine.holder(), volumes);
         KvmVm { machine, held: Held::Whole(guard), owner, disks, cpu }
     }
 }

@@ -18,10 +18,12 @@
 #![allow(clippy::disallowed_methods, reason = "the binary owns the clock and the waits")]
 
 mod boottime;
+mod capabilities;
 mod cli;
 mod console;
 mod courtesy;
 mod disks;
+mod hold;
 mod hosted;
 mod kvm;
 mod lifetime;
@@ -36,7 +38,7 @@ mod watchdog;
 
 use std::{os::unix::net::UnixListener, process::ExitCode, sync::Arc};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use tokio_stream::wrappers::UnixListenerStream;
 use tracing::{error, info};
@@ -77,14 +79,19 @@ fn end_with_any_panic() {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let (listener, _claim) = socket::listen(&arguments.socket)?;
+    if arguments.capabilities {
+        print!("{}", capabilities::report());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (Some(socket), Some(run_dir)) = (&arguments.socket, &arguments.run_dir) else {
+        bail!("--socket and --run-dir are needed");
+    };
+    let (listener, _claim) = socket::listen(socket)?;
     let status = Arc::new(Status::new(arguments.spawned_at_boottime_ns));
     let publish = Arc::clone(&status);
-    let (console, _log) = Console::start(&arguments.run_dir, move |at| publish.publish_first_byte(at))
-        .with_context(|| {
-            format!("--run-dir {}: cannot keep console.log there", arguments.run_dir.display())
-        })?;
-    info!(socket = %arguments.socket.display(), pid = std::process::id(), "serving");
+    let (console, _log) = Console::start(run_dir, move |at| publish.publish_first_byte(at))
+        .with_context(|| format!("--run-dir {}: cannot keep console.log there", run_dir.display()))?;
+    info!(socket = %socket.display(), pid = std::process::id(), "serving");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(listener, status, console))
 }

@@ -10,9 +10,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     console::Console,
+    hold::{Held, Hold},
     hosted::{HostedVm, Instruments},
     metrics,
-    order::{InvalidField, Order, Renewal},
+    order::{self, HoldOrder, InvalidField, Order, Renewal},
     refused::Refused,
     status::is_terminal,
     vm_thread::VmHandle,
@@ -29,6 +30,7 @@ pub(crate) struct Service<M> {
     vm: VmHandle<M>,
     console: Arc<Console>,
     instruments: Instruments,
+    hold: Hold,
 }
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -40,7 +42,7 @@ impl<M: HostedVm> Service<M> {
         console: Arc<Console>,
         instruments: Instruments,
     ) -> vm_server::VmServer<Self> {
-        vm_server::VmServer::new(Self { vm, console, instruments })
+        vm_server::VmServer::new(Self { vm, console, instruments, hold: Hold::default() })
             .max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 
@@ -156,6 +158,44 @@ impl<M: HostedVm> vm_server::Vm for Service<M> {
         let renewal = Renewal::try_from(request.into_inner()).map_err(Refused::Invalid)?;
         self.vm.renew(renewal)?;
         Ok(Response::new(wire::ExtendLeaseResponse { state: self.vm.status().info().state }))
+    }
+
+    async fn hold_queues(
+        &self,
+        request: Request<wire::HoldQueuesRequest>,
+    ) -> Result<Response<wire::HoldQueuesResponse>, Status> {
+        let HoldOrder { command, limit } = request.into_inner().try_into().map_err(Refused::Invalid)?;
+        let info = self.vm.status().info();
+        if command.epoch.get() != info.owner_epoch {
+            let text = format!(
+                "command.owner_epoch is {}: this VM belongs to epoch {}",
+                command.epoch, info.owner_epoch
+            );
+            return Err(Refused::Precondition(text).into());
+        }
+        let state = info.state();
+        let holder = match state {
+            wire::VmState::Running | wire::VmState::Paused => self.instruments.holder(),
+            _ => None,
+        };
+        let Some(holder) = holder else {
+            let text = format!(
+                "the disks are held of a VM that is RUNNING or PAUSED, and this is {}",
+                state.as_str_name()
+            );
+            return Err(Refused::Precondition(text).into());
+        };
+        let drained = self.hold.take(holder, command.operation, limit).await?;
+        Ok(Response::new(wire::HoldQueuesResponse { drained_us: drained.as_micros() as u64 }))
+    }
+
+    async fn release_queues(
+        &self,
+        request: Request<wire::ReleaseQueuesRequest>,
+    ) -> Result<Response<wire::ReleaseQueuesResponse>, Status> {
+        let command = order::command(request.into_inner().command).map_err(Refused::Invalid)?;
+        let Held { lasted, expired } = self.hold.release(command.operation)?;
+        Ok(Response::new(wire::ReleaseQueuesResponse { held_us: lasted.as_micros() as u64, expired }))
     }
 
     async fn metrics(

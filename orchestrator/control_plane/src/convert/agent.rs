@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use drover_cluster_state::{Incarnation, VmSpec};
-use drover_ids::VmId;
+use drover_cluster_state::{Incarnation, Name, PoolAccess, VmSpec};
+use drover_ids::{VmId, VolumeId};
 use drover_placement_messages::facts_from;
 use drover_reconcile::{Heartbeat, admission::Registration};
-use drover_wire::node::v1 as wire;
+use drover_wire::{node::v1 as wire, vm::v1 as vm};
 
 use super::{WireError, required, vm_report};
 
@@ -14,11 +14,12 @@ use super::{WireError, required, vm_report};
 const VMS_MAX: usize = 4096;
 
 /// A VM for an agent.
-pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec) -> wire::VmSpec {
+pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess>) -> wire::VmSpec {
     let volume = |attachment: &drover_cluster_state::VolumeAttachment| wire::VolumeAttachment {
         volume_id: attachment.volume.to_string(),
         pool: attachment.pool.to_string(),
         read_only: attachment.read_only,
+        access: pools.get(&attachment.pool).map(|access| rbd_access(access, attachment.volume)),
     };
     wire::VmSpec {
         vm_id: vm.to_string(),
@@ -29,7 +30,21 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec) -> wire::VmSpec {
         image_pool: spec.image_pool.to_string(),
         cmdline: spec.cmdline.clone(),
         volumes: spec.volumes.iter().map(volume).collect(),
+        stall: None,
     }
+}
+
+fn rbd_access(access: &PoolAccess, volume: VolumeId) -> wire::PoolAccess {
+    let cluster = vm::RbdAccess {
+        mon_hosts: access.mon_hosts.clone(),
+        ceph_pool: access.ceph_pool.clone(),
+        namespace: access.namespace.clone(),
+        user: access.user.clone(),
+        key: access.key.expose().to_owned(),
+        fsid: String::new(),
+    };
+    let rbd = wire::RbdAccess { cluster: Some(cluster), image: format!("volume-{volume}") };
+    wire::PoolAccess { kind: Some(wire::pool_access::Kind::Rbd(rbd)) }
 }
 
 /// Checks a heartbeat.
@@ -70,13 +85,12 @@ pub(crate) fn registration(request: wire::RegisterRequest) -> Result<Registratio
         version: request.version.chars().take(64).collect(),
         facts: facts_from(request.facts.unwrap_or_default())
             .map_err(|error| WireError::new("facts", error))?,
+        librbd: request.librbd.chars().take(64).collect(),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use drover_wire::vm::v1 as vm;
-
     use super::*;
 
     #[test]

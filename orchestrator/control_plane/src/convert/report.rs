@@ -1,15 +1,21 @@
 //! What a node says about a VM.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use drover_cluster_state::{BootTimes, MigrationPhase, MigrationReport, RunState, StopReason, VmReport};
-use drover_ids::{OwnerEpoch, VmId};
+use drover_cluster_state::{
+    BootTimes, MigrationPhase, MigrationReport, RunState, StopReason, StorageClient, VmReport,
+};
+use drover_ids::{OwnerEpoch, VmId, VolumeId};
 use drover_wire::{node::v1 as node, vm::v1 as wire};
 
 use super::{WireError, required};
 
 /// Longest text of a report that is kept, characters.
 const TEXT_MAX: usize = 1024;
+/// Most storage clusters, addresses in one, and volumes that one VM is heard about: far more than it can have disks.
+const CLIENTS_MAX: usize = 64;
+/// Longest address, bytes: two of IPv6 with ports and nonces.
+const ADDRESS_MAX: usize = 160;
 
 /// Checks a report and names its VM.
 pub(crate) fn vm_report(status: node::VmStatus) -> Result<(VmId, VmReport), WireError> {
@@ -35,9 +41,33 @@ pub(crate) fn vm_report(status: node::VmStatus) -> Result<(VmId, VmReport), Wire
             .map(migration)
             .transpose()
             .map_err(|error| error.within("info.migration"))?,
+        clients: clients(info.storage_clients)?,
+        stalled: stalled(&info.stalls)?,
         exit: status.process_ended.then(|| bounded(status.exit)),
     };
     Ok((vm, report))
+}
+
+fn clients(messages: Vec<wire::StorageClient>) -> Result<Vec<StorageClient>, WireError> {
+    let refuse = |reason: String| Err(WireError::new("info.storage_clients", reason));
+    if messages.len() > CLIENTS_MAX {
+        return refuse(format!("there are {}, at most {CLIENTS_MAX} are taken", messages.len()));
+    }
+    let mut clients = Vec::with_capacity(messages.len());
+    for wire::StorageClient { cluster, addresses } in messages {
+        if addresses.len() > CLIENTS_MAX || addresses.iter().any(|a| a.is_empty() || a.len() > ADDRESS_MAX) {
+            return refuse(format!("'{}' has addresses that are none", bounded(cluster)));
+        }
+        clients.push(StorageClient { cluster: bounded(cluster), addresses: addresses.into_iter().collect() });
+    }
+    Ok(clients)
+}
+
+fn stalled(messages: &[wire::StorageStall]) -> Result<BTreeSet<VolumeId>, WireError> {
+    let volume = |stall: &wire::StorageStall| {
+        stall.volume_id.parse().map_err(|error| WireError::new("info.stalls.volume_id", error))
+    };
+    messages.iter().take(CLIENTS_MAX).map(volume).collect()
 }
 
 /// Zero means "not yet".
@@ -74,6 +104,7 @@ fn stop_reason(number: i32) -> Option<StopReason> {
         wire::StopReason::Fenced => StopReason::Fenced,
         wire::StopReason::VmmFailure => StopReason::VmmFailure,
         wire::StopReason::MigrationFailed => StopReason::MigrationFailed,
+        wire::StopReason::StorageStalled => StopReason::StorageStalled,
     })
 }
 

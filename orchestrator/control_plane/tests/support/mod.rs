@@ -317,6 +317,20 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl node::node_agent_server::NodeAgent for FakeAgent {
+    async fn hold_queues(
+        &self,
+        _: Request<node::HoldQueuesRequest>,
+    ) -> Result<Response<vm::HoldQueuesResponse>, Status> {
+        Ok(Response::new(vm::HoldQueuesResponse { drained_us: 1 }))
+    }
+
+    async fn release_queues(
+        &self,
+        _: Request<node::ReleaseQueuesRequest>,
+    ) -> Result<Response<vm::ReleaseQueuesResponse>, Status> {
+        Ok(Response::new(vm::ReleaseQueuesResponse { held_us: 2, expired: false }))
+    }
+
     async fn ensure_vm(&self, request: Request<node::EnsureVmRequest>) -> Answer<node::VmStatus> {
         let request = request.into_inner();
         let (command, spec) = (request.command.expect("always sent"), request.spec.expect("always sent"));

@@ -118,6 +118,8 @@ fn report(epoch: OwnerEpoch) -> VmReport {
         pid: 1,
         boot: BootTimes::default(),
         migration: None,
+        clients: Vec::new(),
+        stalled: std::collections::BTreeSet::new(),
         exit: None,
     }
 }
@@ -273,6 +275,7 @@ async fn beat<S: Store>(cluster: Cluster<S>, hosts: Hosts, node: NodeId) {
         pools: vec!["default".to_owned()],
         version: "test".to_owned(),
         facts: Default::default(),
+        librbd: String::new(),
     };
     let mut sequence = 0;
     let mut interval = tokio::time::interval(Timers::default().get().heartbeat);

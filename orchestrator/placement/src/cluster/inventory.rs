@@ -53,7 +53,8 @@ impl Inventory {
         let mut inventory = Self::new();
         for (id, node) in &state.nodes {
             let node_state = state.node_state(*id).unwrap_or(NodeState::Unknown);
-            inventory.add(*id, Host::new(node.name.clone(), node_state, node.capacity, node.pools.clone()));
+            inventory
+                .add(*id, Host::new(node.name.clone(), node_state, node.capacity, state.reached_pools(node)));
         }
         for vm in state.vms.values() {
             for candidate in vm.ownership.candidates() {

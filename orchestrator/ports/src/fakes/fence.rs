@@ -67,7 +67,12 @@ impl Fence for FakeFence {
                 Some(holder) => Err(held(holder)),
                 None => {
                     volume.floor = volume.floor.max(request.min_epoch);
-                    Ok(VolumeFence { volume: id, epoch: volume.floor, previous: volume.previous })
+                    Ok(VolumeFence {
+                        volume: id,
+                        epoch: volume.floor,
+                        previous: volume.previous,
+                        blocklist: None,
+                    })
                 }
             };
             (id, outcome)
@@ -78,6 +83,8 @@ impl Fence for FakeFence {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use drover_cluster_state::Name;
     use drover_ids::{NodeId, VmId};
     use drover_reconcile::FenceId;
@@ -93,6 +100,8 @@ mod tests {
             vm,
             volumes: vec![(volume, Name::new("default").unwrap())],
             min_epoch: OwnerEpoch::new(2),
+            clients: BTreeSet::new(),
+            spared: BTreeSet::new(),
         };
         fence.acquire(volume, owner(1)).unwrap();
         assert!(fence.fence(request.clone()).await[0].1.is_err());

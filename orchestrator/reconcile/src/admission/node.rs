@@ -35,6 +35,8 @@ pub struct Registration {
     pub version: String,
     /// What it says of its host.
     pub facts: HostFacts,
+    /// The version of its librbd; empty where it has none.
+    pub librbd: String,
 }
 
 /// Admits a node, new or known. `None`: nothing has changed since it last registered.
@@ -71,6 +73,7 @@ pub fn register_node(
         pools,
         incarnation: Incarnation(request.incarnation.clone()),
         version: request.version.clone(),
+        librbd: request.librbd.clone(),
         fence: known.map_or(NodeFence::Clear, |known| known.fence.clone()),
         assignments: known.map_or(0, |known| known.assignments),
         facts: request.facts.clone(),

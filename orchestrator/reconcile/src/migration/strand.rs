@@ -46,7 +46,7 @@ impl Planner {
             return self.release(vm, Cause::Failure(reason));
         }
         match vm.ownership.regrant(evidence) {
-            Ok(ownership) => self.commit_regrant(vm, Vm { ownership, ..vm.value.clone() }),
+            Ok(ownership) => self.commit_regrant(vm, Vm { ownership, ..vm.value.clone() }, &volumes),
             Err(OwnershipError::NoEvidence { .. }) => {
                 Next::fencing("the target is not proven to be out of use")
             }
@@ -54,8 +54,9 @@ impl Planner {
         }
     }
 
-    fn commit_regrant(&mut self, vm: &Stored<Vm>, changed: Vm) -> Next {
+    fn commit_regrant(&mut self, vm: &Stored<Vm>, changed: Vm, volumes: &[VolumeFence]) -> Next {
         let mut txn = Txn::new();
+        self.keep_blocklisted(&mut txn, vm, volumes);
         let epoch = changed.ownership.highest();
         let message = format!("the target never ran it: the source goes on with epoch {epoch}");
         txn.event(self.vm_event(event_kind::MIGRATION_REVERTED, vm, message.clone()));
@@ -118,6 +119,7 @@ mod tests {
             volume: VolumeId::from_u128(1),
             epoch: OwnerEpoch::new(9),
             previous: previous.map(owner),
+            blocklist: None,
         }
     }
 

@@ -29,6 +29,7 @@ fn planner() -> Planner {
         pools: vec![],
         version: "1".to_owned(),
         facts: Default::default(),
+        librbd: String::new(),
     };
     let mut state = ClusterState::new();
     let txn = register_node(&state, &registration, WallTime::default()).unwrap().unwrap();

@@ -2,6 +2,7 @@
 //! cannot become one is refused with the field's name and what would be valid.
 
 mod fields;
+mod storage;
 mod vm_config;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use drover_wire::vm::v1 as wire;
 use self::fields::{invalid, parsed};
 pub(crate) use self::{
     fields::InvalidField,
+    storage::{DiskPlace, RbdAccess, RbdImage, StallAction, StallPolicy},
     vm_config::{DiskConfig, VmConfig},
 };
 use std::time::Duration;
@@ -184,7 +186,27 @@ impl TryFrom<wire::ExtendLeaseRequest> for Renewal {
     }
 }
 
-fn command(message: Option<wire::Command>) -> Result<Command, InvalidField> {
+/// A hold of the VM's disks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HoldOrder {
+    pub(crate) command: Command,
+    pub(crate) limit: Duration,
+}
+
+impl TryFrom<wire::HoldQueuesRequest> for HoldOrder {
+    type Error = InvalidField;
+
+    fn try_from(message: wire::HoldQueuesRequest) -> Result<Self, InvalidField> {
+        let limit = Duration::from_millis(message.limit_ms.into());
+        if limit.is_zero() || limit > crate::hold::LIMIT_MAX {
+            let expected = format!("1 to {}", crate::hold::LIMIT_MAX.as_millis());
+            return Err(invalid("limit_ms", message.limit_ms, &expected));
+        }
+        Ok(Self { command: command(message.command)?, limit })
+    }
+}
+
+pub(crate) fn command(message: Option<wire::Command>) -> Result<Command, InvalidField> {
     let message = message
         .ok_or_else(|| invalid("command", "is missing", "a Command with operation_id and owner_epoch"))?;
     Ok(Command {

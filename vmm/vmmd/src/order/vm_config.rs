@@ -10,7 +10,10 @@ use drover_machine::{DISKS_MAX, MEMORY_MAX, MEMORY_MIN, VCPUS_MAX};
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
 use drover_wire::vm::v1 as wire;
 
-use super::fields::{InvalidField, invalid, parsed};
+use super::{
+    fields::{InvalidField, invalid, parsed},
+    storage::{DiskPlace, StallPolicy, rbd_image},
+};
 
 /// Longest name, bytes: what fits a DNS label four times, and a line of a table.
 const NAME_BYTES_MAX: usize = 255;
@@ -29,13 +32,14 @@ pub(crate) struct VmConfig {
     pub(crate) kernel: PathBuf,
     pub(crate) cmdline: String,
     pub(crate) disks: Vec<DiskConfig>,
+    pub(crate) stall: StallPolicy,
 }
 
 /// A volume in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DiskConfig {
     pub(crate) volume: VolumeId,
-    pub(crate) path: PathBuf,
+    pub(crate) place: DiskPlace,
     pub(crate) read_only: bool,
 }
 
@@ -64,6 +68,7 @@ impl TryFrom<wire::VmConfig> for VmConfig {
             kernel: absolute("config.kernel_path", message.kernel_path)?,
             cmdline,
             disks: disks(message.disks)?,
+            stall: message.stall.unwrap_or_default().try_into()?,
         })
     }
 }
@@ -83,21 +88,28 @@ fn disks(messages: Vec<wire::Disk>) -> Result<Vec<DiskConfig>, InvalidField> {
         return Err(invalid("config.disks", found, &format!("at most {DISKS_MAX}")));
     }
     let mut volumes = BTreeSet::new();
-    let mut paths = BTreeSet::new();
+    let mut places = BTreeSet::new();
     let mut disks = Vec::with_capacity(messages.len());
     for (n, message) in messages.into_iter().enumerate() {
+        let field = format!("config.disks[{n}]");
         let disk = DiskConfig {
-            volume: parsed(&format!("config.disks[{n}].volume_id"), &message.volume_id)?,
-            path: absolute(&format!("config.disks[{n}].path"), message.path)?,
+            volume: parsed(&format!("{field}.volume_id"), &message.volume_id)?,
+            place: match message.rbd {
+                Some(image) => DiskPlace::Rbd(rbd_image(&field, image)?),
+                None => DiskPlace::File(absolute(&format!("{field}.path"), message.path)?),
+            },
             read_only: message.read_only,
         };
         if !volumes.insert(disk.volume) {
             let expected = "each volume attached at most once";
-            return Err(invalid(&format!("config.disks[{n}].volume_id"), disk.volume, expected));
+            return Err(invalid(&format!("{field}.volume_id"), disk.volume, expected));
         }
-        if !paths.insert(disk.path.clone()) {
-            let expected = "a path that no other disk has";
-            return Err(invalid(&format!("config.disks[{n}].path"), disk.path.display(), expected));
+        if !places.insert(disk.place.to_string()) {
+            let (part, expected) = match &disk.place {
+                DiskPlace::File(_) => ("path", "a path that no other disk has"),
+                DiskPlace::Rbd(_) => ("rbd.image", "an image that no other disk has"),
+            };
+            return Err(invalid(&format!("{field}.{part}"), &disk.place, expected));
         }
         disks.push(disk);
     }
@@ -121,6 +133,7 @@ mod tests {
             volume_id: id(n),
             path: format!("/pool/volumes/{n}.raw"),
             read_only: false,
+            rbd: None,
         };
         wire::VmConfig {
             vm_id: id(1),
@@ -131,7 +144,28 @@ mod tests {
             cmdline: "probe.heartbeat=10".to_owned(),
             disks: vec![disk(2), disk(3)],
             node_id: id(4),
+            stall: None,
         }
+    }
+
+    fn rbd() -> wire::RbdImage {
+        let access = wire::RbdAccess {
+            mon_hosts: "[v2:127.0.0.1:6789/0]".to_owned(),
+            ceph_pool: "vms".to_owned(),
+            user: "drover-vms".to_owned(),
+            key: "c2VjcmV0".to_owned(),
+            ..wire::RbdAccess::default()
+        };
+        wire::RbdImage { access: Some(access), image: "volume-1".to_owned() }
+    }
+
+    #[test]
+    fn an_image_in_a_cluster_is_a_disk_whose_key_does_not_show() {
+        let mut message = config();
+        message.disks[0].rbd = Some(rbd());
+        let config = VmConfig::try_from(message).expect("valid");
+        let shown = format!("{config:?}");
+        assert!(shown.contains("volume-1") && !shown.contains("c2VjcmV0"), "{shown}");
     }
 
     #[test]
@@ -158,6 +192,17 @@ mod tests {
         check(|vm| vm.disks[1].volume_id = vm.disks[0].volume_id.clone(), "config.disks[1].volume_id");
         check(|vm| vm.disks[1].path = vm.disks[0].path.clone(), "config.disks[1].path");
         check(|vm| vm.disks[0].path = "volumes/x.raw".to_owned(), "config.disks[0].path");
+        check(|vm| vm.disks[0].rbd = Some(wire::RbdImage::default()), "config.disks[0].rbd.access");
+        check(|vm| vm.disks.iter_mut().for_each(|disk| disk.rbd = Some(rbd())), "config.disks[1].rbd.image");
+        check(
+            |vm| vm.disks[1].rbd = Some(wire::RbdImage { image: "a/b".to_owned(), ..rbd() }),
+            "config.disks[1].rbd.image",
+        );
+        check(
+            |vm| vm.stall = Some(wire::StallPolicy { deadline_ms: 1, action: 0 }),
+            "config.stall.deadline_ms",
+        );
+        check(|vm| vm.stall = Some(wire::StallPolicy { deadline_ms: 0, action: 9 }), "config.stall.action");
         check(|vm| vm.disks = vec![vm.disks[0].clone(); DISKS_MAX + 1], "config.disks");
         check(|vm| vm.node_id = "here".to_owned(), "config.node_id");
     }

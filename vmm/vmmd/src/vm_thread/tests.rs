@@ -19,7 +19,7 @@ use drover_wire::vm::v1 as wire;
 use super::*;
 use crate::{
     hosted::{EndSink, HostedVm, Owner},
-    order::{Incoming, Outgoing, Task, VmConfig},
+    order::{Incoming, Outgoing, StallAction, StallPolicy, Task, VmConfig},
 };
 
 const VM: VmId = VmId::from_u128(1);
@@ -212,6 +212,7 @@ fn config() -> VmConfig {
         kernel: "/kernel".into(),
         cmdline: String::new(),
         disks: Vec::new(),
+        stall: StallPolicy { deadline: 5 * SECOND, action: StallAction::Wait },
     }
 }
 

@@ -69,7 +69,7 @@ impl Host {
     pub(crate) fn disk(&self) -> wire::Disk {
         let volume = VolumeId::from_u128(VOLUME);
         let path = self.pool.volume_path(volume).to_string_lossy().into_owned();
-        wire::Disk { volume_id: volume.to_string(), path, read_only: false }
+        wire::Disk { volume_id: volume.to_string(), path, ..wire::Disk::default() }
     }
 
     /// Does what the orchestrator does before it lets anybody else have the volume.
@@ -97,6 +97,7 @@ pub(crate) fn config(workload: Workload) -> wire::VmConfig {
         cmdline: workload.to_string(),
         disks: Vec::new(),
         node_id: NodeId::from_u128(0xd).to_string(),
+        stall: None,
     }
 }
 

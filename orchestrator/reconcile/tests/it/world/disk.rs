@@ -51,7 +51,7 @@ impl Disk {
             let node = NodeId::from_u128(0);
             self.record = Some(VolumeOwner { vm, node, epoch: min_epoch });
         }
-        Ok(VolumeFence { volume: id, epoch: min_epoch, previous })
+        Ok(VolumeFence { volume: id, epoch: min_epoch, previous, blocklist: None })
     }
 
     /// A write of a guest whose memory knows of `seen` writes. Panics where that is not all of them: the guest would

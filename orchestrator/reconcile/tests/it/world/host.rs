@@ -29,6 +29,8 @@ impl Process {
             pid: 1,
             boot: BootTimes::default(),
             migration: None,
+            clients: Vec::new(),
+            stalled: std::collections::BTreeSet::new(),
             exit: None,
         };
         Self { report, volumes, seen: 0, peer: None }

@@ -299,6 +299,7 @@ impl World {
             memory_bytes: 64 << 30,
             incarnation: host.incarnation().0,
             pools: vec!["default".to_owned()],
+            librbd: String::new(),
             version: "1".to_owned(),
             facts: Default::default(),
         };

@@ -205,7 +205,7 @@ impl World {
     }
 
     fn fence(&mut self, life: u64, request: FenceRequest) {
-        let FenceRequest { id, vm, volumes, min_epoch } = request;
+        let FenceRequest { id, vm, volumes, min_epoch, .. } = request;
         let mut results = Vec::new();
         for (volume, _) in volumes {
             let disk = self.disks.get_mut(&volume).expect("the volume is there");

@@ -69,6 +69,8 @@ impl World {
                 .names
                 .get(&(*kind, name.clone()))
                 .map(|s| (s.revision, Record::Name(s.value.clone()))),
+            Key::Blocklisting(vm, floor) => (self.store.blocklistings.get(&(*vm, *floor)))
+                .map(|s| (s.revision, Record::Blocklisting(s.value.clone()))),
         };
         match record {
             Some((revision, record)) => Change::Put { revision, record },
