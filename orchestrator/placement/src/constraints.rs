@@ -136,6 +136,49 @@ impl<'a> Question<'a> {
         self.eligible.get(class as usize).copied().unwrap_or(false)
     }
 
+    /// Whether what must hold about other VMs of the zone does.
+    pub(crate) fn zone_passes(&self, zone: NameId) -> bool {
+        if self.only_room || zone == NameId::NONE {
+            return true;
+        }
+        let place = Place { host: NONE, rack: None, zone: Some(zone.0) };
+        let (wanted, zonal) = (&*self.wanted, |scope| scope == Scope::Zone);
+        let near = |index: usize| {
+            let rule = &wanted.affinity[index];
+            !zonal(rule.scope) || rule.preferred.is_some() || self.affinity_holds(index, place)
+        };
+        let even = |index: usize| {
+            let rule = &wanted.spread[index];
+            let skew = || self.skew(index, place).unwrap_or(0);
+            !zonal(rule.scope) || rule.preferred.is_some() || skew() <= rule.max_skew
+        };
+        (0..wanted.affinity.len()).all(near)
+            && (0..wanted.spread.len()).all(even)
+            && self.repulsions.iter().all(|r| !zonal(r.scope) || self.repellers(*r, place) == 0)
+    }
+
+    /// The few hosts that may do at all, where a rule says so: those near VMs that the request must be with.
+    pub(crate) fn confined_to(&self) -> Option<Vec<u32>> {
+        let inventory = self.inventory;
+        let mut rules = self.wanted.affinity.iter().filter(|rule| {
+            rule.direction == Direction::Together && rule.preferred.is_none() && rule.scope != Scope::Zone
+        });
+        let rule = rules.find(|rule| !(rule.own && self.members_anywhere(rule.group) == 0))?;
+        // A host that is in no rack is not bound by a rule about racks.
+        let Some(group) = rule.group.and_then(|group| inventory.groups.get(group)) else {
+            return (rule.scope == Scope::Host).then(Vec::new);
+        };
+        if rule.scope == Scope::Host {
+            return Some(group.members.by(Scope::Host).iter().map(|(host, _)| host).collect());
+        }
+        if inventory.rackless > 0 {
+            return None;
+        }
+        let racks = group.members.by(Scope::Rack).iter();
+        let books = racks.filter_map(|(rack, _)| inventory.rack_books.get(rack as usize));
+        Some(books.flat_map(|book| book.hosts.iter()).collect())
+    }
+
     /// The only host that would do: `Some(None)` if it is not there.
     pub(crate) fn only(&self) -> Option<Option<u32>> {
         self.only.map(|slot| (slot != NONE).then_some(slot))

@@ -155,3 +155,6 @@ pub(crate) fn project_limit_reached(inventory: &Inventory, question: &Question<'
     let book = inventory.project_books.get(project as usize)?;
     LimitReached::check(book.limit, book.usage, project_demand(&question.request.profile))
 }
+
+#[cfg(test)]
+mod tests;

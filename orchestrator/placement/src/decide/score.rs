@@ -102,6 +102,16 @@ impl TableKey {
         let weights = Weights { lifetime: 0, load: 0, preferences: 0, ..*weights };
         Self { capacity: (class.key.cpu, class.key.memory), wanted, weights }
     }
+
+    /// Where to look first. Weights hardly ever differ, and are compared anyway.
+    pub(crate) fn hash(&self) -> u64 {
+        let wanted = u64::from(self.wanted.0) << 8 | u64::from(self.wanted.1);
+        let weights = u64::from(self.weights.pack) ^ u64::from(self.weights.spread) << 10;
+        let cpu = u64::from(self.capacity.0);
+        crate::containers::mix(
+            u128::from(self.capacity.1) << 64 | u128::from(wanted << 32 ^ weights << 48 ^ cpu),
+        )
+    }
 }
 
 /// The score of every cell that may have room.

@@ -7,7 +7,7 @@
 use crate::{
     Policy, Ties,
     constraints::Question,
-    containers::{hash_of, mix},
+    containers::mix,
     inventory::{Class, ROW_EMPTY},
 };
 
@@ -18,22 +18,35 @@ use super::{
 
 /// Tables kept: each at most 32 KiB, and a cluster has some dozen flavours on some capacities.
 const TABLES: usize = 512;
+/// Places in which a table may be: what hashes to the same place finds another.
+const WAYS: usize = 8;
 
 /// Hosts that are weighed one by one where terms count that differ within a cell (lifetime, load, preferences about
 /// racks and hosts): the best so many by everything else.
 pub(crate) const SHORTLIST: usize = 64;
 
-/// Score tables of what has been asked before, each in the place that its key hashes to.
+/// Score tables of what has been asked before, each in one of the places from where its key hashes to.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Tables(Vec<Option<Box<ScoreTable>>>);
+pub(crate) struct Tables {
+    places: Vec<Option<Box<ScoreTable>>>,
+    /// Whose turn it is to make room where all places are taken.
+    turn: usize,
+}
 
 impl Tables {
     fn get(&mut self, key: TableKey, class: &Class) -> &ScoreTable {
-        if self.0.is_empty() {
-            self.0.resize_with(TABLES, || None);
+        if self.places.is_empty() {
+            self.places.resize_with(TABLES, || None);
         }
-        let place = &mut self.0[hash_of(&key) as usize % TABLES];
-        if place.as_ref().is_none_or(|table| table.key != key) {
+        let first = key.hash() as usize % (TABLES - WAYS);
+        let ways = &self.places[first..first + WAYS];
+        let known = ways.iter().position(|place| place.as_ref().is_some_and(|table| table.key == key));
+        let way = known.or_else(|| ways.iter().position(Option::is_none)).unwrap_or_else(|| {
+            self.turn = (self.turn + 1) % WAYS;
+            self.turn
+        });
+        let place = &mut self.places[first + way];
+        if known.is_none() {
             *place = None;
         }
         place.get_or_insert_with(|| Box::new(ScoreTable::new(key, class)))
@@ -92,10 +105,13 @@ impl Search<'_> {
     /// The best hosts, best first.
     pub(crate) fn ranked(&mut self, most: usize) -> Vec<Candidate> {
         let weighing = Weighing::new(self.question, self.policy);
+        if let Some(hosts) = self.question.confined_to() {
+            return self.ranked_among(&weighing, hosts, most);
+        }
         let shortlist = if weighing.each_host { most.max(SHORTLIST) } else { most };
         let mut best = Best { most: shortlist, found: Vec::new() };
         for (slot, class) in self.question.inventory.classes.iter() {
-            if self.question.is_eligible(slot) {
+            if self.question.is_eligible(slot) && self.question.zone_passes(class.key.zone) {
                 let bonus = class_bonus(self.question, &weighing, class);
                 self.search_class(class, bonus, &mut best);
             }
@@ -111,6 +127,17 @@ impl Search<'_> {
         let mut ranked = Best { most, found: Vec::new() };
         found.into_iter().for_each(|candidate| ranked.offer(candidate));
         ranked.found
+    }
+
+    /// The best of some hosts, each looked at.
+    fn ranked_among(&mut self, weighing: &Weighing, hosts: Vec<u32>, most: usize) -> Vec<Candidate> {
+        let mut best = Best { most, found: Vec::new() };
+        for host in hosts.into_iter().filter(|host| self.question.passes(*host)) {
+            let bonus = if weighing.each_host { host_bonus(self.question, weighing, host) } else { 0 };
+            let score = self.score_without_bonus(weighing, host) + bonus;
+            best.offer(Candidate { score, tie: tie(self.question, self.policy, host), host });
+        }
+        best.found
     }
 
     fn search_class(&mut self, class: &Class, bonus: i64, best: &mut Best) {

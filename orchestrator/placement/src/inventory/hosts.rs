@@ -163,6 +163,8 @@ impl Inventory {
             let hosts = &self.hosts;
             let book: &mut RackBook = Arc::make_mut(&mut self.rack_books[rack.0 as usize]);
             book.hosts.insert(slot, |slot| hosts[slot as usize].id);
+        } else {
+            self.rackless += 1;
         }
     }
 
@@ -172,6 +174,8 @@ impl Inventory {
             let hosts = &self.hosts;
             let book: &mut RackBook = Arc::make_mut(&mut self.rack_books[rack.0 as usize]);
             book.hosts.remove(slot, |slot| hosts[slot as usize].id);
+        } else {
+            self.rackless -= 1;
         }
     }
 

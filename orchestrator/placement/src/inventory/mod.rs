@@ -121,6 +121,8 @@ pub struct Inventory {
     host_table: SlotTable,
     free_hosts: Vec<u32>,
     host_count: usize,
+    /// Hosts that are in no rack.
+    pub(crate) rackless: usize,
     pub(crate) vms: CowVec<VmSlot>,
     vm_table: SlotTable,
     free_vm: Option<u32>,
