@@ -62,7 +62,7 @@ fn the_window_identifies_a_disk() {
     let mut capacity = [0; 8];
     guest.disk.read(0x100, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), DISK.get() / 512);
-    let expected = VERSION_1 | EVENT_IDX | INDIRECT | FLUSH | 1 << 2 | 1 << 6;
+    let expected = VERSION_1 | EVENT_IDX | INDIRECT | FLUSH | 1 << 2 | 1 << 6 | 1 << 13 | 1 << 14;
     assert_eq!(guest.offered(), expected);
     guest.disk.write(0, &[0; 4]);
     assert_eq!(guest.read_register(0), u32::from_le_bytes(*b"virt"));
@@ -81,6 +81,8 @@ fn what_the_driver_writes_it_reads_back() {
         reads: 2,
         writes: 1,
         flushes: 1,
+        discards: 0,
+        zeroings: 0,
         bytes_read: 8192 + 512,
         bytes_written: 8192,
         errors: 0,
@@ -117,7 +119,7 @@ fn requests_that_cannot_be_are_answered_with_an_error() {
     assert_eq!(guest.request(1, u64::MAX, Some((0x20000, 512))), (IOERR, 1));
     assert_eq!(guest.request(1, 0, Some((0x20000, 513))), (IOERR, 1));
     assert_eq!(guest.request(0, 0, Some((0xdead_0000, 512))), (IOERR, 1));
-    assert_eq!(guest.request(11, 0, Some((0x20000, 512))), (UNSUPP, 1));
+    assert_eq!(guest.request(99, 0, Some((0x20000, 512))), (UNSUPP, 1));
     assert_eq!(guest.metrics.snapshot().errors, 5);
     assert_eq!(guest.read_disk(0, 512), [0; 512], "and the disk goes on");
 }
@@ -229,7 +231,7 @@ fn everything_the_device_writes_to_ram_is_marked() {
 #[test]
 fn features_that_were_not_offered_are_refused() {
     let guest = Guest::new();
-    for features in [FEATURES | 1 << 34, FEATURES | 1 << 13, FLUSH] {
+    for features in [FEATURES | 1 << 34, FEATURES | 1 << 12, FLUSH] {
         guest.negotiate(features);
         assert_eq!(guest.read_register(STATUS), 3, "{features:#x}");
         guest.set_up_queue(QUEUE_SIZE, [0x1000, 0x2000, 0x3000]);
@@ -468,8 +470,8 @@ fn a_state_of_an_unlike_disk_is_refused() {
     let image = MemoryImage::new(DISK);
     let source = Guest::with(owned(&image));
     let state = source.saved();
-    let larger = Guest::with(Arc::new(MemoryImage::new(Bytes::mib(2)).open()));
-    let error = larger.disk.restore(&state).unwrap_err();
+    let smaller = Guest::with(Arc::new(MemoryImage::new(Bytes::kib(512)).open()));
+    let error = smaller.disk.restore(&state).unwrap_err();
     assert!(
         matches!(&error, DeviceError::Incompatible { reason, .. } if reason.contains("2048 sectors")),
         "{error}"

@@ -9,8 +9,8 @@ use drover_devices::Device;
 use drover_guest_memory::DirtyTracker;
 use drover_units::{Bytes, Gpa};
 use guest::{
-    AVAILABLE, DESCRIPTORS, EVENT_IDX, FLUSH, Guest, HEADERS, INDIRECT, NEEDS_RESET, OK, QUEUE_SIZE, RAM,
-    SOON, STATUS, USED, VERSION_1,
+    AVAILABLE, DESCRIPTORS, DISCARD, EVENT_IDX, FLUSH, Guest, HEADERS, INDIRECT, NEEDS_RESET, OK, QUEUE_SIZE,
+    RAM, SOON, STATUS, USED, VERSION_1, WRITE_ZEROES,
 };
 use proptest::prelude::*;
 
@@ -63,7 +63,7 @@ fn descriptors() -> impl Strategy<Value = Vec<Descriptor>> {
 }
 
 fn garbage() -> impl Strategy<Value = Garbage> {
-    let kinds = prop_oneof![Just(0_u32), Just(1), Just(4), Just(8), Just(11), any::<u32>()];
+    let kinds = prop_oneof![Just(0_u32), Just(1), Just(4), Just(8), Just(11), Just(13), any::<u32>()];
     let sectors = prop_oneof![0..2100_u64, any::<u64>()];
     (
         any::<bool>(),
@@ -107,7 +107,8 @@ proptest! {
     #[test]
     fn garbage_in_the_rings_harms_nobody_but_its_driver(garbage in garbage()) {
         let mut guest = Guest::new();
-        guest.start(VERSION_1 | FLUSH | INDIRECT | if garbage.event_idx { EVENT_IDX } else { 0 });
+        let offered = VERSION_1 | FLUSH | DISCARD | WRITE_ZEROES | INDIRECT;
+        guest.start(offered | if garbage.event_idx { EVENT_IDX } else { 0 });
         write_to_ram(&guest, &garbage);
         guest.kick();
         guest.disk.pause(SOON).unwrap();

@@ -33,6 +33,10 @@ pub trait VirtioDevice: fmt::Debug + Send {
     /// Fills `data` from the configuration space; beyond its end with zeros.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
+    /// A number that is another one after the configuration space has changed (4.2.2.1), on every host the same for the
+    /// same content.
+    fn config_generation(&self) -> u32;
+
     /// Starts work: the driver is ready. Starts paused where the device is.
     ///
     /// # Errors

@@ -35,6 +35,10 @@ pub(crate) const STATUS: u64 = 0x70;
 pub(crate) const INTERRUPT_STATUS: u64 = 0x60;
 
 pub(crate) const FLUSH: u64 = 1 << 9;
+pub(crate) const DISCARD: u64 = 1 << 13;
+pub(crate) const WRITE_ZEROES: u64 = 1 << 14;
+pub(crate) const DISCARD_KIND: u32 = 11;
+pub(crate) const WRITE_ZEROES_KIND: u32 = 13;
 pub(crate) const READ_ONLY: u64 = 1 << 5;
 pub(crate) const INDIRECT: u64 = 1 << 28;
 pub(crate) const EVENT_IDX: u64 = 1 << 29;
@@ -302,7 +306,8 @@ impl Guest {
         self.memory.write(Gpa::new(header), &bytes).unwrap();
         self.put_descriptor(first, header, 16, NEXT, if data.is_some() { first + 1 } else { first + 2 });
         if let Some((address, len)) = data {
-            let flags = if kind == 1 { NEXT } else { NEXT | WRITE };
+            let from_driver = [1, DISCARD_KIND, WRITE_ZEROES_KIND].contains(&kind);
+            let flags = if from_driver { NEXT } else { NEXT | WRITE };
             self.put_descriptor(first + 1, address, len, flags, first + 2);
         }
         self.put_descriptor(first + 2, status, 1, WRITE, 0);

@@ -315,7 +315,7 @@ fn start(image: &RawImage, operation: QueueOperation, pieces: &[libc::iovec], co
     let (functions, handle) = (image.functions(), image.handle());
     let count = c_int::try_from(pieces.len()).unwrap_or(c_int::MAX);
     match operation {
-        // SAFETY (of this and the next): the image lives until its last queue has gone. The list of pieces and the
+        // SAFETY: as with the next, the image lives until its last queue has gone. The list of pieces and the
         // memory it names stay in the request's slot until the completion has been taken off librbd's list.
         QueueOperation::Read { offset } => unsafe {
             (functions.rbd_aio_readv)(handle, pieces.as_ptr(), count, offset, completion)

@@ -2,16 +2,28 @@
 
 use drover_block::BackendInfo;
 use virtio_bindings::{
-    virtio_blk::{VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX},
+    virtio_blk::{
+        VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+        VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    },
     virtio_config::VIRTIO_F_VERSION_1,
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
+
+use super::ranges;
 
 /// Length of the space up to the last field that a driver of virtio 1.2 knows, bytes.
 const LEN: usize = 60;
 const CAPACITY: usize = 0;
 const SEG_MAX: usize = 12;
 const BLK_SIZE: usize = 20;
+const OPT_IO_SIZE: usize = 28;
+const MAX_DISCARD_SECTORS: usize = 36;
+const MAX_DISCARD_SEG: usize = 40;
+const DISCARD_SECTOR_ALIGNMENT: usize = 44;
+const MAX_WRITE_ZEROES_SECTORS: usize = 48;
+const MAX_WRITE_ZEROES_SEG: usize = 52;
+const WRITE_ZEROES_MAY_UNMAP: usize = 56;
 
 /// What the driver may ask for.
 pub(super) fn features(info: &BackendInfo) -> u64 {
@@ -23,9 +35,13 @@ pub(super) fn features(info: &BackendInfo) -> u64 {
         VIRTIO_BLK_F_SEG_MAX,
         VIRTIO_BLK_F_BLK_SIZE,
     ];
-    if info.read_only {
-        bits.push(VIRTIO_BLK_F_RO);
-    }
+    let optional = [
+        (info.read_only, VIRTIO_BLK_F_RO),
+        (info.optimal_io.is_some(), VIRTIO_BLK_F_TOPOLOGY),
+        (info.discard.is_some(), VIRTIO_BLK_F_DISCARD),
+        (info.write_zeroes.is_some(), VIRTIO_BLK_F_WRITE_ZEROES),
+    ];
+    bits.extend(optional.into_iter().filter_map(|(offered, bit)| offered.then_some(bit)));
     bits.into_iter().fold(0, |features, bit| features | 1 << bit)
 }
 
@@ -37,19 +53,46 @@ pub(super) fn segments_max(info: &BackendInfo, queue_size: u16) -> u16 {
 
 /// Fills `data` from the space at `offset`; what is beyond it is zero.
 pub(super) fn read(info: &BackendInfo, queue_size: u16, offset: u64, data: &mut [u8]) {
-    let mut space = [0; LEN];
-    let block_size = u32::try_from(info.block_size.get()).unwrap_or(0);
-    space[CAPACITY..CAPACITY + 8].copy_from_slice(&info.capacity.get().to_le_bytes());
-    space[SEG_MAX..SEG_MAX + 4].copy_from_slice(&u32::from(segments_max(info, queue_size)).to_le_bytes());
-    space[BLK_SIZE..BLK_SIZE + 4].copy_from_slice(&block_size.to_le_bytes());
+    let space = space(info, queue_size);
     let from = usize::try_from(offset).unwrap_or(LEN).min(LEN);
     let there = &space[from..(from.saturating_add(data.len())).min(LEN)];
     data.fill(0);
     data[..there.len()].copy_from_slice(there);
 }
 
+/// A number that is another one after the space has changed (4.2.2.1). Only the capacity ever does.
+pub(super) fn generation(info: &BackendInfo) -> u32 {
+    // Fibonacci hashing: neighbouring sizes get numbers far apart, on every host the same.
+    (info.capacity.get().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
+fn space(info: &BackendInfo, queue_size: u16) -> [u8; LEN] {
+    let mut space = [0; LEN];
+    let mut put = |at: usize, value: u32| space[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    // What does not fit into a field is larger than any disk needs it.
+    let clamp = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    put(SEG_MAX, segments_max(info, queue_size).into());
+    put(BLK_SIZE, clamp(info.block_size.get()));
+    if let Some(optimal) = info.optimal_io {
+        put(OPT_IO_SIZE, clamp(optimal.get() / info.block_size.get().max(1)));
+    }
+    if let Some(limits) = info.discard {
+        put(MAX_DISCARD_SECTORS, clamp(limits.sectors_max.get()));
+        put(MAX_DISCARD_SEG, ranges::SEGMENTS_MAX as u32);
+        put(DISCARD_SECTOR_ALIGNMENT, clamp(limits.alignment.get()));
+    }
+    if let Some(limits) = info.write_zeroes {
+        put(MAX_WRITE_ZEROES_SECTORS, clamp(limits.sectors_max.get()));
+        put(MAX_WRITE_ZEROES_SEG, ranges::SEGMENTS_MAX as u32);
+        space[WRITE_ZEROES_MAY_UNMAP] = 1;
+    }
+    space[CAPACITY..CAPACITY + 8].copy_from_slice(&info.capacity.get().to_le_bytes());
+    space
+}
+
 #[cfg(test)]
 mod tests {
+    use drover_block::RangeLimits;
     use drover_units::{Bytes, Sectors};
 
     use super::*;
@@ -59,9 +102,9 @@ mod tests {
         block_size: Bytes::new(512),
         read_only: false,
         segments_max: 1024,
-        optimal_io: None,
-        discard: None,
-        write_zeroes: None,
+        optimal_io: Some(Bytes::mib(4)),
+        discard: Some(RangeLimits { sectors_max: Sectors::new(0x20_0000), alignment: Sectors::new(128) }),
+        write_zeroes: Some(RangeLimits { sectors_max: Sectors::new(u64::MAX), alignment: Sectors::new(1) }),
     };
 
     fn check(offset: u64, expect: &[u8]) {
@@ -77,14 +120,31 @@ mod tests {
         check(12, &[126, 0, 0, 0]);
         check(20, &[0, 2, 0, 0]);
         check(21, &[2]);
+        check(28, &[0, 0x20, 0, 0]);
+        check(36, &[0, 0, 0x20, 0, 16, 0, 0, 0, 128, 0, 0, 0]);
+        check(48, &[0xff, 0xff, 0xff, 0xff, 16, 0, 0, 0, 1, 0, 0, 0]);
         check(58, &[0; 4]);
         check(u64::MAX, &[0; 8]);
     }
 
+    fn check_feature(bit: u32, without: BackendInfo, with: BackendInfo) {
+        assert_eq!((features(&without) >> bit & 1, features(&with) >> bit & 1), (0, 1), "bit {bit}");
+    }
+
     #[test]
-    fn read_only_is_a_feature() {
-        let bit = 1 << VIRTIO_BLK_F_RO;
-        assert_eq!(features(&INFO) & bit, 0);
-        assert_eq!(features(&BackendInfo { read_only: true, ..INFO }) & bit, bit);
+    fn what_the_storage_can_do_is_a_feature() {
+        check_feature(VIRTIO_BLK_F_RO, INFO, BackendInfo { read_only: true, ..INFO });
+        check_feature(VIRTIO_BLK_F_DISCARD, BackendInfo { discard: None, ..INFO }, INFO);
+        check_feature(VIRTIO_BLK_F_WRITE_ZEROES, BackendInfo { write_zeroes: None, ..INFO }, INFO);
+        check_feature(VIRTIO_BLK_F_TOPOLOGY, BackendInfo { optimal_io: None, ..INFO }, INFO);
+    }
+
+    #[test]
+    fn another_size_is_another_generation() {
+        let of = |sectors| generation(&BackendInfo { capacity: Sectors::new(sectors), ..INFO });
+        let sizes = [1, 2, 8, 0x800, 0x1000, 1 << 32, (1 << 32) + 8, 1 << 50];
+        let generations: std::collections::BTreeSet<u32> = sizes.map(of).into();
+        assert_eq!(generations.len(), sizes.len());
+        assert_eq!(of(8), of(8));
     }
 }

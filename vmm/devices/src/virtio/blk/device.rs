@@ -9,10 +9,15 @@ use std::{
 
 use drover_block::{Backend, QueueConfig};
 use drover_saved_state::{Envelope, SavedState};
-use virtio_bindings::{virtio_blk::VIRTIO_BLK_F_FLUSH, virtio_ids::VIRTIO_ID_BLOCK};
+use drover_units::Sectors;
+use virtio_bindings::{
+    virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES},
+    virtio_ids::VIRTIO_ID_BLOCK,
+};
 use virtio_queue::QueueT;
 
 use super::{
+    announcer::Announcer,
     config,
     control::{Control, Doing, Order},
     metrics::BlkMetrics,
@@ -46,6 +51,9 @@ pub struct VirtioBlk {
     backend: Arc<dyn Backend>,
     events: Arc<dyn DeviceEvents>,
     metrics: Arc<BlkMetrics>,
+    announcer: Arc<Announcer>,
+    /// What the driver of a restored disk has been told of its size.
+    restored: Option<Sectors>,
     paused: bool,
     workers: Vec<Running>,
 }
@@ -74,12 +82,17 @@ impl VirtioBlk {
         let mut id = [0; ID_LEN];
         let len = config.id.len().min(ID_LEN);
         id[..len].copy_from_slice(&config.id.as_bytes()[..len]);
+        let announcer = Arc::new(Announcer::default());
+        let listener = Arc::clone(&announcer);
+        backend.set_resize_listener(Box::new(move |capacity| listener.tell(capacity)));
         Self {
             name: config.name,
             id,
             backend,
             events: config.events,
             metrics: Arc::default(),
+            announcer,
+            restored: None,
             paused: false,
             workers: Vec::new(),
         }
@@ -97,10 +110,13 @@ impl VirtioBlk {
         let depth = queue.queue.lock().unwrap_or_else(PoisonError::into_inner).size();
         let backend =
             self.backend.queue(QueueConfig { depth }).map_err(refused("open a queue to the storage"))?;
+        let has = |feature: u32| activation.features & 1 << feature != 0;
         let setup = Setup {
             name: self.name.clone(),
             id: self.id,
-            write_through: activation.features & 1 << VIRTIO_BLK_F_FLUSH == 0,
+            write_through: !has(VIRTIO_BLK_F_FLUSH),
+            discard: has(VIRTIO_BLK_F_DISCARD),
+            write_zeroes: has(VIRTIO_BLK_F_WRITE_ZEROES),
             memory: activation.memory.clone(),
             interrupt: Arc::clone(&activation.interrupt),
             metrics: Arc::clone(&self.metrics),
@@ -176,6 +192,10 @@ impl VirtioDevice for VirtioBlk {
         config::read(&self.backend.info(), QUEUE_SIZE, offset, data);
     }
 
+    fn config_generation(&self) -> u32 {
+        config::generation(&self.backend.info())
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         debug_assert!(self.workers.is_empty(), "a device is reset before it is activated again");
         let queues = mem::take(&mut activation.queues);
@@ -193,6 +213,10 @@ impl VirtioDevice for VirtioBlk {
                 }
             }
         }
+        let known = self.restored.take().unwrap_or_else(|| self.backend.info().capacity);
+        self.announcer.start(&activation.interrupt, known);
+        // A change since the driver last looked, or since the line above.
+        self.announcer.tell(self.backend.info().capacity);
         Ok(())
     }
 
@@ -202,6 +226,7 @@ impl VirtioDevice for VirtioBlk {
         if let Err(error @ DeviceError::DrainTimeout { .. }) = self.wait(DRAIN_LIMIT) {
             return Err(error);
         }
+        self.announcer.stop();
         for worker in self.workers.drain(..) {
             // A panic has been reported where it happened.
             let _ = worker.thread.join();
@@ -217,6 +242,7 @@ impl VirtioDevice for VirtioBlk {
         match self.wait(limit) {
             Ok(()) => {
                 self.paused = true;
+                self.announcer.pause();
                 Ok(())
             }
             Err(error) => {
@@ -239,6 +265,7 @@ impl VirtioDevice for VirtioBlk {
             }
         }
         self.paused = false;
+        self.announcer.resume(self.backend.info().capacity);
         self.give(Order::Run);
         Ok(())
     }
@@ -246,11 +273,15 @@ impl VirtioDevice for VirtioBlk {
     fn save(&self) -> Envelope {
         let info = self.backend.info();
         BlkState {
-            capacity: info.capacity,
+            // What the driver knows: whoever resumes tells it the rest.
+            capacity: self.announcer.told().unwrap_or(info.capacity),
             block_size: info.block_size,
             read_only: info.read_only,
             segments_max: self.segments_max(),
             id: self.id().to_vec(),
+            optimal_io: info.optimal_io,
+            discard: info.discard,
+            write_zeroes: info.write_zeroes,
         }
         .to_envelope(0)
     }
@@ -262,6 +293,8 @@ impl VirtioDevice for VirtioBlk {
         state
             .fits(&self.backend.info(), self.segments_max(), self.id())
             .map_err(|reason| DeviceError::Incompatible { device: device(), reason })?;
+        self.restored = Some(state.capacity);
+        self.announcer.pause();
         self.paused = true;
         Ok(())
     }

@@ -9,6 +9,8 @@ pub struct BlkMetrics {
     pub(super) reads: AtomicU64,
     pub(super) writes: AtomicU64,
     pub(super) flushes: AtomicU64,
+    pub(super) discards: AtomicU64,
+    pub(super) zeroings: AtomicU64,
     pub(super) bytes_read: AtomicU64,
     pub(super) bytes_written: AtomicU64,
     pub(super) errors: AtomicU64,
@@ -23,6 +25,10 @@ pub struct BlkMetricsSnapshot {
     pub writes: u64,
     /// Flushes that succeeded.
     pub flushes: u64,
+    /// Discards that succeeded.
+    pub discards: u64,
+    /// Writes of zeros without data that succeeded.
+    pub zeroings: u64,
     /// Bytes that successful reads moved.
     pub bytes_read: u64,
     /// Bytes that successful writes moved.
@@ -38,6 +44,8 @@ impl BlkMetrics {
             reads: self.reads.load(Ordering::Relaxed),
             writes: self.writes.load(Ordering::Relaxed),
             flushes: self.flushes.load(Ordering::Relaxed),
+            discards: self.discards.load(Ordering::Relaxed),
+            zeroings: self.zeroings.load(Ordering::Relaxed),
             bytes_read: self.bytes_read.load(Ordering::Relaxed),
             bytes_written: self.bytes_written.load(Ordering::Relaxed),
             errors: self.errors.load(Ordering::Relaxed),

@@ -9,10 +9,12 @@
 //! either in the ring, and moves with guest RAM, or done. A backend that says that this process has lost the disk stops
 //! the worker and the VM; the guest never hears of it.
 
+mod announcer;
 mod config;
 mod control;
 mod device;
 mod metrics;
+mod ranges;
 mod request;
 mod state;
 mod worker;

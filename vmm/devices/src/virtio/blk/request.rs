@@ -10,9 +10,12 @@ use drover_guest_memory::{GuestMemory, MemoryError};
 use drover_units::{Gpa, Sectors};
 use smallvec::SmallVec;
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use virtio_queue::desc::split::Descriptor;
+
+use super::ranges::{self, Ranges, SEGMENT_LEN, SEGMENTS_MAX};
 
 /// Length of a request's header: type, reserved, sector.
 const HEADER_LEN: usize = 16;
@@ -37,8 +40,16 @@ pub(super) enum Action {
     Flush,
     /// Fill these with the disk's name.
     GetId(Segments),
+    /// Give these ranges up.
+    Discard(Ranges),
+    /// Make these ranges read as zeros, giving them back or not.
+    WriteZeroes(Ranges, bool),
     /// A type that was not offered.
     Unsupported(u32),
+    /// Ranges with flags that mean nothing.
+    UnsupportedFlags,
+    /// This many bytes are not the ranges that this type of request needs. The driver is told that the request failed.
+    NotRanges(usize),
     /// A buffer that is not RAM. The driver is told that the request failed.
     NotRam(MemoryError),
 }
@@ -88,6 +99,18 @@ pub(super) fn parse(
         VIRTIO_BLK_T_OUT => segments(&readable, memory).map(|data| Action::Write(sector, data)),
         VIRTIO_BLK_T_FLUSH => Ok(Action::Flush),
         VIRTIO_BLK_T_GET_ID => segments(&writable, memory).map(Action::GetId),
+        VIRTIO_BLK_T_DISCARD => copy_ranges(&readable, memory).map(|data| match ranges::discard(&data) {
+            ranges::Parsed::Ranges(ranges, _) => Action::Discard(ranges),
+            ranges::Parsed::Flags => Action::UnsupportedFlags,
+            ranges::Parsed::Length(length) => Action::NotRanges(length),
+        }),
+        VIRTIO_BLK_T_WRITE_ZEROES => {
+            copy_ranges(&readable, memory).map(|data| match ranges::write_zeroes(&data) {
+                ranges::Parsed::Ranges(ranges, may_unmap) => Action::WriteZeroes(ranges, may_unmap),
+                ranges::Parsed::Flags => Action::UnsupportedFlags,
+                ranges::Parsed::Length(length) => Action::NotRanges(length),
+            })
+        }
         other => Ok(Action::Unsupported(other)),
     };
     Ok(Parsed { status, action: action.unwrap_or_else(Action::NotRam) })
@@ -151,6 +174,22 @@ fn take_status(writable: &mut Buffers, memory: &GuestMemory) -> Result<Gpa, Malf
     memory.segment(start, 1).map(|_| start).map_err(|_| Malformed::NoStatus)
 }
 
+/// Copies the data of a request for ranges out of guest RAM, once. At most one byte more than the longest: that is
+/// enough to see that it is too long.
+fn copy_ranges(buffers: &Buffers, memory: &GuestMemory) -> Result<SmallVec<[u8; SEGMENT_LEN]>, MemoryError> {
+    const MOST: usize = SEGMENTS_MAX * SEGMENT_LEN + 1;
+    let mut data = SmallVec::new();
+    for buffer in buffers {
+        let from = data.len();
+        let piece = (MOST - from).min(buffer.len as usize);
+        data.resize(from + piece, 0);
+        if piece > 0 {
+            memory.read(buffer.start, &mut data[from..])?;
+        }
+    }
+    Ok(data)
+}
+
 fn segments(buffers: &Buffers, memory: &GuestMemory) -> Result<Segments, MemoryError> {
     buffers.iter().map(|buffer| memory.segment(buffer.start, buffer.len as usize)).collect()
 }
@@ -210,6 +249,24 @@ mod tests {
         check(4, &[header, status], "Flush, status at 0x2000");
         check(8, &[header, status], "GetId([]), status at 0x2000");
         check(99, &[header, status], "Unsupported(99), status at 0x2000");
+    }
+
+    #[test]
+    fn ranges_are_copied_out_however_they_are_cut() {
+        let header = (0x1000, 16, NEXT);
+        let status = (0x2000, 1, WRITE);
+        // The header itself serves as a range: sector 11 or 13, and 7 sectors.
+        let cut = [header, (0x1000, 9, NEXT), (0x1009, 7, NEXT), status];
+        check(11, &cut, "Discard([(Sectors(11), Sectors(7))]), status at 0x2000");
+        check(13, &cut, "WriteZeroes([(Sectors(13), Sectors(7))], false), status at 0x2000");
+        check(11, &[header, status], "NotRanges(0), status at 0x2000");
+        check(11, &[header, (0x1000, 15, NEXT), status], "NotRanges(15), status at 0x2000");
+        check(13, &[header, (0x3000, 0x4000, NEXT), status], "NotRanges(257), status at 0x2000");
+        check(
+            11,
+            &[header, (0xffff_0000, 16, NEXT), status],
+            "NotRam(OutsideRam { start: Gpa(4294901760), len: Bytes(16) }), status at 0x2000",
+        );
     }
 
     #[test]

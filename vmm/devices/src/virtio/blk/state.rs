@@ -1,7 +1,7 @@
 //! The saved state of a disk: what its successor must agree with. Its queues are the transport's to save, and its data
 //! is on the storage.
 
-use drover_block::BackendInfo;
+use drover_block::{BackendInfo, RangeLimits};
 use drover_saved_state::{PayloadReader, PayloadWriter, SavedState, StateError};
 use drover_units::{Bytes, Sectors};
 
@@ -13,12 +13,17 @@ pub(super) struct BlkState {
     pub(super) read_only: bool,
     pub(super) segments_max: u16,
     pub(super) id: Vec<u8>,
+    /// These three since version 2; before it they were not offered.
+    pub(super) optimal_io: Option<Bytes>,
+    pub(super) discard: Option<RangeLimits>,
+    pub(super) write_zeroes: Option<RangeLimits>,
 }
 
 impl BlkState {
     /// Whether a disk with this backend can stand in, as far as its driver can tell. The error is for people.
     pub(super) fn fits(&self, info: &BackendInfo, segments_max: u16, id: &[u8]) -> Result<(), String> {
-        if self.capacity != info.capacity {
+        // A disk that has grown since is one whose driver is told so.
+        if self.capacity > info.capacity {
             return Err(format!("its disk has {}, this one {}", self.capacity, info.capacity));
         }
         if self.block_size != info.block_size {
@@ -41,6 +46,15 @@ impl BlkState {
                 self.segments_max
             ));
         }
+        for (what, told, here) in
+            [("discard", self.discard, info.discard), ("write zeros", self.write_zeroes, info.write_zeroes)]
+        {
+            let Some(told) = told else { continue };
+            if here.is_none_or(|here| here.sectors_max < told.sectors_max) {
+                let told = told.sectors_max.get();
+                return Err(format!("its driver may {what} {told} sectors at once, this disk takes fewer"));
+            }
+        }
         if self.id != id {
             return Err("it is of another disk".to_owned());
         }
@@ -50,7 +64,7 @@ impl BlkState {
 
 impl SavedState for BlkState {
     const KIND: &'static str = "virtio-blk";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn encode(&self, payload: &mut PayloadWriter) {
         payload.u64(self.capacity.get());
@@ -58,15 +72,43 @@ impl SavedState for BlkState {
         payload.bool(self.read_only);
         payload.u16(self.segments_max);
         payload.bytes(&self.id);
+        payload.u64(self.optimal_io.unwrap_or(Bytes::ZERO).get());
+        for limits in [self.discard, self.write_zeroes] {
+            payload.u64(limits.map_or(Sectors::ZERO, |limits| limits.sectors_max).get());
+            payload.u64(limits.map_or(Sectors::ZERO, |limits| limits.alignment).get());
+        }
     }
 
-    fn decode(_version: u16, payload: &mut PayloadReader<'_>) -> Result<Self, StateError> {
-        Ok(Self {
+    fn decode(version: u16, payload: &mut PayloadReader<'_>) -> Result<Self, StateError> {
+        let mut state = Self {
             capacity: Sectors::new(payload.u64("capacity")?),
             block_size: Bytes::new(payload.u64("block_size")?),
             read_only: payload.bool("read_only")?,
             segments_max: payload.u16("segments_max")?,
             id: payload.bytes("id")?.to_vec(),
-        })
+            optimal_io: None,
+            discard: None,
+            write_zeroes: None,
+        };
+        if version >= 2 {
+            let optimal_io = Bytes::new(payload.u64("optimal_io")?);
+            state.optimal_io = Some(optimal_io).filter(|size| *size > Bytes::ZERO);
+            state.discard = limits(payload, "discard.sectors_max", "discard.alignment")?;
+            state.write_zeroes = limits(payload, "write_zeroes.sectors_max", "write_zeroes.alignment")?;
+        }
+        Ok(state)
     }
+}
+
+/// Limits of ranges; no sectors at all stand for "not offered".
+fn limits(
+    payload: &mut PayloadReader<'_>,
+    sectors_max: &'static str,
+    alignment: &'static str,
+) -> Result<Option<RangeLimits>, StateError> {
+    let limits = RangeLimits {
+        sectors_max: Sectors::new(payload.u64(sectors_max)?),
+        alignment: Sectors::new(payload.u64(alignment)?),
+    };
+    Ok(Some(limits).filter(|limits| limits.sectors_max > Sectors::ZERO))
 }

@@ -5,7 +5,7 @@
 //! asking cannot keep the worker from its orders.
 
 use std::{
-    fmt,
+    fmt, iter,
     os::fd::AsRawFd,
     sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
 };
@@ -24,6 +24,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{
     control::{Control, Doing, Order},
     metrics::{self, BlkMetrics},
+    ranges::{Range, SEGMENTS_MAX},
     request::{self, Action, Malformed, Parsed},
 };
 use crate::{ActiveQueue, DeviceEvent, DeviceEvents, VirtioInterrupt};
@@ -41,6 +42,10 @@ pub(super) struct Setup {
     pub(super) id: [u8; ID_LEN],
     /// The driver did not negotiate FLUSH, so a write is answered when it is durable (5.2.6.2).
     pub(super) write_through: bool,
+    /// The driver negotiated DISCARD.
+    pub(super) discard: bool,
+    /// The driver negotiated WRITE_ZEROES.
+    pub(super) write_zeroes: bool,
     pub(super) memory: GuestMemory,
     pub(super) interrupt: Arc<dyn VirtioInterrupt>,
     pub(super) metrics: Arc<BlkMetrics>,
@@ -82,6 +87,10 @@ struct Pending {
     status: Gpa,
     operation: Pended,
     length: u32,
+    /// Requests to the backend that have not been answered: a request of several ranges has one for each.
+    parts: u16,
+    /// One of them has failed.
+    failed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +100,8 @@ enum Pended {
     /// The second half of a write that is answered when it is durable.
     WriteFlush,
     Flush,
+    Discard,
+    WriteZeroes,
 }
 
 /// What the driver is told about one chain.
@@ -244,33 +255,63 @@ impl Worker {
     /// Starts one request: into the batch, or straight to the answers.
     fn begin(&mut self, head: u16, Parsed { status, action }: Parsed) {
         let answer = |code, written| Answer { head, status, code, written };
+        let pending =
+            |operation, length| Pending { head, status, operation, length, parts: 1, failed: false };
         match action {
             Action::Read(sector, segments) => {
-                let length = length(&segments);
-                let token = self.pend(Pending { head, status, operation: Pended::Read, length });
+                let token = self.pend(pending(Pended::Read, length(&segments)));
                 self.batch.push(Request::read(sector, segments, token));
             }
             Action::Write(sector, segments) => {
-                let length = length(&segments);
-                let token = self.pend(Pending { head, status, operation: Pended::Write, length });
+                let token = self.pend(pending(Pended::Write, length(&segments)));
                 self.batch.push(Request::write(sector, segments, token));
             }
             Action::Flush => {
-                let token = self.pend(Pending { head, status, operation: Pended::Flush, length: 0 });
+                let token = self.pend(pending(Pended::Flush, 0));
                 self.batch.push(Request::flush(token));
             }
             Action::GetId(segments) => {
                 let written = write_id(&self.setup.id, &segments);
                 self.answers.push(answer(VIRTIO_BLK_S_OK, written));
             }
+            Action::Discard(ranges) if self.setup.discard => {
+                self.begin_ranges(pending(Pended::Discard, 0), &ranges, Request::discard);
+            }
+            Action::WriteZeroes(ranges, may_unmap) if self.setup.write_zeroes => {
+                let make = |range, token| Request::write_zeroes(range, may_unmap, token);
+                self.begin_ranges(pending(Pended::WriteZeroes, 0), &ranges, make);
+            }
+            Action::Discard(_) | Action::WriteZeroes(..) => {
+                self.note_error(&"the driver has not asked for this type of request");
+                self.answers.push(answer(VIRTIO_BLK_S_UNSUPP, 0));
+            }
             Action::Unsupported(kind) => {
                 self.note_error(&format_args!("request type {kind} is not supported"));
                 self.answers.push(answer(VIRTIO_BLK_S_UNSUPP, 0));
+            }
+            Action::UnsupportedFlags => {
+                self.note_error(&"a range has flags that are not supported");
+                self.answers.push(answer(VIRTIO_BLK_S_UNSUPP, 0));
+            }
+            Action::NotRanges(length) => {
+                self.note_error(&format_args!("{length} bytes are not 1 to {SEGMENTS_MAX} ranges"));
+                self.answers.push(answer(VIRTIO_BLK_S_IOERR, 0));
             }
             Action::NotRam(error) => {
                 self.note_error(&error);
                 self.answers.push(answer(VIRTIO_BLK_S_IOERR, 0));
             }
+        }
+    }
+
+    /// Starts a request to the backend for each range, all under the slot of the one that the driver has sent.
+    fn begin_ranges(&mut self, pending: Pending, ranges: &[Range], make: impl Fn(Range, Token) -> Request) {
+        let parts = u16::try_from(ranges.len()).expect("parsed as at most 16");
+        let first = self.pend(Pending { parts, ..pending });
+        let tag = first.tag();
+        let tokens = iter::once(first).chain(iter::repeat_with(|| Token::new(tag)));
+        for (range, token) in ranges.iter().zip(tokens) {
+            self.batch.push(make(*range, token));
         }
     }
 
@@ -284,22 +325,29 @@ impl Worker {
     fn finish(&mut self, completion: Completion) {
         let slot = u16::try_from(completion.tag().0).expect("a tag is a slot's number");
         let pending = self.pending[usize::from(slot)].expect("an answer is to a request that is under way");
-        let code = match completion.into_result() {
-            Ok(()) if pending.operation == Pended::Write && self.setup.write_through => {
-                self.pending[usize::from(slot)] = Some(Pending { operation: Pended::WriteFlush, ..pending });
-                self.batch.push(Request::flush(Token::new(Tag(slot.into()))));
-                return;
-            }
-            Ok(()) => {
-                self.count(pending);
-                VIRTIO_BLK_S_OK
-            }
+        let failed = match completion.into_result() {
+            Ok(()) => pending.failed,
             Err(error) if error.is_loss_of_ownership() => return self.fence(&error),
             Err(error) => {
                 self.note_error(&error);
-                VIRTIO_BLK_S_IOERR
+                true
             }
         };
+        if pending.parts > 1 {
+            self.pending[usize::from(slot)] = Some(Pending { parts: pending.parts - 1, failed, ..pending });
+            return;
+        }
+        let writes = matches!(pending.operation, Pended::Write | Pended::WriteZeroes);
+        if !failed && writes && self.setup.write_through {
+            self.count(pending);
+            self.pending[usize::from(slot)] = Some(Pending { operation: Pended::WriteFlush, ..pending });
+            self.batch.push(Request::flush(Token::new(Tag(slot.into()))));
+            return;
+        }
+        let code = if failed { VIRTIO_BLK_S_IOERR } else { VIRTIO_BLK_S_OK };
+        if !failed {
+            self.count(pending);
+        }
         let read = pending.operation == Pended::Read && code == VIRTIO_BLK_S_OK;
         let written = if read { pending.length } else { 0 };
         self.answers.push(Answer { head: pending.head, status: pending.status, code, written });
@@ -314,11 +362,15 @@ impl Worker {
                 metrics::add(&metrics.reads, 1);
                 metrics::add(&metrics.bytes_read, pending.length.into());
             }
-            Pended::Write | Pended::WriteFlush => {
+            Pended::Write => {
                 metrics::add(&metrics.writes, 1);
                 metrics::add(&metrics.bytes_written, pending.length.into());
             }
+            // Counted as the write that it makes durable.
+            Pended::WriteFlush => {}
             Pended::Flush => metrics::add(&metrics.flushes, 1),
+            Pended::Discard => metrics::add(&metrics.discards, 1),
+            Pended::WriteZeroes => metrics::add(&metrics.zeroings, 1),
         }
     }
 

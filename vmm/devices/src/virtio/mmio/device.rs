@@ -121,8 +121,9 @@ impl VirtioMmio {
             Read::InterruptStatus => self.interrupt.status(),
             Read::Status => registers.status(),
             Read::NoSharedMemory => u32::MAX,
-            // No field of a configuration space changes while the machine runs.
-            Read::ConfigGeneration | Read::Config(_) => 0,
+            Read::ConfigGeneration => registers.device().config_generation(),
+            // Answered where the access is known in its length.
+            Read::Config(_) => 0,
         }
     }
 
