@@ -283,7 +283,7 @@ impl PlainCluster {
 
     /// Everything that is wrong with putting a VM on a host, if it is put there besides all that stands: what it lacks,
     /// what keeps it away, what it would break. Empty: nothing. Where the VM stands already does not count in rules
-    /// about other VMs; the room it takes there does.
+    /// about other VMs, and its project has it already; the room it takes there counts.
     pub fn against(&self, vm: &PlainVm, host: NodeId) -> Vec<Violation> {
         let Some(host) = self.host(host) else {
             return vec![Violation::new(
@@ -294,7 +294,9 @@ impl PlainCluster {
         let mut violations = Vec::new();
         constraints::of_host(vm, host, &mut violations);
         constraints::of_others(self, vm, host, &mut violations);
-        capacity::of_projects(&self.with(vm, host.id, None), Some(&vm.project), &mut violations);
+        if self.standing.iter().all(|standing| standing.vm.id != vm.id) {
+            capacity::of_projects(&self.with(vm, host.id, None), Some(&vm.project), &mut violations);
+        }
         capacity::of_one_more(self, vm, host, &mut violations);
         violations
     }

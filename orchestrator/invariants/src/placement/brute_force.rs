@@ -2,10 +2,10 @@
 
 use drover_ids::NodeId;
 
-use super::{PlainCluster, PlainVm, capacity, constraints};
+use super::{PlainCluster, PlainVm, capacity};
 
 impl PlainCluster {
-    /// Hosts, in the order of `vms`, on which all of these could stand at once, with each other and with what stands.
+    /// Hosts on which VMs can be put one after the other, in the order given, each rightly with what stands by then.
     /// `None`: there is no way. Tries every way: the work grows as hosts to the power of VMs.
     ///
     /// `may` says which hosts each VM may go to at all, by its position.
@@ -21,46 +21,23 @@ impl PlainCluster {
         chosen: &mut Vec<NodeId>,
     ) -> bool {
         let index = chosen.len();
-        let Some(vm) = vms.get(index) else {
-            // Rules between VMs are only asked once all stand: a later one may be what an earlier one wants to be near.
-            return vms.iter().zip(chosen.iter()).all(|(vm, host)| self.stands_rightly(vm, *host))
-                && self.over_limits_of(vms).is_empty();
-        };
+        let Some(vm) = vms.get(index) else { return true };
         for host in &self.hosts {
-            let mut wrong = Vec::new();
-            constraints::of_host(vm, host, &mut wrong);
-            if !wrong.is_empty() || !may(index, host.id) {
+            if !may(index, host.id) || !self.against(vm, host.id).is_empty() {
                 continue;
             }
+            // Which NUMA node it is bound to matters to those after it.
             for binding in capacity::bindings(vm, host) {
-                let with = self.with(vm, host.id, binding);
-                let mut over = Vec::new();
-                capacity::of_host(&with, host, &mut over);
-                if !over.is_empty() {
+                if !capacity::of_one_more_bound(self, vm, host, binding).is_empty() {
                     continue;
                 }
                 chosen.push(host.id);
-                if with.try_next(vms, may, chosen) {
+                if self.with(vm, host.id, binding).try_next(vms, may, chosen) {
                     return true;
                 }
                 chosen.pop();
             }
         }
         false
-    }
-
-    fn stands_rightly(&self, vm: &PlainVm, host: NodeId) -> bool {
-        let Some(host) = self.host(host) else { return false };
-        let mut wrong = Vec::new();
-        constraints::of_others(self, vm, host, &mut wrong);
-        wrong.is_empty()
-    }
-
-    fn over_limits_of(&self, vms: &[PlainVm]) -> Vec<crate::Violation> {
-        let mut over = Vec::new();
-        for vm in vms {
-            capacity::of_projects(self, Some(&vm.project), &mut over);
-        }
-        over
     }
 }

@@ -85,20 +85,31 @@ pub(super) fn bindings(vm: &PlainVm, host: &PlainHost) -> Vec<Option<usize>> {
     }
 }
 
-/// What a VM more on a host would be over. With several NUMA nodes to choose from: the least that is wrong.
+/// What a VM more on a host would be over, by its own doing: what the host gives out too much of already does not keep a
+/// VM away that takes none of it. With several NUMA nodes to choose from: the least that is wrong.
 pub(super) fn of_one_more(
     cluster: &PlainCluster,
     vm: &PlainVm,
     host: &PlainHost,
     violations: &mut Vec<Violation>,
 ) {
-    let over = |binding| {
-        let mut violations = Vec::new();
-        of_host(&cluster.with(vm, host.id, binding), host, &mut violations);
-        violations
-    };
-    let least = bindings(vm, host).into_iter().map(over).min_by_key(Vec::len);
-    violations.extend(least.unwrap_or_default());
+    let least = bindings(vm, host).into_iter().map(|binding| of_one_more_bound(cluster, vm, host, binding));
+    violations.extend(least.min_by_key(Vec::len).unwrap_or_default());
+}
+
+/// The same for one way in which it can lie there.
+pub(super) fn of_one_more_bound(
+    cluster: &PlainCluster,
+    vm: &PlainVm,
+    host: &PlainHost,
+    binding: Option<usize>,
+) -> Vec<Violation> {
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    of_host(cluster, host, &mut before);
+    of_host(&cluster.with(vm, host.id, binding), host, &mut after);
+    // The same words: the sum has not changed.
+    after.retain(|violation| !before.contains(violation));
+    after
 }
 
 /// What projects have against what they may. A VM that stands twice counts once.
