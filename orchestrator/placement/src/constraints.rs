@@ -3,8 +3,10 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
+use drover_ids::VmId;
+
 use crate::{
-    Direction, HostState, Inventory, LabelMatch, NumaPolicy, PageBacking, Request, Scope, TaintEffect,
+    Direction, HostState, Inventory, LabelMatch, NumaPolicy, PageBacking, Peers, Request, Scope, TaintEffect,
     containers::NameId,
     inventory::{FLOATS, GroupName, HostSlot, LabelKey, NONE, Place, Traits, Wanted},
 };
@@ -381,13 +383,30 @@ impl<'a> Question<'a> {
 
     /// Whether a rule of affinity holds in a place, required or not. In no place it does.
     pub(crate) fn affinity_holds(&self, rule: usize, place: Place) -> bool {
+        let peers = &self.request.profile.affinity[rule].peers;
         let rule = &self.wanted.affinity[rule];
         let Some(here) = place.of(rule.scope) else { return true };
-        let near = rule.group.is_some_and(|group| self.members(group, rule.scope, here) > 0);
+        let near = match (rule.group, peers) {
+            (Some(group), _) => self.members(group, rule.scope, here) > 0,
+            // Nobody has spoken of this VM before, so no census is kept of it.
+            (None, Peers::Vm(vm)) => {
+                *vm != self.request.vm && self.hosts_of(*vm).any(|host| self.is_in(host, rule.scope, here))
+            }
+            (None, Peers::Group(_)) => false,
+        };
         match rule.direction {
             Direction::Together => near || (rule.own && self.members_anywhere(rule.group) == 0),
             Direction::Apart => !near,
         }
+    }
+
+    /// Hosts that hold a VM.
+    pub(crate) fn hosts_of(&self, vm: VmId) -> impl Iterator<Item = u32> {
+        self.inventory.slots_of_vm(vm.as_u128()).map(|slot| self.inventory.vms[slot as usize].host)
+    }
+
+    fn is_in(&self, host: u32, scope: Scope, here: u32) -> bool {
+        self.inventory.place(host).of(scope) == Some(here)
     }
 
     /// Members of a group in a place, without this VM.

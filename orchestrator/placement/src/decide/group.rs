@@ -37,7 +37,11 @@ pub(super) fn decide(
             _ => failed.clone(),
         });
         let Some(place) = begun else { return Err(most.unwrap_or(failed)) };
-        let Some(here) = place.of(scope) else { return Err(most.unwrap_or(failed)) };
+        let Some(here) = place.of(scope) else {
+            // A host that is in no such place binds nobody, and nobody is with who goes there.
+            hopeless.push(drover_ids::NodeId::from_u128(inventory.hosts[place.host as usize].id));
+            continue;
+        };
         let same = |slot: &u32| inventory.place(*slot).of(scope) == Some(here);
         let hosts = (0..inventory.hosts.len() as u32).filter(|slot| inventory.hosts[*slot as usize].live);
         let ids = hosts.filter(same).map(|slot| inventory.hosts[slot as usize].id);

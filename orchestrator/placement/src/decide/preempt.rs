@@ -107,6 +107,46 @@ fn estimate(question: &Question<'_>, slot: u32) -> Option<Cost> {
     (cpu >= wanted_cpu && memory >= wanted.base_memory()).then_some(cost)
 }
 
+/// What is left on a host without some of its VMs. Those that stay lie on it as they did: held anew, they might be bound
+/// to another NUMA node.
+fn without(inventory: &Inventory, host: NodeId, victims: &[VmId]) -> Option<Inventory> {
+    let mut rest = inventory.clone();
+    victims.iter().try_for_each(|victim| rest.release(*victim, host)).ok()?;
+    Some(rest)
+}
+
+/// Puts those back that the request insists on being with, the smallest first: without them the host would not do.
+fn keep_company(
+    scratch: &mut Inventory,
+    request: &Request,
+    slot: u32,
+    lower: &mut Vec<Request>,
+) -> Option<()> {
+    let alone = |scratch: &Inventory| {
+        let misses = Question::new(scratch, request).misses(slot);
+        misses.iter().filter(|miss| matches!(miss, Miss::NotTogether(_))).count()
+    };
+    let host = NodeId::from_u128(scratch.hosts[slot as usize].id);
+    let mut lacking = alone(scratch);
+    if lacking == 0 {
+        return Some(());
+    }
+    lower.sort_by_key(|vm| (vm.profile.demand.vcpus, vm.profile.demand.memory, vm.vm));
+    let mut gone = Vec::with_capacity(lower.len());
+    for vm in lower.drain(..) {
+        scratch.hold(host, &vm).ok()?;
+        let left = alone(scratch);
+        if left < lacking {
+            lacking = left;
+        } else {
+            scratch.release(vm.vm, host).ok()?;
+            gone.push(vm);
+        }
+    }
+    *lower = gone;
+    Some(())
+}
+
 /// Works out who must go from a host: first everybody who may, then back comes whoever can be spared, the most
 /// important and largest first.
 fn plan(inventory: &Inventory, request: &Request, slot: u32) -> Option<Plan> {
@@ -122,6 +162,7 @@ fn plan(inventory: &Inventory, request: &Request, slot: u32) -> Option<Plan> {
         }
     }
     let passes = |scratch: &Inventory| Question::new(scratch, request).passes(slot);
+    keep_company(&mut scratch, request, slot, &mut lower)?;
     if !passes(&scratch) {
         return None;
     }
@@ -130,16 +171,20 @@ fn plan(inventory: &Inventory, request: &Request, slot: u32) -> Option<Plan> {
         std::cmp::Reverse((profile.priority, profile.demand.memory, profile.demand.vcpus, vm.vm))
     });
     let mut cost = Cost { highest_priority: 0, victims: 0, memory: 0 };
-    let mut victims = Vec::new();
+    let mut victims: Vec<VmId> = lower.iter().map(|vm| vm.vm).collect();
     for vm in lower {
-        scratch.hold(host, &vm).ok()?;
-        if !passes(&scratch) {
-            scratch.release(vm.vm, host).ok()?;
+        let others: Vec<VmId> = victims.iter().copied().filter(|victim| *victim != vm.vm).collect();
+        if without(inventory, host, &others).is_some_and(|rest| passes(&rest)) {
+            victims = others;
+        } else {
             cost.highest_priority = cost.highest_priority.max(vm.profile.priority);
             cost.victims += 1;
             cost.memory += vm.profile.demand.memory.get();
-            victims.push(vm.vm);
         }
+    }
+    // Those that were put back for company may lie on other NUMA nodes in truth than they did when they were put back.
+    if !passes(&without(inventory, host, &victims)?) {
+        return None;
     }
     victims.sort_unstable();
     Some(Plan { cost, host: slot, victims })
