@@ -25,6 +25,9 @@ pub struct Fence<'a> {
     pub floor: OwnerEpoch,
     /// The addresses that the owner's process is known to have had, whatever the image says.
     pub registered: &'a [ClientAddress],
+    /// Addresses to leave alone: of processes that end by themselves, or wait to go on with a newer epoch. While one of
+    /// them holds the lock, the image cannot be fenced.
+    pub spared: &'a [ClientAddress],
     /// How long the blocklist's entries last unless they are [renewed](renew): longer than it may take until the
     /// process is known to be gone.
     pub lasts: Duration,
@@ -58,8 +61,8 @@ pub struct FenceProof {
 /// alone: the fence has been overtaken by a restart that was already allowed.
 ///
 /// # Errors
-/// [`Refusal::OtherVm`] where the volume belongs to another VM, and what the cluster says. Some entries may have been
-/// made then.
+/// [`Refusal::OtherVm`] where the volume belongs to another VM, [`LockError::Held`] while somebody who is spared has it
+/// locked, and what the cluster says. Some entries may have been made then.
 pub fn fence(pool: &Pool, image: &str, fence: &Fence<'_>) -> Result<FenceProof, LockError> {
     // For writing: a handle for reading cannot see the lock. It writes nothing and locks nothing.
     let opened = Image::open(pool, image, Access::ReadWrite).map_err(LockError::ceph("open"))?;
@@ -77,12 +80,15 @@ pub fn fence(pool: &Pool, image: &str, fence: &Fence<'_>) -> Result<FenceProof, 
     if !overtaken {
         entries.extend(before.iter().flat_map(|record| &record.clients));
         let owners = opened.lock_owners().map_err(LockError::ceph("read the lock of"))?;
+        if owners.iter().any(|owner| fence.spared.contains(&owner.address)) {
+            return Err(LockError::Held { owner: before.and_then(|record| record.owner.last_owner()) });
+        }
         entries.extend(owners.iter().map(|owner| owner.address));
         let watchers = opened.watchers().map_err(LockError::ceph("list the users of"))?;
         entries.extend(watchers.iter().map(|watcher| watcher.address));
     }
     let ours = pool.cluster().addresses().map_err(LockError::ceph("name our client to"))?;
-    entries.retain(|address| !ours.contains(address));
+    entries.retain(|address| !ours.contains(address) && !fence.spared.contains(address));
     let entries: Vec<ClientAddress> = entries.into_iter().collect();
     let osdmap_epoch = renew(pool.cluster(), &entries, fence.lasts).map_err(LockError::ceph("fence"))?;
     Ok(FenceProof {

@@ -142,4 +142,6 @@ pub enum StopReason {
     VmmFailure,
     /// A migration left nothing here that could run.
     MigrationFailed,
+    /// The storage did not answer for longer than the VM's policy allows.
+    StorageStalled,
 }

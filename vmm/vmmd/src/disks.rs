@@ -6,12 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use drover_block::{Access, FileBackend, Owner, OwnershipError};
+use drover_block::{Access, Backend, FileBackend, Owner, OwnershipError};
+use drover_block_rbd::{RbdBackend, RbdDisk};
 use drover_machine::{Disk, MachineError};
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 
 use crate::{
-    order::{DiskConfig, DiskPlace},
+    clusters::Clusters,
+    order::{DiskConfig, DiskPlace, RbdImage},
     refused::{Refused, chain},
 };
 
@@ -28,15 +30,23 @@ const MOMENT: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Opens the images. Nothing is locked yet.
-pub(crate) fn open(configs: &[DiskConfig]) -> Result<Vec<Disk>, Refused> {
+pub(crate) fn open(configs: &[DiskConfig], clusters: &mut Clusters) -> Result<Vec<Disk>, Refused> {
     let open = |(n, config): (usize, &DiskConfig)| {
         let access = if config.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let DiskPlace::File(path) = &config.place else {
-            return Err(Refused::Precondition(format!("config.disks[{n}].rbd: this vmmd has no librbd")));
+        let refused = |field: &str, error: &dyn std::error::Error| {
+            Refused::Precondition(format!("config.disks[{n}].{field}: {}", chain(error)))
         };
-        let backend = FileBackend::open(path, access)
-            .map_err(|error| Refused::Precondition(format!("config.disks[{n}].path: {}", chain(&error))))?;
-        Ok(Disk { id: config.volume.to_string(), backend: Arc::new(backend) })
+        let backend: Arc<dyn Backend> = match &config.place {
+            DiskPlace::File(path) => {
+                Arc::new(FileBackend::open(path, access).map_err(|error| refused("path", &error))?)
+            }
+            DiskPlace::Rbd(RbdImage { access: way, image }) => {
+                let pool = clusters.pool(way).map_err(|error| refused("rbd.access", &error))?;
+                let disk = RbdDisk { pool: &pool, image, access, encryption: None };
+                Arc::new(RbdBackend::open(&disk).map_err(|error| refused("rbd.image", &error))?)
+            }
+        };
+        Ok(Disk { id: config.volume.to_string(), backend })
     };
     configs.iter().enumerate().map(open).collect()
 }

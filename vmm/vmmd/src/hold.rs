@@ -42,7 +42,7 @@ struct Present {
 enum State {
     /// The machine is being paused.
     Taking,
-    Held(PauseGuard),
+    Held(#[expect(dead_code, reason = "held until it is dropped")] PauseGuard),
     /// The limit ended it, after this.
     Expired(Duration),
 }

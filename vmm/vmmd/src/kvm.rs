@@ -3,7 +3,13 @@
 //! A machine of drover-machine runs when nobody holds a guard on it. Here is the one guard of this process: the lease,
 //! a command and a migration never pause at the same time, because one thread or one migration has the machine.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use drover_block::Backend;
 
 use drover_guest_memory::{DirtyPages, GuestMemory};
 use drover_ids::{OwnerEpoch, VolumeId};
@@ -20,11 +26,14 @@ use drover_saved_state::Envelope;
 use drover_units::PAGE_SIZE;
 
 use crate::{
+    clusters::Clusters,
     console::Console,
     courtesy, disks,
     hosted::{EndSink, HostedVm, Hypervisor, Instruments, Owner},
-    order::{InvalidField, VmConfig},
+    order::{DiskPlace, InvalidField, VmConfig},
     refused::{Refused, chain},
+    stall::{self, Watched},
+    status::Status,
 };
 
 /// Builds machines on this host's KVM.
@@ -32,6 +41,8 @@ use crate::{
 pub(crate) struct Kvm {
     console: Arc<Console>,
     instruments: Instruments,
+    status: Arc<Status>,
+    clusters: Clusters,
 }
 
 /// A machine and whether it is held back.
@@ -48,6 +59,8 @@ pub(crate) struct KvmVm {
 struct Assembled {
     ready: DevicesReady,
     cpu: CpuShape,
+    /// The disks, in order. Whoever looks at them does not keep them open.
+    backends: Vec<Weak<dyn Backend>>,
 }
 
 #[derive(Debug)]
@@ -62,12 +75,13 @@ enum Held {
 
 impl Kvm {
     /// Machines whose serial port writes to this console, and that are read and typed on by these instruments.
-    pub(crate) fn new(console: Arc<Console>, instruments: Instruments) -> Self {
-        Self { console, instruments }
+    pub(crate) fn new(console: Arc<Console>, instruments: Instruments, status: Arc<Status>) -> Self {
+        let clusters = Clusters::new(Arc::clone(&status));
+        Self { console, instruments, status, clusters }
     }
 
     fn assemble(
-        &self,
+        &mut self,
         config: &VmConfig,
         ownership: Ownership,
         ended: EndSink,
@@ -78,7 +92,8 @@ impl Kvm {
             cmdline: config.cmdline.clone(),
         })?;
         let hypervisor = drover_machine::Hypervisor::open().map_err(BuildError::from)?;
-        let disks = disks::open(&config.disks)?;
+        let disks = disks::open(&config.disks, &mut self.clusters)?;
+        let backends = disks.iter().map(|disk| Arc::downgrade(&disk.backend)).collect();
         if let Ownership::Take(owner) = &ownership {
             disks::acquire(&disks, owner)?;
         }
@@ -90,20 +105,32 @@ impl Kvm {
             events,
         )?;
         let processor = hypervisor.processor().map_err(BuildError::from)?;
-        Ok(Assembled { ready, cpu: CpuShape { vendor: processor.vendor, features: processor.features } })
+        let cpu = CpuShape { vendor: processor.vendor, features: processor.features };
+        Ok(Assembled { ready, cpu, backends })
     }
 
     fn finish(
         &self,
         config: &VmConfig,
         owner: drover_block::Owner,
-        cpu: CpuShape,
+        (cpu, backends): (CpuShape, Vec<Weak<dyn Backend>>),
         (machine, guard): (Machine, PauseGuard),
-    ) -> KvmVm {
+    ) -> Result<KvmVm, Refused> {
         let volumes: Vec<_> = config.disks.iter().map(|disk| disk.volume).collect();
         let disks = volumes.iter().map(VolumeId::to_string).collect();
+        // A file of this host answers, or the host has worse problems.
+        if config.disks.iter().any(|disk| matches!(disk.place, DiskPlace::Rbd(_))) {
+            let watched = Watched {
+                disks: volumes.iter().copied().zip(backends).collect(),
+                holder: machine.holder(),
+                policy: config.stall,
+                status: Arc::clone(&self.status),
+            };
+            stall::watch(watched)
+                .map_err(|error| Refused::Failed(format!("cannot start a thread: {error}")))?;
+        }
         self.instruments.connect(machine.panel(), machine.holder(), volumes);
-        KvmVm { machine, held: Held::Whole(guard), owner, disks, cpu }
+        Ok(KvmVm { machine, held: Held::Whole(guard), owner, disks, cpu })
     }
 }
 
@@ -114,13 +141,13 @@ impl Hypervisor for Kvm {
         let owner = volume_owner(owner);
         // Before anything is taken: the likeliest mistake of all is the kernel's name.
         let mut kernel = KernelImage::open(&config.kernel)?;
-        let Assembled { ready, cpu } = self.assemble(config, Ownership::Take(owner), ended)?;
-        Ok(self.finish(config, owner, cpu, ready.boot(&mut kernel)?))
+        let Assembled { ready, cpu, backends } = self.assemble(config, Ownership::Take(owner), ended)?;
+        self.finish(config, owner, (cpu, backends), ready.boot(&mut kernel)?)
     }
 
     fn build_incoming(&mut self, config: &VmConfig, owner: Owner, ended: EndSink) -> Result<KvmVm, Refused> {
-        let Assembled { ready, cpu } = self.assemble(config, Ownership::Later, ended)?;
-        Ok(self.finish(config, volume_owner(owner), cpu, ready.receive()?))
+        let Assembled { ready, cpu, backends } = self.assemble(config, Ownership::Later, ended)?;
+        self.finish(config, volume_owner(owner), (cpu, backends), ready.receive()?)
     }
 }
 

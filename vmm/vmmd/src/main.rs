@@ -20,6 +20,7 @@
 mod boottime;
 mod capabilities;
 mod cli;
+mod clusters;
 mod console;
 mod courtesy;
 mod disks;
@@ -32,6 +33,7 @@ mod order;
 mod refused;
 mod service;
 mod socket;
+mod stall;
 mod status;
 mod vm_thread;
 mod watchdog;
@@ -104,7 +106,7 @@ async fn serve(
     let lifetime = Lifetime::new().context("cannot catch signals")?;
     let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
     let instruments = Instruments::default();
-    let hypervisor = Kvm::new(Arc::clone(&console), instruments.clone());
+    let hypervisor = Kvm::new(Arc::clone(&console), instruments.clone(), Arc::clone(&status));
     let vm = vm_thread::start(hypervisor, status, Arc::clone(&console)).context("cannot start a thread")?;
     let over = Arc::new(tokio::sync::Notify::new());
     let closing = Arc::clone(&over);

@@ -122,6 +122,7 @@ fn stop_reason(reason: StopReason) -> wire::StopReason {
         StopReason::Fenced => wire::StopReason::Fenced,
         StopReason::VmmFailure => wire::StopReason::VmmFailure,
         StopReason::MigrationFailed => wire::StopReason::MigrationFailed,
+        StopReason::StorageStalled => wire::StopReason::StorageStalled,
     }
 }
 
