@@ -189,6 +189,16 @@ impl CephCluster {
         run(self.command("rbd").args(arguments), COMMAND_DEADLINE)
     }
 
+    /// Copies an image, as `pool/image`, into a new raw file, for a test that judges its content. What was never written is a
+    /// hole in the file.
+    ///
+    /// # Errors
+    /// If there is no such image, or the file exists.
+    pub fn export(&self, image: &str, to: &Path) -> Result<(), CephError> {
+        let to = to.to_string_lossy();
+        self.rbd(&["export", "--no-progress", image, to.as_ref()]).map(drop)
+    }
+
     /// Runs `rados` as the administrator and returns what it printed.
     ///
     /// # Errors

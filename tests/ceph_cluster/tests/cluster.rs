@@ -37,6 +37,9 @@ fn a_cluster_serves_images_and_reports_what_was_left_behind() {
     assert!(cluster.leaks().unwrap().is_empty());
     cluster.rbd(&["create", "--size", "64M", "rbd/left"]).unwrap();
     cluster.rbd(&["lock", "add", "rbd/left", "holder"]).unwrap();
+    let copy = cluster.directory().join("copy");
+    cluster.export("rbd/left", &copy).unwrap();
+    assert_eq!(fs::metadata(&copy).unwrap().len(), 64 << 20);
     cluster.rbd(&["create", "--size", "64M", "rbd/thrown-away"]).unwrap();
     cluster.rbd(&["trash", "mv", "rbd/thrown-away"]).unwrap();
     cluster.ceph(&["osd", "blocklist", "add", "127.0.0.1:0/4711"]).unwrap();

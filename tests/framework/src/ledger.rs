@@ -8,6 +8,7 @@ use std::{fs, io, path::Path};
 
 use anyhow::Context as _;
 use drover_probe_record::{Claim, ConsoleLog, ImageReport, Workload, stamp::Slots, verify_image};
+use drover_test_ceph_cluster::CephCluster;
 
 use crate::cluster::TestCluster;
 
@@ -60,14 +61,34 @@ impl Verdict {
 /// # Errors
 /// If a log or the volume cannot be read, or the VM has no disk work.
 pub fn judge(cluster: &TestCluster, subject: &Subject) -> anyhow::Result<Verdict> {
+    judge_file(cluster, subject, &cluster.volume_path(&subject.volume_id))
+}
+
+/// [`judge`] for a VM whose volume is an image of `pool` on a Ceph cluster: a copy of it is judged.
+///
+/// # Errors
+/// As for [`judge`].
+pub fn judge_on_ceph(
+    cluster: &TestCluster,
+    subject: &Subject,
+    ceph: &CephCluster,
+    pool: &str,
+) -> anyhow::Result<Verdict> {
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let copy = folder.path().join("image");
+    let image = format!("{pool}/volume-{}", subject.volume_id);
+    ceph.export(&image, &copy).with_context(|| format!("cannot copy {image}"))?;
+    judge_file(cluster, subject, &copy)
+}
+
+fn judge_file(cluster: &TestCluster, subject: &Subject, image: &Path) -> anyhow::Result<Verdict> {
     let console = console(cluster, &subject.vm_id)?;
     let disk = subject.workload.disk.context("the probe was given no work on its disk")?;
     let claim = Claim {
         slots: Slots { seed: subject.workload.seed, count: disk.slots },
         acked_max: console.acked_max(),
     };
-    let image = cluster.volume_path(&subject.volume_id);
-    let disk = verify_image(&image, &claim).with_context(|| format!("cannot read {}", image.display()))?;
+    let disk = verify_image(image, &claim).with_context(|| format!("cannot read {}", image.display()))?;
     Ok(Verdict { console, disk })
 }
 

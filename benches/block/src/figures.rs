@@ -1,0 +1,100 @@
+//! What a contender reached, and the rows of the report.
+
+use drover_bench_report::{Better, Row, Samples};
+use drover_probe_record::BenchFigures;
+
+use crate::{case::Case, cpu::CpuTime};
+
+/// One run of one contender.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures {
+    pub ops_per_s: f64,
+    pub mib_per_s: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    /// CPU time of the process per request.
+    pub cpu_us: f64,
+    /// The same without the vCPU's thread; `None` without a guest.
+    pub cpu_without_vcpu_us: Option<f64>,
+}
+
+impl Figures {
+    /// From what a probe counted while its VMM used so much CPU time.
+    pub(crate) fn of_guest(counted: &BenchFigures, cpu: CpuTime) -> Self {
+        let seconds = counted.us as f64 / 1e6;
+        let per_op = |ns: u64| ns as f64 / 1e3 / (counted.ops.max(1)) as f64;
+        Self {
+            ops_per_s: counted.ops as f64 / seconds,
+            mib_per_s: counted.bytes as f64 / f64::from(1 << 20) / seconds,
+            p50_us: counted.p50_us as f64,
+            p99_us: counted.p99_us as f64,
+            cpu_us: per_op(cpu.all_ns),
+            cpu_without_vcpu_us: Some(per_op(cpu.all_ns.saturating_sub(cpu.vcpus_ns))),
+        }
+    }
+}
+
+/// The rows of a case from every contender's runs.
+pub(crate) fn rows(case: &Case, names: &[&str], reached: &[Vec<Figures>]) -> Vec<Row> {
+    let samples = |of: &dyn Fn(&Figures) -> Option<f64>| -> Samples {
+        let each = names.iter().zip(reached);
+        let values = each.map(|(name, runs)| ((*name).to_owned(), runs.iter().filter_map(of).collect()));
+        values.filter(|(_, values): &(String, Vec<f64>)| !values.is_empty()).collect()
+    };
+    let row = |metric: &str, unit: &str, better, of: &dyn Fn(&Figures) -> Option<f64>| {
+        Row::new(case.name, metric, unit, better).medians(&samples(of))
+    };
+    let rate = if case.is_large() {
+        row("bandwidth", "MiB/s", Better::Higher, &|figures| Some(figures.mib_per_s))
+    } else {
+        row("requests", "1/s", Better::Higher, &|figures| Some(figures.ops_per_s))
+    };
+    vec![
+        rate,
+        row("latency p50", "us", Better::Lower, &|figures| Some(figures.p50_us)),
+        row("latency p99", "us", Better::Lower, &|figures| Some(figures.p99_us)),
+        row("CPU per request", "us", Better::Lower, &|figures| Some(figures.cpu_us)),
+        row("CPU without vCPU", "us", Better::Lower, &|figures| figures.cpu_without_vcpu_us),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::CASES;
+
+    #[test]
+    fn rates_and_costs_follow_from_what_was_counted() {
+        let counted = BenchFigures {
+            ops: 1000,
+            failed: 0,
+            bytes: 1000 << 20,
+            us: 2_000_000,
+            p50_us: 10,
+            p99_us: 20,
+            p999_us: 30,
+            max_us: 40,
+            kicks: 5,
+            interrupts: 6,
+        };
+        let cpu = CpuTime { all_ns: 90_000_000, vcpus_ns: 50_000_000 };
+        let figures = Figures::of_guest(&counted, cpu);
+        assert_eq!((figures.ops_per_s, figures.mib_per_s), (500.0, 500.0));
+        assert_eq!((figures.cpu_us, figures.cpu_without_vcpu_us), (90.0, Some(40.0)));
+    }
+
+    #[test]
+    fn who_has_no_guest_is_not_in_the_guests_row() {
+        let run = Figures {
+            ops_per_s: 1.0,
+            mib_per_s: 1.0,
+            p50_us: 1.0,
+            p99_us: 1.0,
+            cpu_us: 1.0,
+            cpu_without_vcpu_us: None,
+        };
+        let rows = rows(&CASES[0], &["fio"], &[vec![run]]);
+        assert_eq!(rows[0].get("fio"), Some(1.0));
+        assert_eq!(rows[4].get("fio"), None);
+    }
+}

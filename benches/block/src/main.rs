@@ -1,0 +1,161 @@
+//! `cargo xtask bench block`: the same image on the same cluster through a guest of ours, the same guest of QEMU's, and fio.
+//!
+//! The cluster is [`CephCluster`]'s: one monitor, one OSD, BlueStore in memory; the image is 1 GiB and was written once. The
+//! guest is the probe with one vCPU. librbd's cache is off for everybody. Each case runs in every
+//! round with every contender before the next case does, and the first one changes: a slow moment of the machine meets all.
+//!
+//! CPU time is that of the whole process, the guest's included, between the two lines by which the probe says that counting
+//! begins and ends; what the vCPU's thread used is also told apart, as that is the guest's and the kernel's work rather than
+//! the VMM's. fio is a client without a guest: it shows what librbd reaches here.
+#![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "a bench measures time")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
+
+mod case;
+mod cpu;
+mod drover;
+mod figures;
+mod fio;
+mod guest;
+mod qemu;
+mod target;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::Parser;
+use drover_bench_report::{ROUNDS, Report};
+use drover_probe_record::bench::Wait;
+use drover_test_prerequisites::workspace_root;
+
+use crate::{
+    case::CASES,
+    figures::{Figures, rows},
+    target::Target,
+};
+
+#[derive(Debug, Parser)]
+#[command(name = "bench-block", version, about = "One RBD image through Drover, QEMU and fio, side by side")]
+struct Arguments {
+    /// One short round: it shows that everything runs, not how fast
+    #[arg(long)]
+    quick: bool,
+    /// Rounds of the long form
+    #[arg(long, default_value_t = ROUNDS)]
+    rounds: usize,
+    /// Only cases whose name holds this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// A vmmd to measure instead of this tree's release build
+    #[arg(long, value_name = "PATH")]
+    vmmd: Option<PathBuf>,
+    /// How guests wait for completions: by default they poll at depth 1 and sleep otherwise
+    #[arg(long, value_enum)]
+    wait: Option<GuestWait>,
+}
+
+/// [`Wait`] as an argument.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum GuestWait {
+    Sleep,
+    Poll,
+}
+
+impl From<GuestWait> for Wait {
+    fn from(wait: GuestWait) -> Self {
+        match wait {
+            GuestWait::Sleep => Self::Sleep,
+            GuestWait::Poll => Self::Poll,
+        }
+    }
+}
+
+/// Something that runs a case.
+trait Contender {
+    fn name(&self) -> &'static str;
+    /// Runs `case` and returns what it reached.
+    fn run(&self, case: &case::Case, length: Duration) -> anyhow::Result<Figures>;
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let root = workspace_root();
+    let (rounds, length) = if arguments.quick {
+        (1, Duration::from_millis(400))
+    } else {
+        (arguments.rounds, Duration::from_secs(3))
+    };
+    let mut report = Report::of_this_machine("block");
+    let target = Target::prepare().context("the cluster and its image")?;
+    let contenders = contenders(arguments, &target, &mut report)?;
+    let cases: Vec<_> = CASES.iter().filter(|case| case.name.contains(&arguments.only)).collect();
+    let mut reached: Vec<Vec<Vec<Figures>>> = vec![vec![Vec::new(); contenders.len()]; cases.len()];
+    for round in 0..rounds {
+        for (case, reached) in cases.iter().zip(&mut reached) {
+            eprintln!("block: round {} of {rounds}, {}", round + 1, case.name);
+            for turn in 0..contenders.len() {
+                let index = (round + turn) % contenders.len();
+                let contender = &contenders[index];
+                let figures = contender
+                    .run(case, length)
+                    .with_context(|| format!("{} with {}", case.name, contender.name()))?;
+                reached[index].push(figures);
+            }
+        }
+    }
+    let names: Vec<_> = contenders.iter().map(|contender| contender.name()).collect();
+    for (case, reached) in cases.iter().zip(&reached) {
+        rows(case, &names, reached).into_iter().for_each(|row| report.push(row));
+    }
+    let waiting = match arguments.wait {
+        None => "polls at depth 1 and sleeps otherwise",
+        Some(GuestWait::Poll) => "polls",
+        Some(GuestWait::Sleep) => "sleeps",
+    };
+    report.note(format!(
+        "Medians of {rounds} rounds of {} ms; while it waits the guest {waiting}. CPU: the whole process, the guest included; \
+         'CPU without vCPU' leaves out the vCPU's thread.",
+        length.as_millis()
+    ));
+    let leaks = target.finish(contenders)?;
+    print!("{}", report.table());
+    let path = report.write(&root)?;
+    eprintln!("block: {} written; the cluster afterwards: {leaks}", path.display());
+    Ok(())
+}
+
+fn contenders<'a>(
+    arguments: &Arguments,
+    target: &'a Target,
+    report: &mut Report,
+) -> anyhow::Result<Vec<Box<dyn Contender + 'a>>> {
+    let wait = arguments.wait.map(Wait::from);
+    let mut contenders: Vec<Box<dyn Contender>> = Vec::new();
+    let vmmd = match &arguments.vmmd {
+        Some(path) => path.clone(),
+        None => drover::build()?,
+    };
+    contenders.push(Box::new(drover::Drover::new(vmmd, target, wait)));
+    for (peer, absent) in [
+        (qemu::Qemu::find(target, wait).map(|peer| Box::new(peer) as Box<dyn Contender>), "qemu"),
+        (fio::Fio::find(target).map(|peer| Box::new(peer) as Box<dyn Contender>), "fio"),
+    ] {
+        match peer {
+            Ok(peer) => contenders.push(peer),
+            Err(why) => {
+                eprintln!("block: {absent} is left out: {why}");
+                report.leave_out(absent, &why.to_string());
+            }
+        }
+    }
+    Ok(contenders)
+}
