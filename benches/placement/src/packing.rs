@@ -7,10 +7,7 @@
 use anyhow::Context as _;
 use drover_bench_report::{Better, Report, Row, median};
 use drover_placement::{NAMED, Policy};
-use drover_placement_sim::{
-    Cluster, EnginePlacer, Heuristic, HeuristicPlacer, HostClass, Options, Placer, Until, simulate,
-    upper_bound,
-};
+use drover_placement_sim::{Cluster, Contender, Heuristic, HostClass, Options, Until, simulate, upper_bound};
 use drover_placement_trace::{
     Action, Flavour, Trace,
     azure::MachineId,
@@ -64,11 +61,12 @@ fn one_trace(
         let count = (vcpus_max(&trace) as f64 * SIZE / f64::from(host.vcpus.get())).ceil() as usize;
         hosts.push(count as f64);
         let cluster = Cluster::new(vec![HostClass::new(name, count, host.vcpus, host.memory)])?;
-        for (contender, mut placer, migrate) in contenders(&cluster)? {
-            let options = Options { until: Until::FirstRejection, migrate, samples: 0 };
+        for (name, contender) in contenders()? {
+            let mut placer = contender.placer(&cluster)?;
+            let options = Options { until: Until::FirstRejection, migrate: false, samples: 0 };
             let outcome = simulate(&cluster, &trace, placer.as_mut(), options, &mut |_| {})?;
             let first = outcome.first_rejection.context("the demand outgrows the cluster")?;
-            note(&contender, first.cpu * 100.0);
+            note(&name, first.cpu * 100.0);
         }
         note("lp-bound", upper_bound(&cluster, &trace).cpu * 100.0);
     }
@@ -79,18 +77,14 @@ fn one_trace(
     Ok(())
 }
 
-type Contender = (String, Box<dyn Placer>, bool);
-
-fn contenders(cluster: &Cluster) -> anyhow::Result<Vec<Contender>> {
-    let mut contenders: Vec<Contender> = Vec::new();
+/// The engine's policies, then the heuristics; each with its name in the report.
+fn contenders() -> anyhow::Result<Vec<(String, Contender)>> {
+    let mut contenders = Vec::new();
     for name in NAMED {
-        let placer = EnginePlacer::new(cluster, Policy::named(name)?)?;
-        contenders.push((format!("drover {name}"), Box::new(placer), false));
+        contenders.push((format!("drover {name}"), Contender::Engine(Policy::named(name)?)));
     }
-    for heuristic in Heuristic::ALL {
-        let placer = HeuristicPlacer::new(heuristic, cluster);
-        contenders.push((heuristic.to_string(), Box::new(placer), false));
-    }
+    contenders
+        .extend(Heuristic::ALL.map(|heuristic| (heuristic.to_string(), Contender::Heuristic(heuristic))));
     Ok(contenders)
 }
 

@@ -1,5 +1,7 @@
 //! What can be typed.
 
+mod placement;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
@@ -7,6 +9,8 @@ use clap_complete::Shell;
 use drover_units::Bytes;
 
 use crate::output::Format;
+
+pub(crate) use placement::{PlacementCommand, Simulate, Stop};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -68,6 +72,9 @@ pub(crate) enum Command {
     /// What happened in the cluster
     #[command(subcommand)]
     Event(EventCommand),
+    /// Where VMs go
+    #[command(subcommand)]
+    Placement(PlacementCommand),
     /// Prints a completion script for a shell
     Completion {
         /// The shell
@@ -306,5 +313,11 @@ mod tests {
         check("vm stop web --no-wait --timeout 5m", false);
         check("vm stop web --no-wait --wait", true);
         check("volume import data disk.raw --size 1G", true);
+        check(
+            "placement simulate --trace huawei --cluster c.toml --policy pack --policy custom:pack=1",
+            true,
+        );
+        check("placement simulate --trace huawei --cluster c.toml --policy perfect", false);
+        check("placement simulate --trace huawei", false);
     }
 }

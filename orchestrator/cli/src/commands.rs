@@ -1,6 +1,7 @@
 //! What each command does: one call, and how its answer is shown.
 
 mod import;
+pub(crate) mod simulate;
 mod vm;
 
 use std::time::Duration;
@@ -12,7 +13,9 @@ use drover_client::{
 
 use crate::{
     Session,
-    arguments::{Command, EventCommand, ImageCommand, NodeCommand, OperationCommand, VolumeCommand},
+    arguments::{
+        Command, EventCommand, ImageCommand, NodeCommand, OperationCommand, PlacementCommand, VolumeCommand,
+    },
     output::{
         EventRow, Format, ImageRow, NodeRow, OperationRow, VolumeRow, print_details, print_json_line,
         print_note, print_row, print_rows, print_text, printable,
@@ -32,7 +35,7 @@ pub(crate) async fn run(session: &Session, command: Command) -> anyhow::Result<(
         Command::Operation(command) => operation(session, command).await,
         Command::Event(command) => event(session, command).await,
         // Answered before there was a session.
-        Command::Completion { .. } => Ok(()),
+        Command::Placement(PlacementCommand::Simulate(_)) | Command::Completion { .. } => Ok(()),
     }
 }
 

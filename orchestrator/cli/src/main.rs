@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 use drover_client::{Client, Error, Options};
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, PlacementCommand};
 use progress::Interrupted;
 
 /// Everything a command needs.
@@ -43,6 +43,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if let Command::Placement(PlacementCommand::Simulate(simulation)) = &arguments.command {
+        return commands::simulate::run(simulation, arguments.output);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

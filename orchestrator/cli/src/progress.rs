@@ -42,6 +42,15 @@ pub(crate) fn upload_bar(name: &str, size: Bytes) -> ProgressBar {
     bar
 }
 
+/// A bar for a simulation of so many events.
+pub(crate) fn simulation_bar(policy: &str, events: usize) -> ProgressBar {
+    let bar = ProgressBar::new(events as u64).with_style(style(
+        "{spinner} {prefix} {bar:24} {human_pos}/{human_len} events, {per_sec}, {eta} left",
+    ));
+    bar.set_prefix(format!("simulate {policy}"));
+    bar
+}
+
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the template is a constant that a test renders")
 }
@@ -53,6 +62,7 @@ mod tests {
     #[test]
     fn the_templates_are_valid() {
         upload_bar("x", Bytes::mib(1)).finish_and_clear();
+        simulation_bar("x", 1).finish_and_clear();
         style("{spinner} {prefix} {bar:24} {percent:>3}% {msg}");
     }
 }

@@ -10,6 +10,7 @@
 
 mod bound;
 mod cluster;
+mod contender;
 mod csv;
 mod engine;
 mod heuristic;
@@ -20,6 +21,7 @@ mod simulate;
 
 pub use bound::{Bound, upper_bound};
 pub use cluster::{Cluster, ClusterError, HostClass, HostIndex, MAX_HOSTS, Room};
+pub use contender::{Contender, ContenderError};
 pub use csv::csv;
 pub use engine::{EngineError, EnginePlacer};
 pub use heuristic::{Heuristic, HeuristicPlacer};
