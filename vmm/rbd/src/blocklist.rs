@@ -51,8 +51,10 @@ impl Cluster {
         let operation = "osd blocklist ls";
         let answer = self.command(&serde_json::json!({"prefix": operation, "format": "json"}))?;
         let damaged = |reason: String| Error::Answer { operation, reason };
-        let entries: Vec<Entry> =
-            serde_json::from_slice(&answer).map_err(|error| damaged(error.to_string()))?;
+        // Two lists follow each other: clients, and ranges of addresses, which are nothing of ours.
+        let mut lists = serde_json::Deserializer::from_slice(&answer).into_iter::<Vec<Entry>>();
+        let entries =
+            lists.next().transpose().map_err(|error| damaged(error.to_string()))?.unwrap_or_default();
         let entry = |entry: Entry| match entry.addr.parse() {
             Ok(address) => Ok(BlocklistEntry { address, until: entry.until }),
             Err(error) => Err(damaged(format!("{error}"))),
