@@ -162,13 +162,18 @@ impl<'a> Question<'a> {
     /// The few hosts that may do at all, where a rule says so: those near VMs that the request must be with.
     pub(crate) fn confined_to(&self) -> Option<Vec<u32>> {
         let inventory = self.inventory;
-        let mut rules = self.wanted.affinity.iter().filter(|rule| {
-            rule.direction == Direction::Together && rule.preferred.is_none() && rule.scope != Scope::Zone
-        });
-        let rule = rules.find(|rule| !(rule.own && self.members_anywhere(rule.group) == 0))?;
+        let mut rules =
+            self.wanted.affinity.iter().zip(&self.request.profile.affinity).filter(|(rule, _)| {
+                rule.direction == Direction::Together && rule.preferred.is_none() && rule.scope != Scope::Zone
+            });
+        let (rule, said) = rules.find(|(rule, _)| !(rule.own && self.members_anywhere(rule.group) == 0))?;
         // A host that is in no rack is not bound by a rule about racks.
         let Some(group) = rule.group.and_then(|group| inventory.groups.get(group)) else {
-            return (rule.scope == Scope::Host).then(Vec::new);
+            return match &said.peers {
+                _ if rule.scope != Scope::Host => None,
+                Peers::Vm(vm) => Some(self.hosts_of(*vm).collect()),
+                Peers::Group(_) => Some(Vec::new()),
+            };
         };
         if rule.scope == Scope::Host {
             return Some(group.members.by(Scope::Host).iter().map(|(host, _)| host).collect());

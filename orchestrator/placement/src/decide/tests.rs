@@ -205,10 +205,11 @@ proptest! {
                     if let Some((from, request)) = found {
                         let request = Request { excluded: vec![from], ..request };
                         let twice = inventory.vm(request.vm).count() > 1;
-                        if let Some(decision) = check_decision(&inventory, &request, &policy(0)) {
-                            if inventory.commit_move(&request, &decision).is_ok() && !twice {
-                                inventory.verify().unwrap();
-                            }
+                        if let Some(decision) = check_decision(&inventory, &request, &policy(0))
+                            && inventory.commit_move(&request, &decision).is_ok()
+                            && !twice
+                        {
+                            inventory.verify().unwrap();
                         }
                         let _ = inventory.release(request.vm, from);
                     }

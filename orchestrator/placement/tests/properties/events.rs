@@ -17,16 +17,16 @@ use crate::{
 
 /// How a request is put.
 #[derive(Clone, Debug)]
-pub struct Asked {
-    pub vm: PlainVm,
-    pub policy: Policy,
-    pub preferred: Option<NodeId>,
-    pub only: Option<NodeId>,
-    pub excluded: Vec<NodeId>,
+pub(crate) struct Asked {
+    pub(crate) vm: PlainVm,
+    pub(crate) policy: Policy,
+    pub(crate) preferred: Option<NodeId>,
+    pub(crate) only: Option<NodeId>,
+    pub(crate) excluded: Vec<NodeId>,
 }
 
 #[derive(Clone, Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// A host comes, or changes.
     Host(PlainHost),
     /// A host that holds nothing goes.
@@ -43,7 +43,7 @@ pub enum Event {
     Departs(VmId),
 }
 
-pub fn policy() -> impl Strategy<Value = Policy> {
+pub(crate) fn policy() -> impl Strategy<Value = Policy> {
     (prop::sample::select(&NAMED[..]), any::<bool>(), prop::option::of(any::<u64>())).prop_map(
         |(name, preemption, seed)| Policy {
             preemption,
@@ -57,7 +57,7 @@ fn some_node() -> impl Strategy<Value = NodeId> {
     (1..=HOSTS).prop_map(node)
 }
 
-pub fn asked() -> impl Strategy<Value = Asked> {
+pub(crate) fn asked() -> impl Strategy<Value = Asked> {
     let rarely = || prop::option::weighted(0.1, some_node());
     (vm(), policy(), rarely(), rarely(), prop_oneof![4 => Just(vec![]), 1 => vec(some_node(), 1..=3)])
         .prop_map(|(vm, policy, preferred, only, excluded)| Asked { vm, policy, preferred, only, excluded })
@@ -86,19 +86,19 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 /// A few hosts first, then anything.
-pub fn history(length: usize) -> impl Strategy<Value = Vec<Event>> {
+pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<Event>> {
     let hosts: Vec<_> = (1..=HOSTS - 2).map(|id| host(node(id)).prop_map(Event::Host)).collect();
     (hosts, vec(event(), 0..=length)).prop_map(|(hosts, events)| [hosts, events].concat())
 }
 
 /// The engine and the model, side by side.
-pub struct World {
-    pub inventory: Inventory,
-    pub decider: Decider,
-    pub plain: PlainCluster,
-    pub loads: BTreeMap<NodeId, Load>,
+pub(crate) struct World {
+    pub(crate) inventory: Inventory,
+    pub(crate) decider: Decider,
+    pub(crate) plain: PlainCluster,
+    pub(crate) loads: BTreeMap<NodeId, Load>,
     /// What was decided so far, in words.
-    pub decided: Vec<String>,
+    pub(crate) decided: Vec<String>,
 }
 
 fn must<T, E: Debug>(result: Result<T, E>) -> T {
@@ -106,14 +106,14 @@ fn must<T, E: Debug>(result: Result<T, E>) -> T {
 }
 
 /// The room and the rules of one host, without the project's limit, which is nobody's host's.
-pub fn host_against(plain: &PlainCluster, vm: &PlainVm, host: NodeId) -> Vec<Violation> {
+pub(crate) fn host_against(plain: &PlainCluster, vm: &PlainVm, host: NodeId) -> Vec<Violation> {
     let mut against = plain.against(vm, host);
     against.retain(|violation| violation.rule != "project-limit");
     against
 }
 
 /// Whether the project may have the VM.
-pub fn project_against(plain: &PlainCluster, vm: &PlainVm) -> bool {
+pub(crate) fn project_against(plain: &PlainCluster, vm: &PlainVm) -> bool {
     let elsewhere = plain.with(vm, node(0), None);
     let before = plain.over_limits();
     elsewhere.over_limits().iter().any(|violation| !before.contains(violation))
@@ -126,7 +126,7 @@ fn alike(vms: &[PlainVm]) -> bool {
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             inventory: Inventory::new(),
             decider: Decider::new(),
@@ -136,7 +136,7 @@ impl World {
         }
     }
 
-    pub fn after(events: &[Event]) -> Self {
+    pub(crate) fn after(events: &[Event]) -> Self {
         let mut world = Self::new();
         events.iter().for_each(|event| world.happen(event));
         world
@@ -146,7 +146,7 @@ impl World {
         self.plain.standing.iter().filter(|s| s.vm.id == vm).map(|s| s.host).collect()
     }
 
-    pub fn happen(&mut self, event: &Event) {
+    pub(crate) fn happen(&mut self, event: &Event) {
         match event {
             Event::Host(host) => self.host(host),
             Event::HostGoes(host) => self.host_goes(*host),
@@ -229,7 +229,7 @@ impl World {
         self.plain.standing.retain(|standing| standing.vm.id != vm);
     }
 
-    pub fn request(asked: &Asked) -> Request {
+    pub(crate) fn request(asked: &Asked) -> Request {
         Request {
             preferred: asked.preferred,
             only: asked.only,
@@ -239,7 +239,7 @@ impl World {
     }
 
     /// Whether the request itself rules a host out.
-    pub fn is_asked_for(asked: &Asked, host: NodeId) -> bool {
+    pub(crate) fn is_asked_for(asked: &Asked, host: NodeId) -> bool {
         asked.only.is_none_or(|only| only == host) && !asked.excluded.contains(&host)
     }
 

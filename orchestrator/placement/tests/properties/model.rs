@@ -9,18 +9,18 @@ use drover_invariants::{
 };
 use proptest::{collection::vec, prelude::*, sample::subsequence};
 
-pub const GIB: u64 = 1 << 30;
+pub(crate) const GIB: u64 = 1 << 30;
 /// Hosts have ids from 1 to this, and VMs likewise.
-pub const HOSTS: u128 = 6;
-pub const VMS: u128 = 24;
-pub const GROUPS: [&str; 3] = ["db", "job", "web"];
-pub const PROJECTS: [&str; 3] = ["", "blue", "red"];
+pub(crate) const HOSTS: u128 = 6;
+pub(crate) const VMS: u128 = 24;
+pub(crate) const GROUPS: [&str; 3] = ["db", "job", "web"];
+pub(crate) const PROJECTS: [&str; 3] = ["", "blue", "red"];
 
-pub fn node(number: u128) -> NodeId {
+pub(crate) fn node(number: u128) -> NodeId {
     NodeId::from_u128(number)
 }
 
-pub fn vm_id(number: u128) -> VmId {
+pub(crate) fn vm_id(number: u128) -> VmId {
     VmId::from_u128(number)
 }
 
@@ -39,7 +39,7 @@ fn rarely<T: std::fmt::Debug + Clone + Default + 'static>(
     prop_oneof![5 => Just(T::default()), 1 => strategy]
 }
 
-pub fn scope() -> impl Strategy<Value = PlainScope> {
+pub(crate) fn scope() -> impl Strategy<Value = PlainScope> {
     prop_oneof![Just(PlainScope::Host), Just(PlainScope::Rack), Just(PlainScope::Zone)]
 }
 
@@ -49,7 +49,7 @@ fn taints() -> impl Strategy<Value = BTreeSet<(String, String)>> {
         .prop_map(|taints| taints.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
 }
 
-pub fn host(id: NodeId) -> impl Strategy<Value = PlainHost> {
+pub(crate) fn host(id: NodeId) -> impl Strategy<Value = PlainHost> {
     let size = (1u64..=8, 4u64..=16, 0u64..=1, prop_oneof![Just(100u64), Just(150), Just(400)]);
     let memory = (0u64..=2, 0u64..=2, 0u64..=2, prop_oneof![Just(100u64), Just(150)]);
     let place = (name(&["", "z1", "z2", "z3"]), name(&["", "r1", "r2", "r3"]));
@@ -115,7 +115,7 @@ fn spread() -> impl Strategy<Value = PlainSpread> {
 }
 
 /// A VM that insists on this and that.
-pub fn vm() -> impl Strategy<Value = PlainVm> {
+pub(crate) fn vm() -> impl Strategy<Value = PlainVm> {
     let pages = prop_oneof![6 => Just(PlainPages::Base), 1 => Just(PlainPages::TwoMib), 1 => Just(PlainPages::OneGib)];
     let numa = prop_oneof![
         6 => Just(PlainNuma::Anywhere), 1 => Just(PlainNuma::OneNode), 1 => Just(PlainNuma::RatherOneNode)

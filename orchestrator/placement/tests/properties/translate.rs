@@ -21,7 +21,7 @@ fn percent(number: u64) -> Percent {
     Percent::new(u16::try_from(number).expect("the model's numbers are small"))
 }
 
-pub fn host_spec(host: &PlainHost) -> HostSpec {
+pub(crate) fn host_spec(host: &PlainHost) -> HostSpec {
     let taint = |(key, value): &(String, String)| Taint {
         key: key.clone(),
         value: value.clone(),
@@ -88,7 +88,7 @@ fn label_rule(rule: &PlainLabelRule) -> LabelRule {
     LabelRule { key: key.clone(), matches, strength: Strength::Required }
 }
 
-pub fn profile(vm: &PlainVm) -> Profile {
+pub(crate) fn profile(vm: &PlainVm) -> Profile {
     let spread = |rule: &drover_invariants::PlainSpread| Spread {
         group: rule.group.clone(),
         scope: scope(rule.scope),
@@ -128,10 +128,10 @@ pub fn profile(vm: &PlainVm) -> Profile {
     }
 }
 
-pub fn request(vm: &PlainVm) -> Request {
+pub(crate) fn request(vm: &PlainVm) -> Request {
     Request::new(vm.id, Arc::new(profile(vm)))
 }
 
-pub fn limit(limit: PlainLimit) -> ProjectLimit {
+pub(crate) fn limit(limit: PlainLimit) -> ProjectLimit {
     ProjectLimit { vcpus: limit.vcpus, memory: limit.memory.map(Bytes::new), vms: limit.vms }
 }
