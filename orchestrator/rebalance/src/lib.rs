@@ -25,9 +25,22 @@
 #![forbid(unsafe_code)]
 
 mod basis;
+mod consolidate;
 mod cost;
+mod drain;
+mod load;
+mod loads;
 mod plan;
+mod rebalance;
+mod room;
+mod trial;
+mod units;
+mod waves;
 
 pub use basis::{Basis, Usage, VmUsage};
+pub use consolidate::{ConsolidateLimits, consolidate};
 pub use cost::{CostModel, MigrationCost, MigrationSample};
+pub use drain::{DrainRefused, Stuck, StuckCause, drain};
 pub use plan::{CoreSeconds, Dimension, Move, Parallelism, PerMille, Plan, Wave, Why};
+pub use rebalance::{Balance, Mode, Proposal, Rebalancer, Settings};
+pub use room::{NoRoom, RoomLimits, RoomMade, defragment};
