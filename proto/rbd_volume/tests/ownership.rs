@@ -66,7 +66,7 @@ fn owner_of(vm: u128, node: u128, epoch: u64) -> Owner {
 }
 
 fn floor(epoch: u64, registered: &[ClientAddress]) -> Fence<'_> {
-    Fence { vm: VmId::from_u128(1), floor: OwnerEpoch::new(epoch), registered, lasts: LASTS }
+    Fence { vm: VmId::from_u128(1), floor: OwnerEpoch::new(epoch), registered, spared: &[], lasts: LASTS }
 }
 
 /// After which nothing of a test may be left.

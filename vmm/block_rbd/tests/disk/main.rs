@@ -3,4 +3,5 @@
 #![allow(clippy::disallowed_methods, reason = "waits for real processes, with deadlines")]
 
 mod conformance;
+mod faults;
 mod support;
