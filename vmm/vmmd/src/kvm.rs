@@ -6,7 +6,7 @@
 use std::{
     fmt,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use drover_block::Backend;
@@ -24,6 +24,7 @@ use drover_migration::{
 };
 use drover_saved_state::Envelope;
 use drover_units::PAGE_SIZE;
+use tracing::info;
 
 use crate::{
     clusters::Clusters,
@@ -240,15 +241,20 @@ impl MigratableGuest for KvmVm {
 
     fn release_volumes(&mut self) -> Result<(), GuestError> {
         let tried = "release the volumes";
-        self.machine.release_volumes(self.guard(tried)?).map_err(|error| GuestError::because(tried, error))
+        let began = Instant::now();
+        let released = self.machine.release_volumes(self.guard(tried)?);
+        info!(took_us = began.elapsed().as_micros(), "volumes released");
+        released.map_err(|error| GuestError::because(tried, error))
     }
 
     fn acquire_volumes(&mut self, epoch: OwnerEpoch) -> Result<(), GuestError> {
         let tried = "acquire the volumes";
         let owner = drover_block::Owner { epoch, ..self.owner };
         let guard = self.guard(tried)?;
+        let began = Instant::now();
         disks::while_held_for_a_moment(|| self.machine.acquire_volumes(guard, &owner))
             .map_err(|error| GuestError::because(tried, error))?;
+        info!(took_us = began.elapsed().as_micros(), "volumes acquired");
         self.owner = owner;
         Ok(())
     }

@@ -1,6 +1,9 @@
 //! The real binary, the real probe, real KVM: each test starts its own processes in its own directory.
 #![allow(clippy::disallowed_methods, reason = "tests wait for processes, with deadlines")]
 
+mod ceph;
+mod ceph_faults;
+mod ceph_owners;
 mod footprint;
 mod isolation;
 mod lease;

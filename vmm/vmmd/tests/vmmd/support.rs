@@ -31,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(5);
 
 pub(crate) const VM: u128 = 0x1;
 pub(crate) const VOLUME: u128 = 0x2;
-const SLOTS: u64 = 512;
+pub(crate) const SLOTS: u64 = 512;
 pub(crate) const SEED: u64 = 7;
 
 /// A directory with a pool, and whatever processes a test starts in it.
@@ -143,6 +143,13 @@ pub(crate) fn assert_refused<T: std::fmt::Debug>(result: Result<T, Status>, code
     for text in says {
         assert!(status.message().contains(text), "'{text}' is not in: {}", status.message());
     }
+}
+
+/// A counter of the VM's first disk.
+pub(crate) async fn metric(vmmd: &mut Vmmd, name: &str) -> u64 {
+    let page = vmmd.client.metrics(wire::MetricsRequest {}).await.expect("told").into_inner().text;
+    let line = page.lines().find(|line| line.starts_with(name));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
 }
 
 /// Waits for something that can only be looked at.
