@@ -135,20 +135,21 @@ fn place_all(
     search: &mut Search,
     mut units: Vec<Unit>,
 ) -> Result<Vec<Step>, DrainRefused> {
-    let mut fewest: Option<usize> = None;
+    let mut best: Option<(Trial<'_>, Vec<Step>, Vec<Unit>)> = None;
     for _ in 0..ORDERS_MAX {
-        let (_, steps, left) = place_in_order(start, search, &units);
-        if left.is_empty() {
-            return Ok(steps);
-        }
-        if fewest.is_some_and(|fewest| left.len() >= fewest) {
+        let found = place_in_order(start, search, &units);
+        let left = found.2.clone();
+        if best.as_ref().is_some_and(|best| left.len() >= best.2.len()) {
             break;
         }
-        fewest = Some(left.len());
+        best = Some(found);
+        if left.is_empty() {
+            break;
+        }
         units.retain(|unit| !left.contains(unit));
         units.splice(0..0, left);
     }
-    let (mut trial, mut steps, left) = place_in_order(start, search, &units);
+    let Some((mut trial, mut steps, left)) = best else { return Ok(Vec::new()) };
     let mut stuck = Vec::new();
     for unit in left {
         if !place_with_room(&mut trial, search, &unit, &mut steps) {
