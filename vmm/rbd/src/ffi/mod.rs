@@ -114,6 +114,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_library_that_is_not_there_is_an_error_that_names_the_packages() {
+        let error = open("librados-of-nobody.so.2").unwrap_err();
+        let text = error.to_string();
+        for part in ["librados-of-nobody.so.2", "librbd1", "librados2", "No such file"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_library_without_a_function_is_an_error_that_names_it() {
+        // Another library in place of both.
+        let stranger = || open("libc.so.6").unwrap();
+        let libraries = Libraries { librados: stranger(), librbd: stranger() };
+        let Err(error) = Functions::find(&libraries) else { panic!("libc has no rados_version") };
+        assert_eq!(error, LoadError::MissingFunction { library: "librados", function: "rados_version" });
+        assert!(error.to_string().contains("16 or later"), "{error}");
+    }
+
+    #[test]
     fn a_buffer_grows_until_the_answer_fits() {
         let mut calls = 0;
         let found = fill(0_u8, 2, |buffer, len| {
