@@ -12,10 +12,17 @@ pub(crate) struct Figures {
     pub mib_per_s: f64,
     pub p50_us: f64,
     pub p99_us: f64,
-    /// CPU time of the process per request.
-    pub cpu_us: f64,
-    /// The same without the vCPU's thread; `None` without a guest.
-    pub cpu_without_vcpu_us: Option<f64>,
+    /// What the VMM's process used per request; `None` for who is no VMM.
+    pub cpu: Option<CpuPerRequest>,
+}
+
+/// CPU time per request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct CpuPerRequest {
+    /// Of the whole process.
+    pub all_us: f64,
+    /// Without the vCPU's thread.
+    pub without_vcpu_us: f64,
 }
 
 impl Figures {
@@ -28,21 +35,18 @@ impl Figures {
             mib_per_s: counted.bytes as f64 / f64::from(1 << 20) / seconds,
             p50_us: counted.p50_us as f64,
             p99_us: counted.p99_us as f64,
-            cpu_us: per_op(cpu.all_ns),
-            cpu_without_vcpu_us: Some(per_op(cpu.all_ns.saturating_sub(cpu.vcpus_ns))),
+            cpu: Some(CpuPerRequest {
+                all_us: per_op(cpu.all_ns),
+                without_vcpu_us: per_op(cpu.all_ns.saturating_sub(cpu.vcpus_ns)),
+            }),
         }
     }
 }
 
-/// The rows of a case from every contender's runs.
-pub(crate) fn rows(case: &Case, names: &[&str], reached: &[Vec<Figures>]) -> Vec<Row> {
-    let samples = |of: &dyn Fn(&Figures) -> Option<f64>| -> Samples {
-        let each = names.iter().zip(reached);
-        let values = each.map(|(name, runs)| ((*name).to_owned(), runs.iter().filter_map(of).collect()));
-        values.filter(|(_, values): &(String, Vec<f64>)| !values.is_empty()).collect()
-    };
-    let row = |metric: &str, unit: &str, better, of: &dyn Fn(&Figures) -> Option<f64>| {
-        Row::new(case.name, metric, unit, better).medians(&samples(of))
+/// What all contenders have: how much, how soon.
+pub(crate) fn rates(case: &Case, names: &[&str], reached: &[Vec<Figures>]) -> Vec<Row> {
+    let row = |metric, unit, better, of: &dyn Fn(&Figures) -> Option<f64>| {
+        Row::new(case.name, metric, unit, better).medians(&samples(names, reached, of))
     };
     let rate = if case.is_large() {
         row("bandwidth", "MiB/s", Better::Higher, &|figures| Some(figures.mib_per_s))
@@ -53,9 +57,23 @@ pub(crate) fn rows(case: &Case, names: &[&str], reached: &[Vec<Figures>]) -> Vec
         rate,
         row("latency p50", "us", Better::Lower, &|figures| Some(figures.p50_us)),
         row("latency p99", "us", Better::Lower, &|figures| Some(figures.p99_us)),
-        row("CPU per request", "us", Better::Lower, &|figures| Some(figures.cpu_us)),
-        row("CPU without vCPU", "us", Better::Lower, &|figures| figures.cpu_without_vcpu_us),
     ]
+}
+
+/// What the VMMs have: CPU time.
+pub(crate) fn costs(case: &Case, names: &[&str], reached: &[Vec<Figures>]) -> Vec<Row> {
+    let row = |metric, of: &dyn Fn(&CpuPerRequest) -> f64| {
+        let samples = samples(names, reached, &|figures| figures.cpu.as_ref().map(of));
+        Row::new(case.name, metric, "us", Better::Lower).medians(&samples)
+    };
+    vec![row("CPU per request", &|cpu| cpu.all_us), row("CPU without vCPU", &|cpu| cpu.without_vcpu_us)]
+}
+
+/// One figure of everybody who has it.
+fn samples(names: &[&str], reached: &[Vec<Figures>], of: &dyn Fn(&Figures) -> Option<f64>) -> Samples {
+    let each = names.iter().zip(reached);
+    let values = each.map(|(name, runs)| ((*name).to_owned(), runs.iter().filter_map(of).collect()));
+    values.filter(|(_, values): &(String, Vec<f64>)| !values.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -80,21 +98,14 @@ mod tests {
         let cpu = CpuTime { all_ns: 90_000_000, vcpus_ns: 50_000_000 };
         let figures = Figures::of_guest(&counted, cpu);
         assert_eq!((figures.ops_per_s, figures.mib_per_s), (500.0, 500.0));
-        assert_eq!((figures.cpu_us, figures.cpu_without_vcpu_us), (90.0, Some(40.0)));
+        assert_eq!(figures.cpu, Some(CpuPerRequest { all_us: 90.0, without_vcpu_us: 40.0 }));
     }
 
     #[test]
-    fn who_has_no_guest_is_not_in_the_guests_row() {
-        let run = Figures {
-            ops_per_s: 1.0,
-            mib_per_s: 1.0,
-            p50_us: 1.0,
-            p99_us: 1.0,
-            cpu_us: 1.0,
-            cpu_without_vcpu_us: None,
-        };
-        let rows = rows(&CASES[0], &["fio"], &[vec![run]]);
-        assert_eq!(rows[0].get("fio"), Some(1.0));
-        assert_eq!(rows[4].get("fio"), None);
+    fn who_is_no_vmm_has_a_rate_and_no_cost() {
+        let run = Figures { ops_per_s: 1.0, mib_per_s: 1.0, p50_us: 1.0, p99_us: 1.0, cpu: None };
+        let reached = [vec![run]];
+        assert_eq!(rates(&CASES[0], &["fio"], &reached)[0].get("fio"), Some(1.0));
+        assert_eq!(costs(&CASES[0], &["fio"], &reached)[0].get("fio"), None);
     }
 }

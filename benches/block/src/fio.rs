@@ -67,17 +67,13 @@ fn parse(text: &str, writes: bool) -> anyhow::Result<Figures> {
         let ns = number(&side["clat_ns"]["percentile"][percentile], "percentiles")?;
         Ok::<_, anyhow::Error>(ns / 1e3)
     };
-    let requests = number(&side["total_ios"], "total_ios")?;
-    // Its CPU shares are percentages of the run.
-    let share = number(&job["usr_cpu"], "usr_cpu")? + number(&job["sys_cpu"], "sys_cpu")?;
-    let runtime_ms = number(&side["runtime"], "runtime")?;
     Ok(Figures {
         ops_per_s: number(&side["iops"], "iops")?,
         mib_per_s: number(&side["bw_bytes"], "bw_bytes")? / f64::from(1 << 20),
         p50_us: latency("50.000000")?,
         p99_us: latency("99.000000")?,
-        cpu_us: share / 100.0 * runtime_ms * 1e3 / requests.max(1.0),
-        cpu_without_vcpu_us: None,
+        // It tells the CPU time of its own thread only, and most is librbd's.
+        cpu: None,
     })
 }
 
@@ -88,11 +84,10 @@ mod tests {
     #[test]
     fn figures_are_found_behind_warnings() {
         let text = r#"fio: a note
-            {"jobs": [{"usr_cpu": 20.0, "sys_cpu": 5.0, "read": {"iops": 1000.5, "bw_bytes": 2097152, "total_ios": 2000,
-             "runtime": 2000, "clat_ns": {"percentile": {"50.000000": 1500, "99.000000": 9000}}}}]}"#;
+            {"jobs": [{"read": {"iops": 1000.5, "bw_bytes": 2097152, "clat_ns": {"percentile": {"50.000000": 1500, "99.000000": 9000}}}}]}"#;
         let figures = parse(text, false).unwrap();
         assert_eq!((figures.ops_per_s, figures.mib_per_s), (1000.5, 2.0));
-        assert_eq!((figures.p50_us, figures.p99_us, figures.cpu_us), (1.5, 9.0, 250.0));
+        assert_eq!((figures.p50_us, figures.p99_us), (1.5, 9.0));
         assert!(parse(text, true).is_err());
     }
 }

@@ -30,7 +30,7 @@ use drover_test_prerequisites::workspace_root;
 
 use crate::{
     case::CASES,
-    figures::{Figures, rows},
+    figures::{Figures, costs, rates},
     target::Target,
 };
 
@@ -113,9 +113,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
     }
     let names: Vec<_> = contenders.iter().map(|contender| contender.name()).collect();
-    for (case, reached) in cases.iter().zip(&reached) {
-        rows(case, &names, reached).into_iter().for_each(|row| report.push(row));
-    }
+    let each = || cases.iter().zip(&reached);
+    let rates = each().flat_map(|(case, reached)| rates(case, &names, reached));
+    let costs = each().flat_map(|(case, reached)| costs(case, &names, reached));
+    rates.chain(costs).for_each(|row| report.push(row));
     let waiting = match arguments.wait {
         None => "polls at depth 1 and sleeps otherwise",
         Some(GuestWait::Poll) => "polls",
