@@ -25,7 +25,8 @@ pub enum Source {
     },
 }
 
-/// How long things may take. Without a limit they wait for ever: librbd tries again by itself.
+/// How long things may take, in whole seconds, rounded up. Without a limit they wait for ever: librbd tries again by
+/// itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// Until the first monitor has answered. Ceph's own default is 300 s.
@@ -68,7 +69,8 @@ impl ConnectConfig {
             options.push(("mon_host".into(), hosts.clone()));
             options.push(("key".into(), key.reveal().to_owned()));
         }
-        let seconds = |limit: Duration| limit.as_secs_f64().to_string();
+        // Whole seconds, since not every release reads fractions; rounded up, since zero means "no limit".
+        let seconds = |limit: Duration| limit.as_millis().div_ceil(1000).max(1).to_string();
         options.push(("client_mount_timeout".into(), seconds(self.timeouts.connect)));
         if let Some(limit) = self.timeouts.monitor {
             options.push(("rados_mon_op_timeout".into(), seconds(limit)));
@@ -117,7 +119,7 @@ mod tests {
         assert_eq!(last("rbd_cache"), Some("true"));
         assert_eq!(last("mon_host"), Some("[v2:127.0.0.1:3300/0]"));
         assert_eq!(last("client_mount_timeout"), Some("10"));
-        assert_eq!(last("rados_osd_op_timeout"), Some("2.5"));
+        assert_eq!(last("rados_osd_op_timeout"), Some("3"), "rounded up");
         assert_eq!(last("rados_mon_op_timeout"), None);
         assert!(!format!("{config:?}").contains("AQB9"), "{config:?}");
     }
