@@ -104,6 +104,8 @@ pub enum DeviceError {
 pub enum DeviceEvent {
     /// The guest asked for a reset. A guest without ACPI says so to end itself, too.
     ResetRequested,
+    /// The guest turned itself off.
+    ShutdownRequested,
     /// The storage has refused this owner: the VM must stop at once. Told once per device; the device has stopped.
     Fenced {
         /// Which device.

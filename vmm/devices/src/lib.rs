@@ -20,12 +20,14 @@
 mod device;
 mod i8042;
 mod pci;
+mod power;
 mod serial;
 mod virtio;
 
 pub use device::{Device, DeviceError, DeviceEvent, DeviceEvents, Saved};
 pub use i8042::I8042;
 pub use pci::{Address as PciAddress, PciError, PciFunction, PciRoot};
+pub use power::Power;
 pub use serial::{ConsoleSink, Serial};
 pub use virtio::{
     ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt,

@@ -20,6 +20,18 @@ pub struct MachineConfig {
     pub memory: Bytes,
     /// The kernel's command line. The machine appends what it alone knows: where its devices are, its TSC's frequency.
     pub cmdline: String,
+    /// How the guest reaches its devices.
+    pub bus: DeviceBus,
+}
+
+/// How the guest reaches its devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceBus {
+    /// Each in a window of its own, announced on the kernel's command line and in ACPI. The smallest machine.
+    #[default]
+    VirtioMmio,
+    /// On a PCI bus, with message-signalled interrupts. What stock kernels have drivers for.
+    VirtioPci,
 }
 
 impl MachineConfig {
@@ -44,6 +56,7 @@ mod tests {
             vcpus: VcpuCount::new(vcpus),
             memory: Bytes::new(memory),
             cmdline: cmdline.to_owned(),
+            bus: DeviceBus::default(),
         };
         let error = config.check().err().map(|error| error.to_string());
         match (&error, expect) {

@@ -2,19 +2,20 @@
 
 use std::{sync::Arc, time::Instant};
 
-use drover_bus::{Doorbells, IrqLine};
+use drover_bus::{Doorbells, IrqLine, MsiLines};
 use drover_devices::{
-    BlkConfig, ConsoleSink, Device, DeviceEvents, I8042, MmioConfig, Serial, VirtioBlk, VirtioMmio,
+    BlkConfig, ConsoleSink, Device, DeviceEvents, I8042, MmioConfig, PciConfig, PciRoot, Power, Serial,
+    VirtioBlk, VirtioMmio, VirtioPci,
 };
 use drover_guest_memory::GuestMemory;
 use drover_hypervisor::{Gsi, Vm};
 
 use crate::{
-    BuildError, Disk, MachineError, Panel,
-    address_map::disk_slot,
+    BuildError, DeviceBus, Disk, MachineError, Panel,
+    address_map::{PCI_CONFIG, PCI_MEMORY, PCI_MEMORY_END, disk_function, disk_slot},
     pause::FreezeFault,
     vcpu_thread::Buses,
-    wiring::{VmDoorbells, VmIrqLine},
+    wiring::{VmDoorbells, VmIrqLine, VmMsiLines},
 };
 
 /// A machine's devices.
@@ -32,47 +33,125 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) events: Arc<dyn DeviceEvents>,
 }
 
+impl Surroundings<'_> {
+    fn block(&self, index: usize, disk: &Disk) -> VirtioBlk {
+        let config =
+            BlkConfig { name: disk_name(index), id: disk.id.clone(), events: Arc::clone(&self.events) };
+        VirtioBlk::new(config, Arc::clone(&disk.backend))
+    }
+}
+
+/// Mass storage of a kind that the class codes do not know.
+const PCI_CLASS_STORAGE: u32 = 0x01_8000;
+
+fn disk_name(index: usize) -> String {
+    format!("disk{index}")
+}
+
+fn disk_instance(index: usize) -> u16 {
+    u16::try_from(index).expect("disks are counted against DISKS_MAX")
+}
+
+fn device_error(index: usize) -> impl FnOnce(std::io::Error) -> BuildError {
+    move |source| BuildError::Device { device: disk_name(index), source: Box::new(source) }
+}
+
 impl DeviceSet {
     /// Makes the devices and puts them on the buses.
     pub(crate) fn new(
         around: &Surroundings<'_>,
+        bus: DeviceBus,
         buses: &mut Buses,
         disks: &[Disk],
         console: Box<dyn ConsoleSink>,
     ) -> Result<Self, BuildError> {
         let line = VmIrqLine::new(around.vm, Gsi(Serial::GSI))?;
-        let mut lines = vec![Arc::clone(&line)];
-        let serial = Arc::new(Serial::new(line, console));
+        let serial = Arc::new(Serial::new(line.clone(), console));
         buses.ports.insert("serial port", Serial::PORT, Serial::LEN, serial.clone())?;
         let i8042 = Arc::new(I8042::new(Arc::clone(&around.events)));
         buses.ports.insert("keyboard controller", I8042::PORT, I8042::LEN, i8042.clone())?;
-        let mut devices: Vec<Arc<dyn Device>> = vec![serial.clone(), i8042];
+        let power = Arc::new(Power::new(Arc::clone(&around.events)));
+        buses.ports.insert("power registers", Power::PORT, Power::LEN, power.clone())?;
+        let mut set = Self {
+            devices: vec![serial.clone(), i8042, power],
+            lines: vec![line],
+            panel: Panel { serial, disk_metrics: Arc::default() },
+        };
+        let blocks: Vec<_> =
+            disks.iter().enumerate().map(|(index, disk)| around.block(index, disk)).collect();
+        set.panel.disk_metrics = blocks.iter().map(|block| block.metrics()).collect();
+        match bus {
+            DeviceBus::VirtioMmio => set.add_on_mmio(around, buses, blocks)?,
+            DeviceBus::VirtioPci => set.add_on_pci(around, buses, blocks)?,
+        }
+        Ok(set)
+    }
+
+    /// Gives each disk a window and an interrupt line.
+    fn add_on_mmio(
+        &mut self,
+        around: &Surroundings<'_>,
+        buses: &mut Buses,
+        blocks: Vec<VirtioBlk>,
+    ) -> Result<(), BuildError> {
         let doorbells: Arc<dyn Doorbells> = Arc::new(VmDoorbells(around.vm.clone()));
-        let mut disk_metrics = Vec::with_capacity(disks.len());
-        for (index, disk) in disks.iter().enumerate() {
+        for (index, block) in blocks.into_iter().enumerate() {
             let slot = disk_slot(index);
             let line = VmIrqLine::new(around.vm, slot.gsi)?;
-            lines.push(Arc::clone(&line));
-            let name = format!("disk{index}");
-            let config =
-                BlkConfig { name: name.clone(), id: disk.id.clone(), events: Arc::clone(&around.events) };
-            let block = VirtioBlk::new(config, Arc::clone(&disk.backend));
-            disk_metrics.push(block.metrics());
+            self.lines.push(Arc::clone(&line));
             let config = MmioConfig {
-                name: name.clone(),
-                instance: u16::try_from(index).expect("disks are counted against DISKS_MAX"),
+                name: disk_name(index),
+                instance: disk_instance(index),
                 base: slot.window,
                 memory: around.memory.clone(),
                 line,
                 doorbells: Arc::clone(&doorbells),
             };
-            let device = VirtioMmio::new(config, Box::new(block))
-                .map_err(|source| BuildError::Device { device: name, source: Box::new(source) })?;
+            let device = VirtioMmio::new(config, Box::new(block)).map_err(device_error(index))?;
             let device = Arc::new(device);
             buses.mmio.insert("disk", slot.window, VirtioMmio::LEN, device.clone())?;
-            devices.push(device);
+            self.devices.push(device);
         }
-        Ok(Self { devices, lines, panel: Panel { serial, disk_metrics: disk_metrics.into() } })
+        Ok(())
+    }
+
+    /// Makes a PCI bus and each disk a function on it.
+    fn add_on_pci(
+        &mut self,
+        around: &Surroundings<'_>,
+        buses: &mut Buses,
+        blocks: Vec<VirtioBlk>,
+    ) -> Result<(), BuildError> {
+        let doorbells: Arc<dyn Doorbells> = Arc::new(VmDoorbells(around.vm.clone()));
+        let lines: Arc<dyn MsiLines> = Arc::new(VmMsiLines(around.vm.clone()));
+        let mut root = PciRoot::new();
+        let mut functions: Vec<Arc<dyn Device>> = Vec::with_capacity(blocks.len());
+        for (index, block) in blocks.into_iter().enumerate() {
+            let (address, base) = disk_function(index);
+            let config = PciConfig {
+                name: disk_name(index),
+                instance: disk_instance(index),
+                class: PCI_CLASS_STORAGE,
+                base,
+                memory: around.memory.clone(),
+                lines: Arc::clone(&lines),
+                doorbells: Arc::clone(&doorbells),
+            };
+            let device = Arc::new(VirtioPci::new(config, Box::new(block)).map_err(device_error(index))?);
+            root.insert(address, device.clone()).map_err(|source| BuildError::Device {
+                device: disk_name(index),
+                source: Box::new(source),
+            })?;
+            functions.push(device);
+        }
+        let root = Arc::new(root);
+        buses.ports.insert("PCI configuration", PciRoot::PORT, PciRoot::PORT_LEN, root.ports())?;
+        buses.mmio.insert("PCI configuration", PCI_CONFIG, PciRoot::ECAM_LEN, root.ecam())?;
+        let len = PCI_MEMORY_END.saturating_sub(PCI_MEMORY).get();
+        buses.mmio.insert("PCI memory", PCI_MEMORY, len, root.memory(PCI_MEMORY))?;
+        self.devices.push(root);
+        self.devices.append(&mut functions);
+        Ok(())
     }
 
     /// Its console input and counters.

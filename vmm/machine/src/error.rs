@@ -69,6 +69,23 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
+    /// The initial RAM disk cannot be read.
+    #[error("initrd: cannot read {}", path.display())]
+    OpenInitrd {
+        /// Its file.
+        path: PathBuf,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The initial RAM disk does not fit beside the kernel.
+    #[error("initrd: {} of {len} does not fit into low RAM above the kernel: give the machine more memory", path.display())]
+    InitrdTooLarge {
+        /// Its file.
+        path: PathBuf,
+        /// Its length.
+        len: Bytes,
+    },
     /// The kernel is something else.
     #[error("kernel: {} is not an ELF kernel: {reason}", path.display())]
     NotAnElf {

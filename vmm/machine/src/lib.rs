@@ -57,9 +57,9 @@ mod volumes;
 mod wiring;
 
 pub use address_map::DISKS_MAX;
-pub use boot::KernelImage;
+pub use boot::{Initrd, KernelImage};
 pub use build::{DevicesReady, MemoryReady, Planned, VolumesOpen};
-pub use config::{MEMORY_MAX, MEMORY_MIN, MachineConfig, VCPUS_MAX};
+pub use config::{DeviceBus, MEMORY_MAX, MEMORY_MIN, MachineConfig, VCPUS_MAX};
 pub use drover_devices::{BlkMetricsSnapshot, ConsoleSink};
 pub use drover_hypervisor::{Hypervisor, HypervisorError};
 pub use error::{BuildError, MachineError};

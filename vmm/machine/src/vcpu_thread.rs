@@ -41,6 +41,7 @@ impl DeviceEvents for Ender {
     fn notify(&self, event: DeviceEvent) {
         self.end(match event {
             DeviceEvent::ResetRequested => MachineEvent::GuestReset,
+            DeviceEvent::ShutdownRequested => MachineEvent::GuestShutdown,
             DeviceEvent::Fenced { .. } => MachineEvent::Fenced,
             DeviceEvent::Failed { device, reason } => MachineEvent::Failure(format!("{device}: {reason}")),
             other => MachineEvent::Failure(format!("a device says {other:?}")),

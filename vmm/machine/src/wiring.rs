@@ -2,8 +2,8 @@
 
 use std::{io, sync::Arc};
 
-use drover_bus::{Doorbell, DoorbellAddress, Doorbells, IrqLine};
-use drover_hypervisor::{Gsi, HypervisorError, IoEvent, IoEventAddress, IrqFd, Vm};
+use drover_bus::{Doorbell, DoorbellAddress, Doorbells, IrqLine, MsiLine, MsiLines, MsiMessage};
+use drover_hypervisor::{Gsi, HypervisorError, IoEvent, IoEventAddress, IrqFd, Message, MsiFd, Vm};
 use vmm_sys_util::eventfd::EventFd;
 
 /// An interrupt line into a virtual machine.
@@ -19,6 +19,31 @@ impl VmIrqLine {
 impl IrqLine for VmIrqLine {
     fn pulse(&self) -> io::Result<()> {
         self.0.pulse()
+    }
+}
+
+/// A message-signalled interrupt into a virtual machine.
+#[derive(Debug)]
+struct VmMsiLine(MsiFd);
+
+impl MsiLine for VmMsiLine {
+    fn route(&self, message: MsiMessage) -> io::Result<()> {
+        let message = Message { address: message.address, data: message.data };
+        self.0.route(message).map_err(io::Error::other)
+    }
+
+    fn pulse(&self) -> io::Result<()> {
+        self.0.pulse()
+    }
+}
+
+/// The message-signalled interrupts of a virtual machine.
+#[derive(Debug)]
+pub(crate) struct VmMsiLines(pub(crate) Vm);
+
+impl MsiLines for VmMsiLines {
+    fn line(&self) -> io::Result<Arc<dyn MsiLine>> {
+        self.0.msi_line().map(|line| Arc::new(VmMsiLine(line)) as _).map_err(io::Error::other)
     }
 }
 

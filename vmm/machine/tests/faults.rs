@@ -4,7 +4,8 @@
 use std::{io::Write as _, sync::mpsc::channel, time::Duration};
 
 use drover_machine::{
-    ConsoleSink, EventSink, Hypervisor, KernelImage, MachineConfig, MachineEvent, Ownership, Planned,
+    ConsoleSink, DeviceBus, EventSink, Hypervisor, KernelImage, MachineConfig, MachineEvent, Ownership,
+    Planned,
 };
 use drover_test_prerequisites::kvm;
 use drover_units::{Bytes, VcpuCount};
@@ -55,7 +56,12 @@ fn kernel(code: &[u8]) -> (tempfile::NamedTempFile, KernelImage) {
 fn check(code: &[u8], expect: fn(&MachineEvent) -> bool) {
     let (_file, mut kernel) = kernel(code);
     let (sender, events) = channel();
-    let config = MachineConfig { vcpus: VcpuCount::new(2), memory: Bytes::mib(2), cmdline: String::new() };
+    let config = MachineConfig {
+        vcpus: VcpuCount::new(2),
+        memory: Bytes::mib(2),
+        cmdline: String::new(),
+        bus: DeviceBus::default(),
+    };
     let (machine, paused) = Planned::new(config)
         .unwrap()
         .allocate_memory()

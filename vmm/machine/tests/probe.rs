@@ -17,7 +17,7 @@ use std::{
 use drover_block::{MemoryImage, Owner};
 use drover_ids::{NodeId, OwnerEpoch, VmId};
 use drover_machine::{
-    ConsoleSink, Disk, EventSink, Hypervisor, KernelImage, Machine, MachineConfig, MachineError,
+    ConsoleSink, DeviceBus, Disk, EventSink, Hypervisor, KernelImage, Machine, MachineConfig, MachineError,
     MachineEvent, Ownership, PauseGuard, Planned,
 };
 use drover_probe_record::Event;
@@ -77,6 +77,7 @@ impl Subject {
             vcpus: VcpuCount::new(wanted.vcpus),
             memory: MEMORY,
             cmdline: wanted.cmdline.to_owned(),
+            bus: DeviceBus::default(),
         };
         let ownership = wanted.owner.map_or(Ownership::Later, Ownership::Take);
         let ready = Planned::new(config)
@@ -339,7 +340,12 @@ fn a_panic_in_a_vcpu_thread_ends_the_machine_with_its_message() {
         return;
     }
     let (event_sender, events) = channel();
-    let config = MachineConfig { vcpus: VcpuCount::new(2), memory: MEMORY, cmdline: String::new() };
+    let config = MachineConfig {
+        vcpus: VcpuCount::new(2),
+        memory: MEMORY,
+        cmdline: String::new(),
+        bus: DeviceBus::default(),
+    };
     let (machine, paused) = Planned::new(config)
         .unwrap()
         .allocate_memory()

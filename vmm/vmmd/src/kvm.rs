@@ -15,8 +15,8 @@ use drover_guest_memory::{DirtyPages, GuestMemory};
 use drover_ids::{OwnerEpoch, VolumeId};
 use drover_lifecycle::StopReason;
 use drover_machine::{
-    BuildError, ConsoleSink, DevicesReady, EventSink, HypervisorError, KernelImage, Machine, MachineConfig,
-    MachineEvent, Ownership, PauseError, PauseGuard, Planned,
+    BuildError, ConsoleSink, DeviceBus, DevicesReady, EventSink, HypervisorError, KernelImage, Machine,
+    MachineConfig, MachineEvent, Ownership, PauseError, PauseGuard, Planned,
 };
 use drover_migration::{
     GuestError, MigratableGuest,
@@ -91,6 +91,7 @@ impl Kvm {
             vcpus: config.vcpus,
             memory: config.memory,
             cmdline: config.cmdline.clone(),
+            bus: DeviceBus::default(),
         })?;
         let hypervisor = drover_machine::Hypervisor::open().map_err(BuildError::from)?;
         let disks = disks::open(&config.disks, &mut self.clusters)?;

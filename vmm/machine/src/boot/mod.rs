@@ -2,9 +2,12 @@
 //!
 //! The protocol is that of Xen (docs/misc/pvh.pandoc), which Linux, the BSDs and our probe speak.
 
+pub(crate) mod acpi;
 pub(crate) mod cmdline;
 mod image;
+mod initrd;
 mod pvh;
 
 pub use image::KernelImage;
-pub(crate) use pvh::load;
+pub use initrd::Initrd;
+pub(crate) use pvh::{Boot, load};

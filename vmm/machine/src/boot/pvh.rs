@@ -1,5 +1,6 @@
 //! Loads a kernel and writes what PVH hands to it.
 
+use drover_devices::PciRoot;
 use drover_guest_memory::GuestMemory;
 use drover_hypervisor::ProtectedModeEntry;
 use drover_units::Gpa;
@@ -10,16 +11,19 @@ use linux_loader::{
         KernelLoader,
         elf::{
             Elf, PvhBootCapability,
-            start_info::{hvm_memmap_table_entry, hvm_start_info},
+            start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info},
         },
     },
 };
 use vm_memory::GuestAddress;
 
 use crate::{
-    BuildError, KernelImage,
-    address_map::{CMDLINE, CONVENTIONAL_RAM_END, KERNEL_START, MEMORY_MAP, START_INFO},
-    boot::cmdline,
+    BuildError, DeviceBus, Initrd, KernelImage,
+    address_map::{CMDLINE, CONVENTIONAL_RAM_END, KERNEL_START, MEMORY_MAP, MODULES, PCI_CONFIG, START_INFO},
+    boot::{
+        acpi::{self, Platform},
+        cmdline,
+    },
 };
 
 /// What `hvm_start_info` begins with ("xEn3" with the 0x80 bit of the "E" set), and its version with a memory map.
@@ -29,12 +33,17 @@ const START_INFO_VERSION: u32 = 1;
 const RAM: u32 = 1;
 const RESERVED: u32 = 2;
 
-/// Puts kernel, command line, memory map and start info into RAM. Returns how the first vCPU begins.
-pub(crate) fn load(
-    memory: &GuestMemory,
-    image: &mut KernelImage,
-    cmdline: &Cmdline,
-) -> Result<ProtectedModeEntry, BuildError> {
+/// What a guest starts with.
+pub(crate) struct Boot<'a> {
+    pub(crate) kernel: &'a mut KernelImage,
+    pub(crate) initrd: Option<&'a mut Initrd>,
+    pub(crate) cmdline: &'a Cmdline,
+    pub(crate) platform: Platform,
+}
+
+/// Puts kernel, command line, memory map, tables and start info into RAM. Returns how the first vCPU begins.
+pub(crate) fn load(memory: &GuestMemory, boot: Boot<'_>) -> Result<ProtectedModeEntry, BuildError> {
+    let Boot { kernel: image, initrd, cmdline, platform } = boot;
     let needed = image.memory_needed();
     if memory.size() < needed {
         return Err(BuildError::MemoryTooSmall {
@@ -49,14 +58,39 @@ pub(crate) fn load(
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(BuildError::NoPvhNote { path });
     };
+    let initrd = match initrd {
+        None => None,
+        Some(initrd) => {
+            let start = initrd.load(memory, Gpa::new(needed.get()))?;
+            Some(hvm_modlist_entry { paddr: start.get(), size: initrd.len().get(), ..Default::default() })
+        }
+    };
     cmdline::write(cmdline, memory, CMDLINE)?;
-    write_start_info(memory)?;
+    let tables = acpi::write(memory, &platform)?;
+    write_start_info(memory, platform.bus, tables, initrd)?;
     Ok(ProtectedModeEntry { rip: Gpa::new(entry.0), ebx: START_INFO })
 }
 
-fn write_start_info(memory: &GuestMemory) -> Result<(), BuildError> {
-    let map = memory_map(memory);
+fn write_start_info(
+    memory: &GuestMemory,
+    bus: DeviceBus,
+    tables: Gpa,
+    initrd: Option<hvm_modlist_entry>,
+) -> Result<(), BuildError> {
+    let mut map = memory_map(memory);
+    if bus == DeviceBus::VirtioPci {
+        // A kernel takes a window for configuration space only where the map has it as reserved.
+        map.push(hvm_memmap_table_entry {
+            addr: PCI_CONFIG.get(),
+            size: PciRoot::ECAM_LEN,
+            type_: RESERVED,
+            reserved: 0,
+        });
+    }
     let start_info = hvm_start_info {
+        rsdp_paddr: tables.get(),
+        nr_modules: initrd.is_some().into(),
+        modlist_paddr: if initrd.is_some() { MODULES.get() } else { 0 },
         magic: START_INFO_MAGIC,
         version: START_INFO_VERSION,
         cmdline_paddr: CMDLINE.get(),
@@ -66,6 +100,9 @@ fn write_start_info(memory: &GuestMemory) -> Result<(), BuildError> {
     };
     let mut params = BootParams::new(&start_info, GuestAddress(START_INFO.get()));
     params.set_sections(&map, GuestAddress(MEMORY_MAP.get()));
+    if let Some(initrd) = initrd {
+        params.set_modules(&[initrd], GuestAddress(MODULES.get()));
+    }
     PvhBootConfigurator::write_bootparams(&params, memory.as_vm_memory())
         .map_err(|error| BuildError::BootStructures { what: "start info", reason: error.to_string() })
 }
@@ -90,7 +127,7 @@ fn memory_map(memory: &GuestMemory) -> Vec<hvm_memmap_table_entry> {
 mod tests {
     use std::io::Write as _;
 
-    use drover_units::Bytes;
+    use drover_units::{Bytes, VcpuCount};
     use vm_memory::{ByteValued, Bytes as _};
 
     use super::*;
@@ -105,6 +142,11 @@ mod tests {
 
     fn no_cmdline() -> Cmdline {
         cmdline::build("probe.seed=1", 0, None).unwrap()
+    }
+
+    fn load_kernel(memory: &GuestMemory, kernel: &mut KernelImage) -> Result<ProtectedModeEntry, BuildError> {
+        let platform = Platform { vcpus: VcpuCount::new(1), disks: 0, bus: DeviceBus::VirtioMmio };
+        load(memory, Boot { kernel, initrd: None, cmdline: &no_cmdline(), platform })
     }
 
     #[test]
@@ -126,7 +168,7 @@ mod tests {
     fn memory_below_what_the_kernel_needs_is_refused_with_the_size() {
         let (_file, mut image) = image(&elf(&[(0x10_0000, 16, 0x20_0000)]));
         let memory = GuestMemory::anonymous(Bytes::mib(2));
-        match load(&memory, &mut image, &no_cmdline()).unwrap_err() {
+        match load_kernel(&memory, &mut image).unwrap_err() {
             BuildError::MemoryTooSmall { needed, .. } => assert_eq!(needed, Bytes::mib(3)),
             other => panic!("{other}"),
         }
@@ -136,7 +178,7 @@ mod tests {
     fn a_kernel_without_a_pvh_note_is_refused() {
         let (_file, mut image) = image(&elf(&[(0x10_0000, 16, 16)]));
         let memory = GuestMemory::anonymous(Bytes::mib(2));
-        let error = load(&memory, &mut image, &no_cmdline()).unwrap_err();
+        let error = load_kernel(&memory, &mut image).unwrap_err();
         assert!(matches!(error, BuildError::NoPvhNote { .. }), "{error}");
     }
 
@@ -144,10 +186,15 @@ mod tests {
     fn the_start_info_points_to_map_and_command_line() {
         let memory = GuestMemory::anonymous(Bytes::mib(4));
         cmdline::write(&no_cmdline(), &memory, CMDLINE).unwrap();
-        write_start_info(&memory).unwrap();
+        let initrd = hvm_modlist_entry { paddr: 0x20_0000, size: 5, ..Default::default() };
+        write_start_info(&memory, DeviceBus::VirtioPci, Gpa::new(0xe_0000), Some(initrd)).unwrap();
         let mut info = hvm_start_info::default();
         memory.read(START_INFO, info.as_mut_slice()).unwrap();
-        assert_eq!((info.magic, info.version, info.memmap_entries), (START_INFO_MAGIC, 1, 3));
+        assert_eq!((info.magic, info.version, info.memmap_entries), (START_INFO_MAGIC, 1, 4));
+        assert_eq!((info.rsdp_paddr, info.nr_modules), (0xe_0000, 1));
+        let mut module = hvm_modlist_entry::default();
+        memory.read(Gpa::new(info.modlist_paddr), module.as_mut_slice()).unwrap();
+        assert_eq!((module.paddr, module.size), (0x20_0000, 5));
         let mut text = [0; 13];
         memory.as_vm_memory().read_slice(&mut text, GuestAddress(info.cmdline_paddr)).unwrap();
         assert_eq!(&text, b"probe.seed=1\0");

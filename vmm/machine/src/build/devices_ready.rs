@@ -4,9 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use drover_guest_memory::GuestMemory;
 use drover_hypervisor::{Vcpu, Vm};
+use drover_units::VcpuCount;
 
 use crate::{
-    BuildError, KernelImage, Machine, PauseGuard, boot,
+    BuildError, DeviceBus, Initrd, KernelImage, Machine, PauseGuard,
+    boot::{self, Boot, acpi::Platform},
     device_set::DeviceSet,
     machine::{GuestPresence, Shared},
     vcpu_thread::{Buses, Ender, VcpuThread},
@@ -17,6 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub struct DevicesReady {
     pub(super) cmdline: String,
+    pub(super) bus: DeviceBus,
     pub(super) memory: GuestMemory,
     pub(super) volumes: Volumes,
     pub(super) vm: Vm,
@@ -34,8 +37,24 @@ impl DevicesReady {
     /// [`BuildError::NoPvhNote`], [`BuildError::KernelLayout`], [`BuildError::MemoryTooSmall`] about the kernel,
     /// [`BuildError::CmdlineTooLong`] about its command line, [`BuildError::Thread`] where the host gives none.
     pub fn boot(self, kernel: &mut KernelImage) -> Result<(Machine, PauseGuard), BuildError> {
-        let cmdline = boot::cmdline::build(&self.cmdline, self.volumes.disks().len(), self.tsc_khz)?;
-        let entry = boot::load(&self.memory, kernel, &cmdline)?;
+        self.boot_with(kernel, None)
+    }
+
+    /// As [`boot`](Self::boot), with a first file system for the kernel.
+    ///
+    /// # Errors
+    /// Those of [`boot`](Self::boot), and [`BuildError::InitrdTooLarge`].
+    pub fn boot_with(
+        self,
+        kernel: &mut KernelImage,
+        initrd: Option<&mut Initrd>,
+    ) -> Result<(Machine, PauseGuard), BuildError> {
+        let disks = self.volumes.disks().len();
+        let announced = if self.bus == DeviceBus::VirtioMmio { disks } else { 0 };
+        let cmdline = boot::cmdline::build(&self.cmdline, announced, self.tsc_khz)?;
+        let vcpus = VcpuCount::new(u32::try_from(self.vcpus.len()).expect("checked when it was planned"));
+        let platform = Platform { vcpus, disks, bus: self.bus };
+        let entry = boot::load(&self.memory, Boot { kernel, initrd, cmdline: &cmdline, platform })?;
         if let Some(first) = self.vcpus.first() {
             first.lock().unwrap_or_else(PoisonError::into_inner).enter_protected_mode(entry)?;
         }

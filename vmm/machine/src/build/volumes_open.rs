@@ -52,10 +52,11 @@ impl VolumesOpen {
             memory: &self.memory,
             events: Arc::clone(&ender) as Arc<dyn DeviceEvents>,
         };
-        let devices = DeviceSet::new(&around, &mut buses, self.volumes.disks(), console)?;
+        let devices = DeviceSet::new(&around, self.config.bus, &mut buses, self.volumes.disks(), console)?;
         let vcpus = vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         Ok(DevicesReady {
             cmdline: self.config.cmdline,
+            bus: self.config.bus,
             memory: self.memory,
             volumes: self.volumes,
             vm,
