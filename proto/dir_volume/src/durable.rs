@@ -67,5 +67,8 @@ pub(crate) fn publish(file: &File, path: &Path, target: &Path) -> io::Result<()>
 
 /// Makes creations, renames and removals in `path`'s directory durable.
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
-    File::open(path.parent().ok_or(io::ErrorKind::InvalidInput)?)?.sync_all()
+    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    // A file's bare name is in the directory we are in.
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    File::open(parent)?.sync_all()
 }

@@ -18,7 +18,7 @@ use crate::{HypervisorError, Processor, Vm, VmOptions, cpuid, kick};
 const DEVICE: &str = "/dev/kvm";
 
 /// What every machine of ours needs, in words for the error.
-const REQUIRED: [(Cap, &str); 12] = [
+const REQUIRED: [(Cap, &str); 11] = [
     (Cap::UserMemory, "guest memory from user space"),
     (Cap::Irqchip, "in-kernel interrupt controllers"),
     (Cap::Irqfd, "interrupts by event (irqfd)"),
@@ -30,7 +30,6 @@ const REQUIRED: [(Cap, &str); 12] = [
     (Cap::VcpuEvents, "saving pending events"),
     (Cap::Debugregs, "saving debug registers"),
     (Cap::Xsave, "saving extended processor state"),
-    (Cap::Xcrs, "saving extended control registers"),
 ];
 
 /// The KVM device, and what it says about this host. Clones share it.
@@ -124,6 +123,11 @@ impl Device {
             .get_msr_index_list()
             .map_err(HypervisorError::call("list the model-specific registers of a guest"))?;
         Ok(self.msr_indices.get_or_init(|| list.as_slice().to_vec()))
+    }
+
+    /// Whether its processors have extended control registers: those without XSAVE have none.
+    pub(crate) fn has_xcrs(&self) -> bool {
+        self.kvm.check_extension(Cap::Xcrs)
     }
 
     pub(crate) fn has_tsc_deadline_timer(&self) -> bool {

@@ -200,7 +200,7 @@ impl Vcpu {
             regs: fd.get_regs().map_err(call("read a processor's registers"))?,
             sregs: fd.get_sregs().map_err(call("read a processor's state"))?,
             xsave: xsave::read(fd)?,
-            xcrs: fd.get_xcrs().map_err(call("read a processor's extended control registers"))?,
+            xcrs: self.read_xcrs()?,
             debug_regs: fd.get_debug_regs().map_err(call("read a processor's debug registers"))?,
             local_apic: fd.get_lapic().map_err(call("read a local APIC"))?,
             events: fd.get_vcpu_events().map_err(call("read a processor's pending events"))?,
@@ -208,6 +208,13 @@ impl Vcpu {
             cpuid: self.cpuid.as_slice().to_vec(),
             tsc: Tsc { value: tsc::read(fd, time)?, khz: self.topology.tsc_khz.unwrap_or(0) },
         })
+    }
+
+    fn read_xcrs(&self) -> Result<kvm_xcrs, HypervisorError> {
+        if !self.shared.device.has_xcrs() {
+            return Ok(kvm_xcrs::default());
+        }
+        self.fd.get_xcrs().map_err(HypervisorError::call("read a processor's extended control registers"))
     }
 
     /// Gives a vCPU that has not run this state. Its TSC goes on by the time from `machine`'s save up to `now`, which is
@@ -230,7 +237,10 @@ impl Vcpu {
         fd.set_mp_state(state.mp_state).map_err(call("set a processor's run state"))?;
         fd.set_sregs(&state.sregs).map_err(call("set a processor's state"))?;
         fd.set_regs(&state.regs).map_err(call("set a processor's registers"))?;
-        fd.set_xcrs(&state.xcrs).map_err(call("set a processor's extended control registers"))?;
+        // A state from a host without any has none to set; the features were compared with CPUID.
+        if state.xcrs.nr_xcrs > 0 {
+            fd.set_xcrs(&state.xcrs).map_err(call("set a processor's extended control registers"))?;
+        }
         xsave::write(fd, &state.xsave)?;
         fd.set_debug_regs(&state.debug_regs).map_err(call("set a processor's debug registers"))?;
         let elapsed = ticks(now.ns_since(machine.time()), khz);
