@@ -9,7 +9,8 @@ use drover_wire::{
     DESCRIPTORS, MAX_MESSAGE_BYTES,
     control::v1::{
         events_server::EventsServer, images_server::ImagesServer, nodes_server::NodesServer,
-        operations_server::OperationsServer, vms_server::VmsServer, volumes_server::VolumesServer,
+        operations_server::OperationsServer, placement_server::PlacementServer, vms_server::VmsServer,
+        volumes_server::VolumesServer,
     },
     node::v1::node_registry_server::NodeRegistryServer,
 };
@@ -172,6 +173,7 @@ async fn serve<S: Store>(
         .add_service(limited!(OperationsServer))
         .add_service(limited!(NodesServer))
         .add_service(limited!(VmsServer))
+        .add_service(limited!(PlacementServer))
         .add_service(limited!(VolumesServer))
         .add_service(limited!(ImagesServer))
         .add_service(limited!(EventsServer));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use drover_cluster_state::{Change, ClusterState, Now, Txn};
 use drover_ports::Store;
-use drover_reconcile::{CommitOutcome, Heartbeat, HeartbeatAnswer};
+use drover_reconcile::{Book, CommitOutcome, Heartbeat, HeartbeatAnswer};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{EventLog, commit::Committer};
@@ -18,6 +18,8 @@ const ADMISSIONS_MAX: u32 = 16;
 pub struct View<'a> {
     /// Desired and observed state.
     pub state: &'a ClusterState,
+    /// What placement goes by: hosts, what they hold, policies.
+    pub book: &'a Book,
     /// What has happened lately.
     pub events: &'a EventLog,
     /// The moment.

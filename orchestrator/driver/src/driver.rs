@@ -26,6 +26,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(100);
 /// Ticks between two checks of the invariants: they read the whole state.
 const TICKS_PER_CHECK: u32 = 50;
+/// VMs up to which the placement inventory is compared with a fresh one at each check; that takes a few milliseconds.
+const VERIFIED_VMS_MAX: usize = 1000;
 /// Requests that wait for the loop; more make their senders wait.
 const REQUESTS_MAX: usize = 1024;
 /// Batches of store changes that wait for the loop; more make the reader of the store wait.
@@ -174,7 +176,8 @@ impl<S: Store, A: NodeAgents, F: Fence, C: Clock> Driver<S, A, F, C> {
     fn serve(&mut self, request: Request) {
         match request {
             Request::Look(look) => {
-                look(View { state: self.planner.state(), events: &self.events, now: self.clock.now() });
+                let (state, book) = (self.planner.state(), self.planner.book());
+                look(View { state, book, events: &self.events, now: self.clock.now() });
             }
             Request::Observe(changes, seen) => {
                 self.step(Event::Stored(changes), None);
@@ -256,6 +259,11 @@ impl<S: Store, A: NodeAgents, F: Fence, C: Clock> Driver<S, A, F, C> {
     fn check_invariants(&mut self) {
         let found: BTreeSet<String> =
             drover_invariants::check(self.planner.state()).iter().map(ToString::to_string).collect();
+        // Builds a second inventory: only where the cluster is small enough for that to be quick.
+        let small = self.planner.state().vms.len() <= VERIFIED_VMS_MAX;
+        let kept = if small { self.planner.verify_book().err() } else { None };
+        let kept = kept.map(|error| format!("placement-inventory: {error}"));
+        let found: BTreeSet<String> = found.into_iter().chain(kept).collect();
         for alarm in found.difference(&self.alarms) {
             tracing::error!(invariant = alarm, "an invariant of the cluster does not hold");
         }

@@ -65,10 +65,13 @@ fn capacity(state: &ClusterState, violations: &mut Vec<Violation>) {
     }
     for (id, taken) in taken {
         let Some(node) = state.nodes.get(&id) else { continue };
-        if taken.vcpus > node.capacity.vcpus || taken.memory > node.capacity.memory {
+        // What is reserved may have become more since they were placed; there is never more than overcommit allows.
+        let factors = node.overcommit();
+        let most = factors.apply(node.capacity, Capacity::default());
+        if taken.vcpus > most.vcpus || taken.memory > most.memory {
             let what = format!(
                 "node {} holds {} vCPU(s) and {} of {} and {}",
-                node.name, taken.vcpus, taken.memory, node.capacity.vcpus, node.capacity.memory
+                node.name, taken.vcpus, taken.memory, most.vcpus, most.memory
             );
             violations.push(Violation::new("capacity", what));
         }

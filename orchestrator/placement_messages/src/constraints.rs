@@ -76,9 +76,9 @@ pub fn constraints_from(
         Err(unknown) => return Err(error("numa", unknown.to_string(), "single, prefer-single, or none")),
     };
     let hugepages = (message.hugepage_bytes != 0).then(|| Bytes::new(message.hugepage_bytes));
-    if hugepages.is_some_and(|page| !page.get().is_power_of_two() || page < Bytes::mib(2)) {
+    if hugepages.is_some_and(|page| page != Bytes::mib(2) && page != Bytes::gib(1)) {
         let problem = format!("it is {} bytes", message.hugepage_bytes);
-        return Err(error("hugepage_bytes", problem, "a page size of the host, such as 2M or 1G"));
+        return Err(error("hugepage_bytes", problem, "2M or 1G"));
     }
     Ok(Constraints {
         groups: names("groups", &message.groups)?,

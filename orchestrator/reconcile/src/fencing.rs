@@ -228,6 +228,14 @@ impl Planner {
                 }
                 _ => return,
             },
+            OperationKind::VmSetCreate { .. } if changed.restarts.failures >= START_ATTEMPTS => {
+                changed.desired = Desired::Deleted;
+                changed.stop_cause = Some(StopCause::StartFailed(reason.clone()));
+                let reason =
+                    format!("VM '{}' failed {START_ATTEMPTS} times, the last time: {reason}", vm.spec.name);
+                self.write_undo(txn, &operation, OperationState::Failed, &reason, Some(vm.id));
+                return;
+            }
             OperationKind::VmMigrate { migration: Some(_), .. }
                 if matches!(vm.ownership.right(), Right::Owned { .. }) =>
             {

@@ -58,6 +58,24 @@ pub(crate) fn vm_of_group(operation: OperationId, number: u32) -> VmId {
     VmId::from_u128(Fnv::new("group vm").number(operation.as_u128()).number(u128::from(number)).0)
 }
 
+/// The migration operation that carries out a part of another operation. A VM's right to run is never at the same
+/// epoch twice, so that a second move of the same VM is another one; `attempt` counts those that failed.
+pub(crate) fn operation_of_move(
+    parent: OperationId,
+    vm: VmId,
+    epoch: OwnerEpoch,
+    attempt: u32,
+) -> OperationId {
+    let hash = Fnv::new("move").number(parent.as_u128()).number(vm.as_u128()).number(u128::from(epoch.get()));
+    OperationId::from_u128(hash.number(u128::from(attempt)).0)
+}
+
+/// The operation that balances the cluster at some time.
+pub(crate) fn operation_of_balance(unix_millis: u64, vms: &[VmId]) -> OperationId {
+    let hash = Fnv::new("balance").number(u128::from(unix_millis));
+    OperationId::from_u128(vms.iter().fold(hash, |hash, vm| hash.number(vm.as_u128())).0)
+}
+
 /// The volume that a client's request id creates.
 pub(crate) fn volume_of_request(request_id: &str) -> VolumeId {
     VolumeId::from_u128(Fnv::new("request volume").text(request_id).0)

@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+mod book;
 mod calls;
 mod commits;
 mod fences;
@@ -31,14 +32,21 @@ mod ident;
 mod interface;
 mod lifecycle;
 mod migration;
+mod moves;
 mod nodes;
 mod operations;
 mod placing;
 mod planner;
+mod preemption;
 mod rejoin;
 mod restart;
+mod sets;
 mod timers;
 
+pub use book::{
+    Book, Statistics, built_in_policies, check_policy, explain, host_spec, policies_of, policy_names,
+    request_of, request_of_move, request_of_spec,
+};
 pub use interface::{
     AgentAnswer, AgentCall, AgentCommand, CallError, CallId, CommitId, CommitOutcome, Effect, Effects, Event,
     FenceId, FenceRefusal, FenceRequest, Heartbeat, HeartbeatAnswer, NoStopwatch, Stopwatch,

@@ -108,6 +108,9 @@ impl Planner {
         {
             return self.release(vm, Cause::Failure(reason));
         }
+        if let Some(reason) = self.gives_way(vm) {
+            return self.release(vm, Cause::Failure(reason));
+        }
         let report = self.state.report(vm.id, owner.node).cloned();
         match report.filter(|report| report.epoch <= owner.epoch) {
             Some(report) if report.epoch == owner.epoch => {
@@ -214,6 +217,7 @@ impl Planner {
                 }
                 // It is done; its operation waits for the source's last word.
                 OperationKind::VmMigrate { .. } => Next::wait(""),
+                OperationKind::VmSetCreate { .. } => self.finish_set(vm, &operation),
                 _ => self.end_operation(vm, &operation, OperationState::Done, ""),
             };
         }

@@ -45,6 +45,7 @@ impl Planner {
             self.note_reports(node, &old);
         }
         if before != Liveness::Alive {
+            self.book.sync_node_state(&self.state, node);
             if granted {
                 let event = self.node_event(event_kind::NODE_READY, node, "it is heard".to_owned());
                 self.out.push(Effect::Record(event));
@@ -106,6 +107,7 @@ impl Planner {
         let silent = moment.since(session.last_heartbeat);
         if session.liveness == Liveness::Alive && silent >= timers.suspect {
             session.liveness = Liveness::Suspect;
+            self.book.sync_node_state(&self.state, node);
             let message = format!("not heard for {} ms", silent.as_millis());
             let event = self.node_event(event_kind::NODE_SUSPECT, node, message);
             self.out.push(Effect::Record(event));

@@ -15,7 +15,7 @@ use crate::planner::{Next, Planner};
 
 /// An operation that has not ended after this fails. The VM's desired state stays what it is, except that a start that
 /// took too long is taken back; a migration is taken back first, and given a second period to settle.
-const OPERATION_TIME_MAX: Duration = Duration::from_secs(300);
+pub(crate) const OPERATION_TIME_MAX: Duration = Duration::from_secs(300);
 /// The same for migrations, whose time depends on memory and network.
 const MIGRATION_TIME_MAX: Duration = Duration::from_secs(1800);
 /// Ended operations that are kept.
@@ -99,6 +99,11 @@ impl Planner {
             self.fail(&operation, "the control plane restarted before it was done", None);
             return;
         }
+        match operation.kind {
+            OperationKind::VmSetCreate { .. } => return self.watch_set(&operation, age),
+            OperationKind::Moves(_) => return,
+            _ => {}
+        }
         let Subject::Vm(subject) = operation.subject else { return };
         let vm = self.state.vms.get(&subject).filter(|vm| vm.operation == Some(id)).cloned();
         let Some(vm) = vm else {
@@ -120,7 +125,7 @@ impl Planner {
         }
     }
 
-    fn fail(&mut self, operation: &Stored<Operation>, reason: &str, vm: Option<&Stored<Vm>>) {
+    pub(crate) fn fail(&mut self, operation: &Stored<Operation>, reason: &str, vm: Option<&Stored<Vm>>) {
         let mut txn = Txn::new();
         let failed = operation.ended(OperationState::Failed, reason, self.now.wall);
         txn.update(operation.revision, Record::Operation(failed));

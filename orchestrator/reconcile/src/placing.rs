@@ -3,19 +3,22 @@
 use std::time::Duration;
 
 use drover_cluster_state::{
-    Claim, Desired, Liveness, Node, NodeFence, Operation, OperationKind, OperationState, Ownership,
-    OwnershipError, Progress, Record, Right, StopCause, Stored, Txn, Vm, event_kind,
+    Claim, Desired, Explanation, Liveness, Node, NodeFence, Operation, OperationKind, OperationState,
+    Progress, Record, Right, StopCause, Stored, Txn, Vm, event_kind,
 };
 use drover_ids::NodeId;
-use drover_placement::cluster::{Decision, Inventory, Rejections, Request, decide};
+use drover_placement::{Decision, Policy, Refusal, Request};
 
 use crate::{
+    book::{explain, rejections, request_of},
     planner::{Next, Planner, Standing, Wait},
     restart::{backoff, preferred_node},
 };
 
 /// How long a restart lets others of higher priority go first.
 const PRIORITY_WAIT: Duration = Duration::from_secs(1);
+/// Hosts up to which each choice is explained as it is made.
+const EXPLAINED_HOSTS_MAX: usize = 256;
 /// A VM that fits nowhere is tried again after this.
 const PENDING_RETRY: Duration = Duration::from_secs(1);
 
@@ -41,13 +44,31 @@ impl Planner {
         if self.more_important_first(vm) {
             return Next::wait("restarting after VMs of higher priority");
         }
-        let request =
-            Request { preferred: preferred_node(failures, vm.ownership.evidence()), ..Request::of(vm) };
-        let (decision, took) = self.decide(&request);
-        match decision {
-            Ok(decision) => self.reserve(vm, decision, took, |vm| vm.ownership.grant(decision.node)),
-            Err(rejections) => self.nowhere(vm, &rejections, took),
+        if let Some(next) = self.place_set(vm) {
+            return next;
         }
+        let request =
+            Request { preferred: preferred_node(failures, vm.ownership.evidence()), ..request_of(vm) };
+        let policy = self.policy_for_start(vm);
+        let (decision, took) = self.decide(&request, &policy);
+        match decision {
+            Ok(decision) if !decision.victims.is_empty() => self.preempt(vm, &decision),
+            Ok(decision) => {
+                let explanation = self.explain_choice(&request, &policy);
+                self.reserve(vm, &decision, explanation, took)
+            }
+            Err(refusal) => self.nowhere(vm, &request, &policy, &refusal, took),
+        }
+    }
+
+    /// The policy for a VM that is to start. The room that is kept for failures is there to be used once one has
+    /// happened.
+    pub(crate) fn policy_for_start(&self, vm: &Vm) -> Policy {
+        let mut policy = self.book.policy_for(&vm.spec);
+        if !vm.restarts.last_reason.is_empty() {
+            policy.host_failures = 0;
+        }
+        policy
     }
 
     /// Whether a VM that lost its node should let others go first: those of higher priority that lost theirs as well,
@@ -70,11 +91,28 @@ impl Planner {
     }
 
     /// A placement decision, and how long it took.
-    pub(crate) fn decide(&mut self, request: &Request) -> (Result<Decision, Rejections>, Duration) {
-        let inventory = Inventory::of(&self.state);
+    pub(crate) fn decide(
+        &mut self,
+        request: &Request,
+        policy: &Policy,
+    ) -> (Result<Decision, Refusal>, Duration) {
         let start = self.stopwatch.elapsed();
-        let decision = decide(&inventory, request);
-        (decision, self.stopwatch.elapsed().saturating_sub(start))
+        let decision = self.book.decide(request, policy);
+        (decision, self.note_decision(start))
+    }
+
+    /// Why a host was chosen, for the operation's record. Looks at every host, so that it is left out where there are
+    /// many; `drover vm explain` looks when somebody asks.
+    fn explain_choice(&self, request: &Request, policy: &Policy) -> Option<Box<Explanation>> {
+        let few = self.book.inventory().host_count() <= EXPLAINED_HOSTS_MAX;
+        few.then(|| Box::new(explain(self.book.inventory(), request, policy)))
+    }
+
+    /// How long a decision took that began at `start`.
+    pub(crate) fn note_decision(&mut self, start: Duration) -> Duration {
+        let took = self.stopwatch.elapsed().saturating_sub(start);
+        self.book.statistics.last_decision_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        took
     }
 
     /// Stores a grant together with the node's record, so that no other decision made on the same view of the node can
@@ -82,18 +120,32 @@ impl Planner {
     fn reserve(
         &mut self,
         vm: &Stored<Vm>,
-        decision: Decision,
+        decision: &Decision,
+        explanation: Option<Box<Explanation>>,
         took: Duration,
-        grant: impl FnOnce(&Vm) -> Result<Ownership, OwnershipError>,
     ) -> Next {
-        let Ok(ownership) = grant(vm) else { return Next::wait("its right to run is not free") };
-        let mut changed = vm.value.clone();
-        let name = self.state.node_name(decision.node);
-        let epoch = ownership.highest();
         let mut txn = Txn::new();
+        if !self.grant(&mut txn, vm, decision.host) {
+            return Next::wait("its right to run is not free");
+        }
+        self.guard_assignment(&mut txn, decision.host);
+        if let Some(operation) = self.running_operation(vm) {
+            let step = format!("starting on node {}", self.state.node_name(decision.host));
+            let placement = Some(took);
+            let placed = Operation { step, percent: 40, placement, explanation, ..operation.value.clone() };
+            txn.update(operation.revision, Record::Operation(placed));
+        }
+        self.submit_assignment(vm.id, txn, vec![(vm.id, decision.host)])
+    }
+
+    /// Writes the grant of a VM to a node, with the event that says so. False: its right to run is not free.
+    pub(crate) fn grant(&self, txn: &mut Txn, vm: &Stored<Vm>, node: NodeId) -> bool {
+        let Ok(ownership) = vm.ownership.grant(node) else { return false };
+        let mut changed = vm.value.clone();
+        let name = self.state.node_name(node);
+        let epoch = ownership.highest();
         if changed.restarts.last_reason.is_empty() {
-            let message =
-                format!("on node {name}, epoch {epoch}; {} node(s) would have done", decision.feasible);
+            let message = format!("on node {name}, epoch {epoch}");
             txn.event(self.vm_event(event_kind::VM_PLACED, vm, message));
         } else {
             changed.restarts.count = changed.restarts.count.saturating_add(1);
@@ -102,14 +154,8 @@ impl Planner {
             txn.event(self.vm_event(event_kind::VM_RESTARTED, vm, message));
         }
         changed.ownership = ownership;
-        self.guard_assignment(&mut txn, decision.node);
-        if let Some(operation) = self.running_operation(vm) {
-            let step = format!("starting on node {name}");
-            let placed = Operation { step, percent: 40, placement: Some(took), ..operation.value.clone() };
-            txn.update(operation.revision, Record::Operation(placed));
-        }
         txn.update(vm.revision, Record::Vm(changed));
-        self.submit_for(vm.id, txn)
+        true
     }
 
     /// Has a transaction count an assignment on a node.
@@ -121,20 +167,32 @@ impl Planner {
     }
 
     /// No node will do. An operation that wants it to run fails, and leaves it stopped; a VM that ran before waits.
-    fn nowhere(&mut self, vm: &Stored<Vm>, rejections: &Rejections, took: Duration) -> Next {
+    fn nowhere(
+        &mut self,
+        vm: &Stored<Vm>,
+        request: &Request,
+        policy: &Policy,
+        refusal: &Refusal,
+        took: Duration,
+    ) -> Next {
+        let explanation = explain(self.book.inventory(), request, policy);
+        let reason = match refusal {
+            Refusal::NoHost => format!("no node can take it: {explanation}"),
+            refusal => format!("no node may take it: {refusal}"),
+        };
         let operation = self.running_operation(vm).filter(|_| !self.may_still_be_heard());
         let Some(operation) = operation else {
             let memory = self.memory.entry(vm.id).or_default();
             memory.next_try = Some(self.now.moment.after(PENDING_RETRY));
-            return Next::wait(format!("no node can take it: {rejections}"));
+            return Next::wait(reason);
         };
-        let reason = format!("no node can take it: {rejections}");
         let mut failed = operation.ended(
             OperationState::Failed,
             format!("{reason}. It is kept, stopped: start it when there is room, or delete it"),
             self.now.wall,
         );
-        failed.rejections = rejections.to_records();
+        failed.rejections = rejections(self.book.inventory(), request);
+        failed.explanation = Some(Box::new(explanation));
         failed.placement = Some(took);
         let mut txn = Txn::new();
         txn.update(operation.revision, Record::Operation(failed));
@@ -146,7 +204,7 @@ impl Planner {
     }
 
     /// Whether a node that this control plane has not heard yet may still report: soon after its start.
-    fn may_still_be_heard(&self) -> bool {
+    pub(crate) fn may_still_be_heard(&self) -> bool {
         let unheard = self.state.nodes.values().any(|node| {
             let liveness = self.state.sessions.get(&node.id).map(|session| session.liveness);
             node.fence == NodeFence::Clear && liveness.is_none_or(|liveness| liveness == Liveness::Unheard)

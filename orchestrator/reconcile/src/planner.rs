@@ -14,10 +14,12 @@ use drover_ids::{NodeId, OwnerEpoch, VmId};
 
 use crate::{
     AgentCall, AgentCommand, CallError, CommitId, CommitOutcome, Effect, Effects, Event, Stopwatch, Timers,
+    book::Book,
     calls::{Calls, Slot, Verb},
     commits::Commits,
     fences::{Fences, Fencing},
     ident,
+    moves::MovesMemory,
     operations::OperationWatch,
 };
 
@@ -30,6 +32,8 @@ pub(crate) struct Memory {
     pub(crate) running_since: Option<Moment>,
     /// What was given up at this epoch (a start, or a migration to it), and why.
     pub(crate) given_up: Option<(OwnerEpoch, String)>,
+    /// Has to give way to another VM at this epoch, and why.
+    pub(crate) gives_way: Option<(OwnerEpoch, String)>,
     /// Situations that are being borne, at which epoch and since when.
     waits: BTreeMap<Wait, (OwnerEpoch, Moment)>,
 }
@@ -89,6 +93,8 @@ pub struct Planner {
     pub(crate) now: Now,
     pub(crate) out: Effects,
     pub(crate) stopwatch: Box<dyn Stopwatch>,
+    pub(crate) book: Book,
+    pub(crate) moves: MovesMemory,
     pub(crate) commits: Commits,
     pub(crate) calls: Calls,
     pub(crate) fences: Fences,
@@ -122,6 +128,8 @@ impl Planner {
             now,
             out: Effects::new(),
             stopwatch,
+            book: Book::of(&state),
+            moves: MovesMemory::default(),
             commits: Commits::default(),
             calls: Calls::default(),
             fences: Fences::default(),
@@ -137,6 +145,19 @@ impl Planner {
             planner.open_session(node);
         }
         planner
+    }
+
+    /// What placement goes by.
+    pub fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// Whether what placement goes by is what follows from the state. Looks at everything.
+    ///
+    /// # Errors
+    /// What differs first, for people.
+    pub fn verify_book(&self) -> Result<(), String> {
+        self.book.verify(&self.state)
     }
 
     /// The cluster as it is known now. What has been submitted but not answered is not in it.
@@ -187,6 +208,7 @@ impl Planner {
         self.calls.forget_old(self.now.moment);
         self.watch_nodes();
         self.watch_operations();
+        self.pursue_moves();
         self.touched.extend(self.restless.iter().copied());
     }
 
@@ -244,6 +266,7 @@ impl Planner {
         if !self.state.apply(change) {
             return;
         }
+        self.follow_in_book(&key);
         match key {
             Key::Vm(vm) => self.touch(vm),
             Key::Operation(id) => {
@@ -272,6 +295,15 @@ impl Planner {
         }
     }
 
+    fn follow_in_book(&mut self, key: &Key) {
+        match key {
+            Key::Node(node) => self.book.sync_node(&self.state, *node),
+            Key::Vm(vm) => self.book.sync_vm(&self.state, *vm),
+            Key::Policy(_) | Key::Project(_) | Key::Settings => self.book.sync_policies(&self.state),
+            _ => {}
+        }
+    }
+
     fn node_fence_changed(&mut self, node: NodeId, before: Option<&NodeFence>, after: Option<&NodeFence>) {
         if after != Some(&NodeFence::Clear) {
             self.condemned.remove(&node);
@@ -288,6 +320,7 @@ impl Planner {
         let moment = self.now.moment;
         let session = NodeSession { last_heartbeat: moment, lease_from: moment, ..NodeSession::default() };
         self.state.sessions.insert(node, session);
+        self.book.sync_node_state(&self.state, node);
     }
 
     /// Submits a transaction, unless one with the same records is under way. Returns whether it did.
@@ -298,6 +331,15 @@ impl Planner {
         let id = self.commits.open(&txn, self.now.moment);
         self.out.push(Effect::Commit { id, txn });
         Some(id)
+    }
+
+    /// Submits a transaction that gives VMs a place. They count there from now on, for every decision after this one.
+    pub(crate) fn submit_assignment(&mut self, vm: VmId, txn: Txn, holds: Vec<(VmId, NodeId)>) -> Next {
+        match self.submit(txn) {
+            Some(commit) => self.book.expect(&self.state, commit, holds),
+            None => self.commits.wait(vm),
+        }
+        Next::Wait(self.state.progress.get(&vm).cloned().unwrap_or_default())
     }
 
     /// Submits a transaction about a VM; the VM is planned again when there is an answer to this or to what is in its way.
@@ -314,6 +356,7 @@ impl Planner {
             self.touch(vm);
         }
         let lost = !matches!(outcome, CommitOutcome::Committed(_));
+        let conflict = matches!(outcome, CommitOutcome::Conflict(_));
         match outcome {
             CommitOutcome::Committed(revision) => {
                 for write in writes {
@@ -328,6 +371,10 @@ impl Planner {
             // Planned again at the next tick: what was stored, if it was, shows by then or as a conflict.
             CommitOutcome::Unknown(_) => {}
         }
+        let was_assignment = self.book.settle(&self.state, commit);
+        if was_assignment && conflict {
+            self.book.statistics.conflicts += 1;
+        }
         if lost {
             // While it is not known whether it was stored, a condemned node stays without a lease.
             for pending in self.condemned.values_mut().filter(|pending| **pending == Some(commit)) {
@@ -337,6 +384,10 @@ impl Planner {
         for key in keys {
             if let Key::Vm(vm) = key {
                 self.restless.insert(vm);
+                // What was decided on an older view is decided again at once.
+                if was_assignment && conflict {
+                    self.touched.insert(vm);
+                }
             }
         }
     }

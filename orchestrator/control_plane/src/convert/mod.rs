@@ -7,7 +7,7 @@ mod report;
 
 pub(crate) use agent::{heartbeat, registration, vm_spec};
 pub(crate) use api::{event, image, node, operation, vm, volume};
-pub(crate) use placement::{create_vm, update_node};
+pub(crate) use placement::{create_vm, update_node, within};
 pub(crate) use report::vm_report;
 
 /// A message that breaks a rule: "vms[2].info.vm_id: …".

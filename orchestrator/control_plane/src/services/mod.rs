@@ -3,8 +3,10 @@
 mod console;
 mod events;
 mod images;
+mod moves;
 mod nodes;
 mod operations;
+mod placement;
 mod registry;
 mod vms;
 mod volumes;

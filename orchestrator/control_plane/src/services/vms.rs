@@ -133,7 +133,10 @@ impl<S: Store> Vms for Api<S> {
         let MigrateVmRequest { request_id, vm, target_node, downtime_target_ms } = request.into_inner();
         let request = MigrateVm { vm, target_node, downtime_target_ms };
         let identity = identity(request_id);
-        self.operate(move |view| admission::migrate_vm(view.state, &request, &identity, view.now.wall)).await
+        self.operate(move |view| {
+            admission::migrate_vm(view.state, view.book, &request, &identity, view.now.wall)
+        })
+        .await
     }
 
     async fn delete_vm(

@@ -116,6 +116,16 @@ pub enum AdmissionError {
         /// The same, by node.
         rejections: Vec<NodeRejection>,
     },
+    /// There is no way to do it. Nothing has been moved.
+    #[error("{field}: {what} is not possible, and nothing has been moved: {problem}")]
+    Infeasible {
+        /// The request's field.
+        field: &'static str,
+        /// What was asked for.
+        what: String,
+        /// What stands in the way.
+        problem: String,
+    },
     /// A project may not have that much.
     #[error(
         "{field}: project '{project}' has reached a limit: {problem}; delete VMs of it, or raise the limit"
@@ -149,7 +159,8 @@ impl AdmissionError {
             | Self::InUse { field, .. }
             | Self::WrongState { field, .. }
             | Self::NoRoom { field, .. }
-            | Self::OverLimit { field, .. } => field,
+            | Self::OverLimit { field, .. }
+            | Self::Infeasible { field, .. } => field,
             Self::Busy { .. } => "vm",
             Self::RequestIdReused { .. } => "request_id",
         }
@@ -164,6 +175,7 @@ impl AdmissionError {
             Self::VolumeAttached { .. }
             | Self::InUse { .. }
             | Self::Busy { .. }
+            | Self::Infeasible { .. }
             | Self::WrongState { .. } => Category::FailedPrecondition,
             Self::NoRoom { .. } | Self::OverLimit { .. } => Category::ResourceExhausted,
         }

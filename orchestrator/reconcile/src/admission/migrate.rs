@@ -5,7 +5,9 @@ use drover_cluster_state::{
     Subject, Txn, Vm, WallTime,
 };
 use drover_ids::NodeId;
-use drover_placement::cluster::{Inventory, Request, decide};
+use drover_placement::{Decider, Policy};
+
+use crate::book::{Book, explain, rejections, request_of_move};
 
 use super::{AdmissionError, Admitted, RequestIdentity, find_vm, is_about, repeated, require_idle};
 
@@ -27,6 +29,7 @@ pub struct MigrateVm {
 /// and again when the target is reserved.
 pub fn migrate_vm(
     state: &ClusterState,
+    book: &Book,
     request: &MigrateVm,
     identity: &RequestIdentity,
     now: WallTime,
@@ -50,16 +53,15 @@ pub fn migrate_vm(
         "" => None,
         text => Some(find_target(state, vm, source, text)?),
     };
-    let wanted = Request { only: target, leaving: Some(source), ..Request::of(vm) };
-    if let Err(mut rejections) = decide(&Inventory::of(state), &wanted) {
-        if let Some(target) = target {
-            rejections.0.retain(|rejection| rejection.node == target);
-        }
+    let wanted = request_of_move(vm, source, target);
+    let policy = Policy { preemption: false, host_failures: 0, ..book.policy_for(&vm.spec) };
+    if Decider::new().decide(book.inventory(), &wanted, &policy).is_err() {
+        let explanation = explain(book.inventory(), &wanted, &policy);
         return Err(AdmissionError::NoRoom {
             field: "target_node",
             vm: vm.spec.name.clone(),
-            summary: rejections.to_string(),
-            rejections: rejections.to_records(),
+            summary: explanation.to_string(),
+            rejections: rejections(book.inventory(), &wanted),
         });
     }
     let operation = identity.operation();

@@ -10,6 +10,7 @@
 mod cancel;
 mod error;
 mod migrate;
+mod moves;
 mod node;
 mod node_settings;
 mod project;
@@ -23,10 +24,15 @@ use drover_ids::{OperationId, VmId};
 pub use cancel::cancel_operation;
 pub use error::{AdmissionError, Category};
 pub use migrate::{MigrateVm, migrate_vm};
+pub use moves::{
+    AdmittedMoves, DrainTarget, PARALLEL_DEFAULT, defragment, drain, question_of, rebalance, undrain,
+};
+pub(crate) use moves::{parallelism, stored_plan};
 pub use node::{Registration, register_node};
 pub use node_settings::{UpdateNode, update_node};
 pub use project::{
-    UpdateSettings, delete_policy, delete_project, policy_users, set_policy, set_project, update_settings,
+    UpdateSettings, check_project, delete_policy, delete_project, policy_users, set_policy, set_project,
+    update_settings,
 };
 pub use vm::{CreateVm, create_vm, delete_vm, start_vm, stop_vm};
 pub use vm_group::create_vm_group;

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use drover_cluster_state::{
-    Capacity, ClusterEvent, ClusterState, DEFAULT_PROJECT, Key, Name, PolicyRecord, Project, ProjectLimits,
-    RebalanceMode, Record, Settings, Stored, Txn, VmSpec, WallTime, event_kind,
+    Capacity, ClusterEvent, ClusterState, Constraints, DEFAULT_PROJECT, Key, Name, PolicyRecord, Project,
+    ProjectLimits, RebalanceMode, Record, Settings, Stored, Txn, VmSpec, WallTime, event_kind,
 };
 
-use super::AdmissionError;
+use drover_units::{Bytes, VcpuCount};
+
+use super::{AdmissionError, CreateVm};
 
 /// Most stored policies, and most projects: each is looked at when it is listed.
 const STORED_MAX: usize = 1000;
@@ -49,6 +51,24 @@ pub(super) fn admit_to_project(
     let admissions = project.admissions.wrapping_add(1);
     txn.update(project.revision, Record::Project(Project { admissions, ..project.value.clone() }));
     Ok(())
+}
+
+/// Whether a project may have one more VM like this.
+pub fn check_project(state: &ClusterState, request: &CreateVm) -> Result<(), AdmissionError> {
+    let mut spec = VmSpec {
+        name: Name::new("question").expect("a constant that is a name"),
+        vcpus: VcpuCount::new(request.vcpus),
+        memory: Bytes::new(request.memory_bytes),
+        image: Name::new("none").expect("a constant that is a name"),
+        image_pool: Name::new("none").expect("a constant that is a name"),
+        cmdline: String::new(),
+        volumes: Vec::new(),
+        anti_affinity_group: None,
+        priority: 0,
+        constraints: Constraints::default(),
+    };
+    spec.constraints.project.clone_from(&request.constraints.project);
+    admit_to_project(state, &mut Txn::new(), &spec, 1)
 }
 
 /// A project by name. The default one may have no record: then it has no limits.

@@ -20,12 +20,15 @@ use drover_cluster_state::{
     OperationState, Record, Right, RunState, Stored, Txn, Vm, VmReport, event_kind,
 };
 use drover_ids::{MigrationId, NodeId, OwnerEpoch};
-use drover_placement::cluster::Request;
+use drover_placement::Policy;
+use drover_rebalance::MigrationSample;
+use drover_units::Bytes;
 use std::time::Duration;
 use table::{Judgement, Situation, Source, Target, judge};
 
 use crate::{
     AgentAnswer, AgentCommand,
+    book::{explain, rejections, request_of_move},
     calls::{Slot, Verb},
     fencing::{Cause, cause_of_end, has_ended},
     ident,
@@ -61,15 +64,18 @@ impl Planner {
         if operation.cancel_requested {
             return self.end_operation(vm, operation, OperationState::Cancelled, "cancelled before it began");
         }
-        let request = Request { only: target, leaving: Some(owner.node), ..Request::of(vm) };
-        let (decision, took) = self.decide(&request);
+        let request = request_of_move(vm, owner.node, target);
+        // A move takes nobody's place, and the room for failures is checked when VMs are admitted.
+        let policy = Policy { preemption: false, host_failures: 0, ..self.book.policy_for(&vm.spec) };
+        let (decision, took) = self.decide(&request, &policy);
         let decision = match decision {
             Ok(decision) => decision,
-            Err(mut rejections) => {
-                rejections.0.retain(|rejection| target.is_none_or(|target| rejection.node == target));
-                let reason = format!("no node can take it: {rejections}");
+            Err(_) => {
+                let explanation = explain(self.book.inventory(), &request, &policy);
+                let reason = format!("no node can take it: {explanation}");
                 let mut failed = operation.ended(OperationState::Failed, reason, self.now.wall);
-                failed.rejections = rejections.to_records();
+                failed.rejections = rejections(self.book.inventory(), &request);
+                failed.explanation = Some(Box::new(explanation));
                 failed.placement = Some(took);
                 let mut txn = Txn::new();
                 txn.update(operation.revision, Record::Operation(failed));
@@ -77,11 +83,11 @@ impl Planner {
             }
         };
         let id = ident::migration(vm.id, vm.ownership.next_epoch());
-        let Ok(ownership) = vm.ownership.begin_migration(decision.node, id) else {
+        let Ok(ownership) = vm.ownership.begin_migration(decision.host, id) else {
             return Next::wait("its right to run does not allow a migration");
         };
         let mut txn = Txn::new();
-        let names = (self.state.node_name(owner.node), self.state.node_name(decision.node));
+        let names = (self.state.node_name(owner.node), self.state.node_name(decision.host));
         let message = format!("from node {} to node {}", names.0, names.1);
         txn.event(self.vm_event(event_kind::MIGRATION_STARTED, vm, message));
         let mut placed = operation.value.clone();
@@ -91,10 +97,11 @@ impl Planner {
         if let OperationKind::VmMigrate { migration, .. } = &mut placed.kind {
             *migration = Some(id);
         }
-        self.guard_assignment(&mut txn, decision.node);
+        self.guard_assignment(&mut txn, decision.host);
         txn.update(operation.revision, Record::Operation(placed));
         txn.update(vm.revision, Record::Vm(Vm { ownership, ..vm.value.clone() }));
-        self.submit_for(vm.id, txn)
+        self.book.began(self.now.moment, vm.id);
+        self.submit_assignment(vm.id, txn, vec![(vm.id, decision.host)])
     }
 
     /// The next thing to do about a VM that is being moved.
@@ -319,6 +326,15 @@ impl Planner {
             return None;
         }
         let mut ended = operation.ended(OperationState::Done, "", self.now.wall);
+        if let Some((_, report)) = said.as_ref().filter(|_| last_word) {
+            self.book.measured(MigrationSample {
+                vm: vm.id,
+                memory: vm.spec.memory,
+                sent: Bytes::new(report.bytes_sent),
+                total: report.total,
+                downtime: report.downtime,
+            });
+        }
         ended.migration = said.map(|(source, report)| MigrationResult {
             rounds: report.rounds,
             bytes: report.bytes_sent,

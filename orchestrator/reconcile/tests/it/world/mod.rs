@@ -20,7 +20,7 @@ use drover_cluster_state::{
 use drover_ids::{NodeId, OperationId, VolumeId};
 use drover_invariants::{History, Runner, check, check_runners};
 use drover_reconcile::{
-    Event, HeartbeatAnswer, NoStopwatch, Planner, Timers,
+    Book, Event, HeartbeatAnswer, NoStopwatch, Planner, Timers,
     admission::{
         self, AdmissionError, Admitted, CreateVm, CreateVolume, MigrateVm, Registration, RequestIdentity,
     },
@@ -172,6 +172,12 @@ impl World {
         let granted = |vm| self.store.vms.get(&vm).map(|vm| vm.ownership.highest());
         let violations = check_runners(runners, granted);
         assert!(violations.is_empty(), "{violations:?}\n{}", self.describe());
+        // What placement keeps step by step is what a fresh look at the state would give.
+        // Looks at everything: not after each of the many happenings of a millisecond.
+        let due = self.now.is_multiple_of(250);
+        if let Some(Err(differs)) = self.planner.as_ref().filter(|_| due).map(Planner::verify_book) {
+            panic!("{differs}\n{}", self.describe());
+        }
     }
 
     fn runners(&self, host: &Host) -> Vec<Runner> {
@@ -198,14 +204,14 @@ impl World {
 
     // What clients do.
 
-    fn identity(&mut self) -> RequestIdentity {
+    pub(crate) fn identity(&mut self) -> RequestIdentity {
         self.requests += 1;
         RequestIdentity { request_id: String::new(), random: self.requests }
     }
 
     /// What a control plane answers from: what is stored, so that clients read their own writes, and what its planner
     /// has observed.
-    fn view(&self) -> ClusterState {
+    pub(crate) fn view(&self) -> ClusterState {
         let mut view = self.store.clone();
         if let Some(planner) = &self.planner {
             view.sessions = planner.state().sessions.clone();
@@ -246,6 +252,32 @@ impl World {
         self.admit(result)
     }
 
+    /// Asks for several VMs at once.
+    pub(crate) fn create_group(
+        &mut self,
+        name: &str,
+        count: u32,
+        change: impl FnOnce(&mut CreateVm),
+    ) -> Result<OperationId, AdmissionError> {
+        let mut request = CreateVm {
+            name: name.to_owned(),
+            vcpus: 1,
+            memory_bytes: 256 << 20,
+            image: "probe".to_owned(),
+            cmdline: String::new(),
+            volumes: Vec::new(),
+            anti_affinity_group: String::new(),
+            priority: 0,
+            constraints: Default::default(),
+            start: true,
+        };
+        change(&mut request);
+        let identity = self.identity();
+        let result =
+            admission::create_vm_group(&self.view(), &request, count, &identity, self.instant().wall);
+        self.admit(result)
+    }
+
     pub(crate) fn start(&mut self, vm: &str) -> Result<OperationId, AdmissionError> {
         let identity = self.identity();
         let result = admission::start_vm(&self.view(), vm, &identity, self.instant().wall);
@@ -267,7 +299,8 @@ impl World {
     pub(crate) fn migrate(&mut self, vm: &str, target: &str) -> Result<OperationId, AdmissionError> {
         let identity = self.identity();
         let request = MigrateVm { vm: vm.to_owned(), target_node: target.to_owned(), downtime_target_ms: 0 };
-        let result = admission::migrate_vm(&self.view(), &request, &identity, self.instant().wall);
+        let view = self.view();
+        let result = admission::migrate_vm(&view, &Book::of(&view), &request, &identity, self.instant().wall);
         self.admit(result)
     }
 
