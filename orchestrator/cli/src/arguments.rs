@@ -1,6 +1,7 @@
 //! What can be typed.
 
-mod placement;
+pub(crate) mod placement;
+mod simulate;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,7 +11,8 @@ use drover_units::Bytes;
 
 use crate::output::Format;
 
-pub(crate) use placement::{PlacementCommand, Simulate, Stop};
+pub(crate) use placement::{NodeCommand, PlacementCommand, ProjectCommand, RackCommand, RebalanceCommand};
+pub(crate) use simulate::{Simulate, Stop};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -57,6 +59,9 @@ pub(crate) enum Command {
     /// Hosts that run VMs
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Nodes of one rack
+    #[command(subcommand)]
+    Rack(RackCommand),
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
@@ -72,6 +77,12 @@ pub(crate) enum Command {
     /// What happened in the cluster
     #[command(subcommand)]
     Event(EventCommand),
+    /// Who VMs belong to: limits and policies
+    #[command(subcommand)]
+    Project(ProjectCommand),
+    /// Few live migrations that balance the cluster
+    #[command(subcommand)]
+    Rebalance(RebalanceCommand),
     /// Where VMs go
     #[command(subcommand)]
     Placement(PlacementCommand),
@@ -83,20 +94,20 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum NodeCommand {
-    /// Lists nodes with their state and what they run
-    List,
-    /// Shows one node
-    Show {
-        /// Name or id
-        node: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum VmCommand {
-    /// Creates a VM and starts it
-    Create(CreateVm),
+    /// Creates a VM and starts it; with --count, several of one kind
+    Create {
+        #[command(flatten)]
+        vm: CreateVm,
+        /// So many VMs, named NAME-1 and so on: all of them get a place, or none is created
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+        count: Option<u32>,
+    },
+    /// Shows why a VM runs where it does, or why no node can take it
+    Explain {
+        /// Name or id
+        vm: String,
+    },
     /// Lists VMs
     List,
     /// Shows one VM
@@ -152,8 +163,8 @@ pub(crate) enum VmCommand {
 pub(crate) struct CreateVm {
     /// Name, unique in the cluster
     pub(crate) name: String,
-    /// Boot image
-    #[arg(long)]
+    /// Boot image; needed to create one
+    #[arg(long, default_value = "")]
     pub(crate) image: String,
     /// Virtual CPUs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -170,9 +181,11 @@ pub(crate) struct CreateVm {
     /// VMs of one group are kept on different nodes
     #[arg(long, value_name = "GROUP", default_value = "")]
     pub(crate) anti_affinity: String,
-    /// Higher is restarted first
+    /// Higher is placed and restarted first
     #[arg(long, default_value_t = 0)]
     pub(crate) priority: u32,
+    #[command(flatten)]
+    pub(crate) place: placement::Where,
 }
 
 #[derive(Debug, Subcommand)]
@@ -301,7 +314,22 @@ mod tests {
     #[test]
     fn what_cannot_be_meant_is_refused_before_the_server_is_asked() {
         check("vm create web --image probe --memory 256M --volume a --volume b", true);
-        check("vm create web", false);
+        check(
+            "vm create web --image probe --count 3 --apart group:web@rack --spread web@zone=2 --tolerate gpu",
+            true,
+        );
+        check("vm create web --image probe --count 0", false);
+        check("vm create web --image probe --lifetime soon", false);
+        check("node label n1 rack=r1 old-", true);
+        check("node label n1", false);
+        check("node drain n1 --parallel 4 --dry-run", true);
+        check("node drain n1 --parallel 0", false);
+        check("rack drain r1", true);
+        check("rebalance mode automatic", true);
+        check("rebalance mode sometimes", false);
+        check("placement policy set mine --base balance --weight energy=7", true);
+        check("placement explain x --memory 4G --vcpus 2", true);
+        check("project set team --vms 3 --memory 8G", true);
         check("vm create web --image probe --vcpus 0", false);
         check("vm create web --image probe --memory lots", false);
         check("volume create data --size 10G -o json", true);

@@ -1,6 +1,8 @@
 //! What each command does: one call, and how its answer is shown.
 
+mod constraints;
 mod import;
+mod placement;
 pub(crate) mod simulate;
 mod vm;
 
@@ -13,12 +15,10 @@ use drover_client::{
 
 use crate::{
     Session,
-    arguments::{
-        Command, EventCommand, ImageCommand, NodeCommand, OperationCommand, PlacementCommand, VolumeCommand,
-    },
+    arguments::{Command, EventCommand, ImageCommand, OperationCommand, PlacementCommand, VolumeCommand},
     output::{
-        EventRow, Format, ImageRow, NodeRow, OperationRow, VolumeRow, print_details, print_json_line,
-        print_note, print_row, print_rows, print_text, printable,
+        EventRow, Format, ImageRow, OperationRow, VolumeRow, print_details, print_json_line, print_note,
+        print_row, print_rows, print_text, printable,
     },
     progress,
 };
@@ -28,7 +28,10 @@ const REWATCH_PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(session: &Session, command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Node(command) => node(session, command).await,
+        Command::Node(command) => placement::node(session, command).await,
+        Command::Rack(command) => placement::rack(session, command).await,
+        Command::Project(command) => placement::project(session, command).await,
+        Command::Rebalance(command) => placement::rebalance(session, command).await,
         Command::Vm(command) => vm::run(session, command).await,
         Command::Volume(command) => volume(session, command).await,
         Command::Image(command) => image(session, command).await,
@@ -36,17 +39,7 @@ pub(crate) async fn run(session: &Session, command: Command) -> anyhow::Result<(
         Command::Event(command) => event(session, command).await,
         // Answered before there was a session.
         Command::Placement(PlacementCommand::Simulate(_)) | Command::Completion { .. } => Ok(()),
-    }
-}
-
-async fn node(session: &Session, command: NodeCommand) -> anyhow::Result<()> {
-    match command {
-        NodeCommand::List => {
-            print_rows(session.format, &rows::<_, NodeRow>(session.client.list_nodes().await?))
-        }
-        NodeCommand::Show { node } => {
-            print_details(session.format, &NodeRow::from(session.client.get_node(&node).await?))
-        }
+        Command::Placement(command) => placement::placement(session, command).await,
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The field names of the JSON form are those of the rows in [`rows`] and only grow.
 
+mod placement;
 mod rows;
 
 use std::io::{self, Write as _};
@@ -12,6 +13,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use drover_client::api::Operation;
 use serde::Serialize;
 
+pub(crate) use placement::{ExplanationRow, MoveRow, PolicyRow, ProjectRow, StatusRow};
 pub(crate) use rows::{EventRow, ImageRow, NodeRow, OperationRow, VmRow, VolumeRow};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

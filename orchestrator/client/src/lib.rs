@@ -20,11 +20,13 @@ mod images;
 mod import;
 mod nodes;
 mod operations;
+mod placement;
 mod retry;
 mod vms;
 mod volumes;
 
 pub use drover_wire::control::v1 as api;
+pub use drover_wire::placement::v1 as placement_api;
 pub use drover_wire::vm::v1 as vm_api;
 pub use tonic::Streaming;
 

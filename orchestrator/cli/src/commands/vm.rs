@@ -12,15 +12,23 @@ use crate::{
     terminal::{self, Ended},
 };
 
-use super::{rows, settle};
+use super::{constraints::constraints, placement::explained, rows, settle};
 
 pub(super) async fn run(session: &Session, command: VmCommand) -> anyhow::Result<()> {
     let client = &session.client;
     match command {
-        VmCommand::Create(arguments) => {
-            let operation = client.create_vm(spec(arguments)).await?;
+        VmCommand::Create { vm, count: None } => {
+            let operation = client.create_vm(spec(vm)?).await?;
             settle_and_show(session, operation).await
         }
+        VmCommand::Create { vm, count: Some(count) } => {
+            let operation = client.create_vm_group(spec(vm)?, count).await?;
+            match settle(session, operation).await? {
+                Some(ended) => print_details(session.format, &OperationRow::from(ended)),
+                None => Ok(()),
+            }
+        }
+        VmCommand::Explain { vm } => explained(session, client.explain_vm(&vm).await?),
         VmCommand::List => print_rows(session.format, &rows::<_, VmRow>(client.list_vms().await?)),
         VmCommand::Show { vm } => print_details(session.format, &VmRow::from(client.get_vm(&vm).await?)),
         VmCommand::Start { vm } => settle_and_show(session, client.start_vm(&vm).await?).await,
@@ -71,8 +79,9 @@ async fn settle_and_show(session: &Session, operation: Operation) -> anyhow::Res
     }
 }
 
-fn spec(arguments: CreateVm) -> VmSpec {
-    VmSpec {
+pub(super) fn spec(arguments: CreateVm) -> anyhow::Result<VmSpec> {
+    Ok(VmSpec {
+        constraints: constraints(&arguments.place)?,
         name: arguments.name,
         vcpus: arguments.vcpus,
         memory_bytes: arguments.memory.get(),
@@ -81,6 +90,5 @@ fn spec(arguments: CreateVm) -> VmSpec {
         volumes: arguments.volumes,
         anti_affinity_group: arguments.anti_affinity,
         priority: arguments.priority,
-        ..VmSpec::default()
-    }
+    })
 }

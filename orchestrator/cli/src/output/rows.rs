@@ -6,7 +6,10 @@ use drover_client::api::{Event, Image, Node, NodeRejection, Operation, Vm, Volum
 use drover_units::Bytes;
 use serde::Serialize;
 
-use super::Row;
+use super::{
+    Row,
+    placement::{labels, taint},
+};
 
 /// RFC 3339, or nothing for a time that is not set or lies outside what the clock can say.
 macro_rules! time {
@@ -19,16 +22,16 @@ macro_rules! time {
 }
 
 /// `RUNNING` of `VM_PHASE_RUNNING`, in lower case.
-fn state(name: &str, prefix: &str) -> String {
+pub(super) fn state(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_lowercase()
 }
 
-fn bytes(value: u64) -> String {
+pub(super) fn bytes(value: u64) -> String {
     Bytes::new(value).to_string()
 }
 
 /// A time span as people read it.
-fn micros(us: u64) -> String {
+pub(super) fn micros(us: u64) -> String {
     match us {
         0..1_000 => format!("{us} us"),
         1_000..1_000_000 => format!("{:.1} ms", us as f64 / 1e3),
@@ -51,11 +54,34 @@ pub(crate) struct NodeRow {
     last_heartbeat_ms: u64,
     fence_evidence: String,
     version: String,
+    cordoned: bool,
+    draining: bool,
+    labels: String,
+    taints: Vec<String>,
+    vcpus_offered: u32,
+    memory_offered_bytes: u64,
+    cores: u32,
+    threads: u32,
+    numa_nodes: usize,
+    cpu_baseline: String,
+    networks: Vec<String>,
 }
 
 impl From<Node> for NodeRow {
     fn from(node: Node) -> Self {
+        let facts = node.facts.clone().unwrap_or_default();
         Self {
+            cordoned: node.cordoned,
+            draining: node.draining,
+            labels: labels(&node.labels),
+            taints: node.taints.iter().map(taint).collect(),
+            vcpus_offered: node.vcpus_offered,
+            memory_offered_bytes: node.memory_offered_bytes,
+            cores: facts.cores,
+            threads: facts.threads,
+            numa_nodes: facts.numa.len(),
+            cpu_baseline: facts.cpu_baseline,
+            networks: facts.networks,
             state: state(node.state().as_str_name(), "NODE_STATE_"),
             name: node.name,
             id: node.id,
@@ -72,6 +98,36 @@ impl From<Node> for NodeRow {
     }
 }
 
+/// "2 of 8 used (the host has 4)".
+fn offered(used: String, offered: String, has: String) -> String {
+    if offered == has {
+        format!("{used} of {has} used")
+    } else {
+        format!("{used} of {offered} used (it has {has})")
+    }
+}
+
+impl NodeRow {
+    /// Its state, and whether it takes VMs.
+    fn standing(&self) -> String {
+        match (self.draining, self.cordoned) {
+            (true, _) => format!("{}, draining", self.state),
+            (false, true) => format!("{}, cordoned", self.state),
+            (false, false) => self.state.clone(),
+        }
+    }
+
+    fn processor(&self) -> String {
+        if self.threads == 0 {
+            return self.cpu_baseline.clone();
+        }
+        format!(
+            "{} core(s), {} thread(s), {} NUMA node(s), {}",
+            self.cores, self.threads, self.numa_nodes, self.cpu_baseline
+        )
+    }
+}
+
 impl Row for NodeRow {
     const TITLES: &'static [&'static str] =
         &["NAME", "STATE", "VMS", "VCPUS", "MEMORY", "HEARTBEAT", "ADDRESS"];
@@ -79,10 +135,10 @@ impl Row for NodeRow {
     fn cells(&self) -> Vec<String> {
         vec![
             self.name.clone(),
-            self.state.clone(),
+            self.standing(),
             self.vm_count.to_string(),
-            format!("{}/{}", self.vcpus_used, self.vcpus),
-            format!("{} / {}", bytes(self.memory_used_bytes), bytes(self.memory_bytes)),
+            format!("{}/{}", self.vcpus_used, self.vcpus_offered),
+            format!("{} / {}", bytes(self.memory_used_bytes), bytes(self.memory_offered_bytes)),
             format!("{} ms ago", self.last_heartbeat_ms),
             self.address.clone(),
         ]
@@ -92,13 +148,27 @@ impl Row for NodeRow {
         vec![
             ("name", self.name.clone()),
             ("id", self.id.clone()),
-            ("state", self.state.clone()),
+            ("state", self.standing()),
             ("fence evidence", self.fence_evidence.clone()),
+            ("labels", self.labels.clone()),
+            ("taints", self.taints.join(", ")),
+            ("networks", self.networks.join(", ")),
             ("address", self.address.clone()),
             ("last heartbeat", format!("{} ms ago", self.last_heartbeat_ms)),
             ("vms", self.vm_count.to_string()),
-            ("vcpus", format!("{} of {} used", self.vcpus_used, self.vcpus)),
-            ("memory", format!("{} of {} used", bytes(self.memory_used_bytes), bytes(self.memory_bytes))),
+            (
+                "vcpus",
+                offered(self.vcpus_used.to_string(), self.vcpus_offered.to_string(), self.vcpus.to_string()),
+            ),
+            (
+                "memory",
+                offered(
+                    bytes(self.memory_used_bytes),
+                    bytes(self.memory_offered_bytes),
+                    bytes(self.memory_bytes),
+                ),
+            ),
+            ("processor", self.processor()),
             ("version", self.version.clone()),
         ]
     }

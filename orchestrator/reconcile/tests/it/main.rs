@@ -4,7 +4,6 @@
 
 mod admission;
 mod lease;
-mod placement;
 mod scenarios;
 mod simulation;
 mod world;
