@@ -324,6 +324,10 @@ pub mod event_kind {
     pub const VM_RUNNING: &str = "vm.running";
     /// A VM's right to run was taken away, with evidence.
     pub const VM_FENCED: &str = "vm.fenced";
+    /// A VM's storage does not answer: its requests wait.
+    pub const VM_STORAGE_STALLED: &str = "vm.storage-stalled";
+    /// A VM's storage answers again.
+    pub const VM_STORAGE_ANSWERS: &str = "vm.storage-answers";
     /// A VM got a node again.
     pub const VM_RESTARTED: &str = "vm.restarted";
     /// A VM does not run any more, and should not.

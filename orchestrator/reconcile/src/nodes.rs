@@ -72,7 +72,8 @@ impl Planner {
     ) {
         let Some(new) = self.state.sessions.get(&node).map(|session| &session.vms) else { return };
         let changed = |vm: &&VmId| old.get(vm) != new.get(vm);
-        let touched: Vec<VmId> = old.keys().chain(new.keys()).filter(changed).copied().collect();
+        let touched: std::collections::BTreeSet<VmId> =
+            old.keys().chain(new.keys()).filter(changed).copied().collect();
         for vm in touched {
             let reported = self.state.report(vm, node).is_some();
             let nodes = self.sightings.entry(vm).or_default();
@@ -84,8 +85,29 @@ impl Planner {
             if nodes.is_empty() {
                 self.sightings.remove(&vm);
             }
+            self.note_stalls(vm, node, old.get(&vm));
             self.touch(vm);
         }
+    }
+
+    /// Logs that a VM's storage has stopped answering, or answers again.
+    fn note_stalls(&mut self, id: VmId, node: NodeId, old: Option<&drover_cluster_state::VmReport>) {
+        let Some(vm) = self.state.vms.get(&id) else { return };
+        let before = old.map(|report| &report.stalled);
+        let Some(now) = self.state.report(id, node).map(|report| &report.stalled) else { return };
+        let stalled = |set: Option<&std::collections::BTreeSet<_>>| set.is_some_and(|set| !set.is_empty());
+        let (kind, message) = match (stalled(before), stalled(Some(now))) {
+            (false, true) => {
+                let volumes: Vec<String> = now.iter().map(ToString::to_string).collect();
+                let where_ = self.state.node_name(node);
+                let message = format!("volume {} does not answer node {where_}", volumes.join(", "));
+                (event_kind::VM_STORAGE_STALLED, message)
+            }
+            (true, false) => (event_kind::VM_STORAGE_ANSWERS, String::new()),
+            _ => return,
+        };
+        let event = self.vm_event(kind, vm, message);
+        self.out.push(Effect::Record(event));
     }
 
     /// Looks for silence, and moves nodes that have been given up along.

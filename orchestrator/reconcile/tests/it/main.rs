@@ -6,4 +6,5 @@ mod admission;
 mod lease;
 mod scenarios;
 mod simulation;
+mod storage;
 mod world;
