@@ -105,7 +105,8 @@ fn heartbeats(heartbeats: Heartbeats) -> &'static str {
         Heartbeats::Fast => {
             "osd heartbeat interval = 1\nosd heartbeat grace = 3\nosd mon heartbeat interval = 5\n\
              mon osd adjust heartbeat grace = false\nmon osd adjust down out interval = false\nmon osd laggy weight = 0\n\
-             mon osd min down reporters = 1\nmon tick interval = 1\nosd tick interval = 1\n"
+             mon osd min down reporters = 1\nmon tick interval = 1\nosd tick interval = 1\n\
+             mon client hunt interval = 0.5\n"
         }
         // The last peer of a two-host cluster must suffice to report the other.
         Heartbeats::Stock => "mon osd min down reporters = 1\n",
