@@ -4,6 +4,7 @@
 
 mod admission;
 mod lease;
+mod placement;
 mod scenarios;
 mod simulation;
 mod storage;
