@@ -19,6 +19,11 @@ pub(super) fn holds(
     decision: &Decision,
 ) -> bool {
     let mut scratch = inventory.clone();
+    for victim in &decision.victims {
+        if scratch.remove_vm(*victim).is_err() {
+            return false;
+        }
+    }
     if scratch.hold(decision.host, request).is_err() {
         // It is there already, and takes nothing more.
         return true;

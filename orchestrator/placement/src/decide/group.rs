@@ -52,6 +52,8 @@ pub(super) fn decide(
 fn placed_of(refusal: &Refusal) -> usize {
     match refusal {
         Refusal::Group { placed, .. } => *placed,
+        // All of them were, and then it was the reserve that would have been taken.
+        Refusal::FailoverReserve { .. } => usize::MAX,
         _ => 0,
     }
 }

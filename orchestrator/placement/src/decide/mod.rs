@@ -60,11 +60,10 @@ impl Decider {
     ) -> Result<Decision, Refusal> {
         let question = Question::new(inventory, request);
         check_project(inventory, &question)?;
-        let found = self.find(&question, policy);
-        let Some(candidate) = found else {
-            return preempt::decide(self, &question, policy).ok_or(Refusal::NoHost);
+        let decision = match self.find(&question, policy) {
+            Some(candidate) => decision_of(&question, candidate),
+            None => preempt::decide(self, &question, policy).ok_or(Refusal::NoHost)?,
         };
-        let decision = decision_of(&question, candidate);
         if policy.host_failures > 0 && !failover::holds(self, inventory, request, policy, &decision) {
             return Err(Refusal::FailoverReserve { failures: policy.host_failures });
         }

@@ -12,6 +12,10 @@ use super::{Candidate, Decider, decision_of};
 /// Hosts that are worked out to the last VM before one is chosen: those that look cheapest.
 const COMPARED: usize = 8;
 
+/// VMs that a request insists on being with and that are kept on their host for it, at most: each may be one of many, and
+/// all combinations are tried.
+const COMPANY_MAX: usize = 3;
+
 /// What is lost by preempting: less is better, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Cost {
@@ -115,36 +119,39 @@ fn without(inventory: &Inventory, host: NodeId, victims: &[VmId]) -> Option<Inve
     Some(rest)
 }
 
-/// Puts those back that the request insists on being with, the smallest first: without them the host would not do.
+/// Puts those back that the request insists on being with, if it fits beside them: as few as can be, one for each of up
+/// to [`COMPANY_MAX`] rules. `None`: no such few leave room.
 fn keep_company(
-    scratch: &mut Inventory,
+    scratch: &Inventory,
     request: &Request,
     slot: u32,
-    lower: &mut Vec<Request>,
-) -> Option<()> {
-    let alone = |scratch: &Inventory| {
-        let misses = Question::new(scratch, request).misses(slot);
-        misses.iter().filter(|miss| matches!(miss, Miss::NotTogether(_))).count()
-    };
+    lower: &[Request],
+    most: usize,
+) -> Option<Vec<VmId>> {
+    let question = Question::new(scratch, request);
+    if question.passes(slot) {
+        return Some(Vec::new());
+    }
+    let lacking = alone(&question, slot);
+    if lacking == 0 || most == 0 {
+        return None;
+    }
     let host = NodeId::from_u128(scratch.hosts[slot as usize].id);
-    let mut lacking = alone(scratch);
-    if lacking == 0 {
-        return Some(());
-    }
-    lower.sort_by_key(|vm| (vm.profile.demand.vcpus, vm.profile.demand.memory, vm.vm));
-    let mut gone = Vec::with_capacity(lower.len());
-    for vm in lower.drain(..) {
-        scratch.hold(host, &vm).ok()?;
-        let left = alone(scratch);
-        if left < lacking {
-            lacking = left;
-        } else {
-            scratch.release(vm.vm, host).ok()?;
-            gone.push(vm);
+    lower.iter().enumerate().find_map(|(index, vm)| {
+        let mut with = scratch.clone();
+        with.hold(host, vm).ok()?;
+        if alone(&Question::new(&with, request), slot) >= lacking {
+            return None;
         }
-    }
-    *lower = gone;
-    Some(())
+        let mut kept = keep_company(&with, request, slot, &lower[index + 1..], most - 1)?;
+        kept.push(vm.vm);
+        Some(kept)
+    })
+}
+
+/// Rules by which a request must be with VMs that are not there.
+fn alone(question: &Question<'_>, slot: u32) -> usize {
+    question.misses(slot).iter().filter(|miss| matches!(miss, Miss::NotTogether(_))).count()
 }
 
 /// Works out who must go from a host: first everybody who may, then back comes whoever can be spared, the most
@@ -162,10 +169,8 @@ fn plan(inventory: &Inventory, request: &Request, slot: u32) -> Option<Plan> {
         }
     }
     let passes = |scratch: &Inventory| Question::new(scratch, request).passes(slot);
-    keep_company(&mut scratch, request, slot, &mut lower)?;
-    if !passes(&scratch) {
-        return None;
-    }
+    let kept = keep_company(&scratch, request, slot, &lower, COMPANY_MAX)?;
+    lower.retain(|vm| !kept.contains(&vm.vm));
     lower.sort_by_key(|vm| {
         let profile = &vm.profile;
         std::cmp::Reverse((profile.priority, profile.demand.memory, profile.demand.vcpus, vm.vm))

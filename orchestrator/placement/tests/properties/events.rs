@@ -1,9 +1,9 @@
 //! What happens to a cluster, told to the engine and to the model alike.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{cmp::Reverse, collections::BTreeMap, fmt::Debug};
 
 use drover_ids::{NodeId, VmId};
-use drover_invariants::{PlainCluster, PlainHost, PlainLimit, PlainVm, Standing, Violation};
+use drover_invariants::{PlainCluster, PlainHost, PlainLimit, PlainPages, PlainVm, Standing, Violation};
 use drover_placement::{
     Decider, Decision, HostState, Inventory, Load, NAMED, Outcome, Policy, Refusal, Request, Ties, explain,
 };
@@ -44,9 +44,11 @@ pub(crate) enum Event {
 }
 
 pub(crate) fn policy() -> impl Strategy<Value = Policy> {
-    (prop::sample::select(&NAMED[..]), any::<bool>(), prop::option::of(any::<u64>())).prop_map(
-        |(name, preemption, seed)| Policy {
+    let host_failures = prop_oneof![5 => Just(0u8), 1 => 1u8..=2];
+    (prop::sample::select(&NAMED[..]), any::<bool>(), prop::option::of(any::<u64>()), host_failures).prop_map(
+        |(name, preemption, seed, host_failures)| Policy {
             preemption,
+            host_failures,
             ties: seed.map_or(Ties::SmallestId, Ties::Seeded),
             ..Policy::named(name).expect("it is one of the named ones")
         },
@@ -260,9 +262,40 @@ impl World {
                 }
                 self.stand(&asked.vm, decision.host);
                 self.nothing_worse_on(decision.host);
+                self.may_lose(asked.policy.host_failures);
             }
             Err(refusal) => self.is_impossible(asked, &refusal),
         }
+    }
+
+    /// The VMs of the fullest hosts have places on the others, all at once.
+    fn may_lose(&self, failures: u8) {
+        let on = |host: NodeId| -> Vec<&PlainVm> {
+            self.plain.standing.iter().filter(|s| s.host == host).map(|s| &s.vm).collect()
+        };
+        let fullness = |host: &PlainHost| {
+            let base = |vm: &&PlainVm| if vm.pages == PlainPages::Base { vm.memory } else { 0 };
+            let cpu = |vm: &&PlainVm| vm.vcpus * if vm.pinned { host.cpu_overcommit } else { 100 };
+            let vms = on(host.id);
+            (vms.iter().map(base).sum::<u64>(), vms.iter().map(cpu).sum::<u64>())
+        };
+        let mut full: Vec<&PlainHost> =
+            self.plain.hosts.iter().filter(|host| host.takes_work && !on(host.id).is_empty()).collect();
+        full.sort_by_key(|host| (Reverse(fullness(host)), host.id));
+        full.truncate(usize::from(failures));
+        let mut vms: Vec<PlainVm> = full.iter().flat_map(|host| on(host.id)).cloned().collect();
+        // Every arrangement of more is too much work for a test.
+        if vms.is_empty() || vms.len() > 4 {
+            return;
+        }
+        vms.sort_by_key(|vm| (Reverse(vm.memory), Reverse(vm.vcpus), vm.id));
+        let mut rest = vms.iter().fold(self.plain.clone(), |rest, vm| rest.without(vm.id));
+        for host in &mut rest.hosts {
+            host.takes_work &= !full.iter().any(|lost| lost.id == host.id);
+        }
+        // A project's limit does not keep its VMs from being restarted: they count already.
+        rest.limits.clear();
+        assert!(rest.arrangement(&vms, &|_, _| true).is_some(), "no room is kept for {vms:?}");
     }
 
     /// No decision violates anything.
@@ -300,6 +333,11 @@ impl World {
     fn is_impossible(&self, asked: &Asked, refusal: &Refusal) {
         if let Refusal::Project { .. } = refusal {
             assert!(project_against(&self.plain, &asked.vm), "{refusal} is not so");
+            return;
+        }
+        if let Refusal::FailoverReserve { failures } = refusal {
+            // That there is no way to restart them is not proven: the engine tries one.
+            assert!(*failures > 0 && *failures == asked.policy.host_failures);
             return;
         }
         assert_eq!(*refusal, Refusal::NoHost);
@@ -384,6 +422,7 @@ impl World {
                     self.nothing_worse_on(decision.host);
                 }
             }
+            Err(Refusal::FailoverReserve { failures }) => assert_eq!(failures, policy.host_failures),
             Err(refusal) if alike(vms) => {
                 let way = self.plain.arrangement(vms, &|_, _| true);
                 assert_eq!(way, None, "{refusal:?}, but there is a way for {vms:?}");
