@@ -16,6 +16,8 @@ use crate::ResizeListener;
 pub struct Capacity {
     sectors: AtomicU64,
     listener: Mutex<Option<ResizeListener>>,
+    /// Held while somebody looks, so that nobody notes an older size over a newer one.
+    looking: Mutex<()>,
 }
 
 impl fmt::Debug for Capacity {
@@ -27,7 +29,7 @@ impl fmt::Debug for Capacity {
 impl Capacity {
     /// The size at opening.
     pub fn new(sectors: Sectors) -> Self {
-        Self { sectors: AtomicU64::new(sectors.get()), listener: Mutex::default() }
+        Self { sectors: AtomicU64::new(sectors.get()), listener: Mutex::default(), looking: Mutex::default() }
     }
 
     /// The size now.
@@ -35,9 +37,18 @@ impl Capacity {
         Sectors::new(self.sectors.load(Ordering::Acquire))
     }
 
-    /// Takes note of the size, and tells the listener where it has changed.
-    pub fn set(&self, sectors: Sectors) {
-        // Under the lock, so that two changes are told in their order.
+    /// Takes note of what `look` finds, and tells the listener where it has changed. One look at a time.
+    ///
+    /// # Errors
+    /// Those of `look`; the size is as before.
+    pub fn look<E>(&self, look: impl FnOnce() -> Result<Sectors, E>) -> Result<Sectors, E> {
+        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        let sectors = look()?;
+        self.note(sectors);
+        Ok(sectors)
+    }
+
+    fn note(&self, sectors: Sectors) {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.sectors.swap(sectors.get(), Ordering::AcqRel);
         if before != sectors.get()
@@ -63,12 +74,14 @@ mod tests {
     fn only_a_change_is_told() {
         let told = Arc::new(Mutex::new(Vec::new()));
         let capacity = Capacity::new(Sectors::new(8));
-        capacity.set(Sectors::new(9));
+        let found = |sectors| capacity.look(|| Ok::<_, ()>(Sectors::new(sectors)));
+        found(9).unwrap();
         let listener = Arc::clone(&told);
         capacity.set_listener(Box::new(move |sectors| listener.lock().unwrap().push(sectors.get())));
         for sectors in [9, 16, 16, 4] {
-            capacity.set(Sectors::new(sectors));
+            assert_eq!(found(sectors), Ok(Sectors::new(sectors)));
         }
+        assert_eq!(capacity.look(|| Err("no answer")), Err("no answer"));
         assert_eq!(*told.lock().unwrap(), [16, 4]);
         assert_eq!(capacity.get(), Sectors::new(4));
     }

@@ -137,9 +137,7 @@ impl Backend for MemoryBackend {
     }
 
     fn refresh(&self) -> io::Result<Sectors> {
-        let capacity = self.handle.image.lock().capacity();
-        self.handle.capacity.set(capacity);
-        Ok(capacity)
+        self.handle.capacity.look(|| Ok(self.handle.image.lock().capacity()))
     }
 
     fn set_resize_listener(&self, listener: ResizeListener) {

@@ -54,11 +54,11 @@ impl Disk {
 
     /// Asks the library for the size. May wait for the cluster.
     pub(crate) fn look_at_size(&self) -> io::Result<Sectors> {
-        self.look_wanted.store(false, Ordering::Release);
-        let size = self.image.size().map_err(|error| self.io_error(error))?;
-        let capacity = sectors(size).ok_or(io::ErrorKind::InvalidData)?;
-        self.capacity.set(capacity);
-        Ok(capacity)
+        self.capacity.look(|| {
+            self.look_wanted.store(false, Ordering::Release);
+            let size = self.image.size().map_err(|error| self.io_error(error))?;
+            Ok(sectors(size).ok_or(io::ErrorKind::InvalidData)?)
+        })
     }
 
     /// Ceph's answer as an error of the system; takes note of one that says that this client has been fenced.

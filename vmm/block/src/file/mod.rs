@@ -162,12 +162,12 @@ impl Backend for FileBackend {
     }
 
     fn refresh(&self) -> io::Result<Sectors> {
-        let size = self.volume.file.metadata()?.len();
-        // A file that does not end with a sector is being changed by somebody at this moment.
-        let capacity = Bytes::new(size).to_sectors().filter(|sectors| *sectors > Sectors::ZERO);
-        let capacity = capacity.ok_or(io::ErrorKind::InvalidData)?;
-        self.volume.capacity.set(capacity);
-        Ok(capacity)
+        self.volume.capacity.look(|| {
+            let size = self.volume.file.metadata()?.len();
+            // A file that does not end with a sector is being changed by somebody at this moment.
+            let capacity = Bytes::new(size).to_sectors().filter(|sectors| *sectors > Sectors::ZERO);
+            Ok(capacity.ok_or(io::ErrorKind::InvalidData)?)
+        })
     }
 
     fn set_resize_listener(&self, listener: ResizeListener) {

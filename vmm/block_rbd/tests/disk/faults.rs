@@ -139,6 +139,25 @@ fn requests_wait_for_an_osd_that_is_stopped_and_none_is_lost() {
 }
 
 #[test]
+fn an_osd_that_is_killed_and_comes_back_finds_the_owner_as_it_was() {
+    let Some(ceph) = Ceph::start(&CephOptions::default()) else { return };
+    let name = ceph.image(SIZE);
+    let disk = ceph.open(&name, Access::ReadWrite);
+    disk.acquire(&owner(1, 1)).unwrap();
+    let mut worker = Worker::new(&disk, DEPTH);
+    ceph.cluster.kill(Daemon::Osd(0)).unwrap();
+    let requests: Vec<_> = (0..u64::from(DEPTH)).map(|block| worker.write(block, 3)).collect();
+    worker.submit(requests);
+    ceph.cluster.restart(Daemon::Osd(0)).unwrap();
+    assert!(worker.drain().values().all(Result::is_ok));
+    for block in 0..u64::from(DEPTH) {
+        assert_eq!(worker.read(block), content(3), "block {block}");
+    }
+    let other = ceph.open(&name, Access::ReadWrite);
+    assert!(matches!(other.acquire(&owner(2, 2)), Err(OwnershipError::Held { .. })), "its lock is as it was");
+}
+
+#[test]
 fn a_size_that_changes_under_load_is_seen_without_being_asked_for() {
     let Some(ceph) = Ceph::start(&CephOptions::default()) else { return };
     let name = ceph.image(SIZE);
