@@ -82,7 +82,7 @@ impl Inventory {
 
     fn check_and_hold(&mut self, request: &Request, decision: &Decision, kind: Kind) -> Result<(), Conflict> {
         let slot = self.host_slot(decision.host).ok_or(Conflict::HostGone(decision.host))?;
-        let question = Question::new(self, request);
+        let question = Question::of_single_hosts(self, request);
         match (kind, question.is_held()) {
             (Kind::Placement, true) => return Err(Conflict::AlreadyPlaced(request.vm)),
             (Kind::Move, false) => return Err(Conflict::NotPlaced(request.vm)),

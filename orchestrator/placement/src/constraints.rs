@@ -3,10 +3,8 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use drover_ids::VmId;
-
 use crate::{
-    Direction, HostState, Inventory, LabelMatch, NumaPolicy, PageBacking, Peers, Request, Scope, TaintEffect,
+    Direction, HostState, Inventory, LabelMatch, NumaPolicy, PageBacking, Request, Scope, TaintEffect,
     containers::NameId,
     inventory::{FLOATS, GroupName, HostSlot, LabelKey, NONE, Place, Traits, Wanted},
 };
@@ -66,7 +64,24 @@ pub(crate) struct Question<'a> {
 }
 
 impl<'a> Question<'a> {
+    /// A question about any host.
     pub(crate) fn new(inventory: &'a Inventory, request: &'a Request) -> Self {
+        let mut question = Self::begin(inventory, request);
+        question.find_eligible_classes();
+        question.finish()
+    }
+
+    /// A question about single hosts. Kinds of hosts are looked at only if a rule of spread depends on them: until then
+    /// none counts as eligible.
+    pub(crate) fn of_single_hosts(inventory: &'a Inventory, request: &'a Request) -> Self {
+        let mut question = Self::begin(inventory, request);
+        if !question.wanted.spread.is_empty() {
+            question.find_eligible_classes();
+        }
+        question.finish()
+    }
+
+    fn begin(inventory: &'a Inventory, request: &'a Request) -> Self {
         let wanted = inventory.wanted(&request.profile);
         let own: Vec<(u32, u32)> = inventory
             .slots_of_vm(request.vm.as_u128())
@@ -81,7 +96,7 @@ impl<'a> Question<'a> {
             .labels
             .iter()
             .any(|rule| rule.preferred.is_none() && matches!(rule.key, LabelKey::Rack | LabelKey::Host));
-        let mut question = Self {
+        Self {
             inventory,
             request,
             wanted,
@@ -93,21 +108,24 @@ impl<'a> Question<'a> {
             eligible: Vec::new(),
             picks_hosts,
             only_room: false,
-        };
-        question.find_eligible_classes();
-        question.find_repulsions();
-        question.fewest = (0..question.wanted.spread.len()).map(|rule| question.fewest_of(rule)).collect();
-        let wanted = &question.wanted;
-        question.only_room = !wanted.dedicated
+        }
+    }
+
+    /// Works out what depends on what else is placed.
+    fn finish(mut self) -> Self {
+        self.find_repulsions();
+        self.fewest = (0..self.wanted.spread.len()).map(|rule| self.fewest_of(rule)).collect();
+        let wanted = &self.wanted;
+        self.only_room = !wanted.dedicated
             && wanted.backing == PageBacking::Base
             && wanted.numa != NumaPolicy::Single
-            && question.only.is_none()
-            && question.excluded.is_empty()
-            && question.repulsions.is_empty()
-            && !picks_hosts
+            && self.only.is_none()
+            && self.excluded.is_empty()
+            && self.repulsions.is_empty()
+            && !self.picks_hosts
             && wanted.affinity.iter().all(|rule| rule.preferred.is_some())
             && wanted.spread.iter().all(|rule| rule.preferred.is_some());
-        question
+        self
     }
 
     fn find_eligible_classes(&mut self) {
@@ -162,28 +180,34 @@ impl<'a> Question<'a> {
     /// The few hosts that may do at all, where a rule says so: those near VMs that the request must be with.
     pub(crate) fn confined_to(&self) -> Option<Vec<u32>> {
         let inventory = self.inventory;
-        let mut rules =
-            self.wanted.affinity.iter().zip(&self.request.profile.affinity).filter(|(rule, _)| {
-                rule.direction == Direction::Together && rule.preferred.is_none() && rule.scope != Scope::Zone
-            });
-        let (rule, said) = rules.find(|(rule, _)| !(rule.own && self.members_anywhere(rule.group) == 0))?;
-        // A host that is in no rack is not bound by a rule about racks.
-        let Some(group) = rule.group.and_then(|group| inventory.groups.get(group)) else {
-            return match &said.peers {
-                _ if rule.scope != Scope::Host => None,
-                Peers::Vm(vm) => Some(self.hosts_of(*vm).collect()),
-                Peers::Group(_) => Some(Vec::new()),
-            };
+        let mut rules = self.wanted.affinity.iter().filter(|rule| {
+            rule.direction == Direction::Together && rule.preferred.is_none() && rule.scope != Scope::Zone
+        });
+        let rule = rules.find(|rule| !(rule.own && self.members_anywhere(rule.group) == 0))?;
+        let (mut hosts, mut racks): (Vec<u32>, Vec<u32>) = match rule.vm {
+            Some(vm) => {
+                let hosts: Vec<u32> = self.hosts_of_peer(vm).collect();
+                let racks = hosts.iter().filter_map(|host| inventory.place(*host).rack).collect();
+                (hosts, racks)
+            }
+            None => {
+                let group = rule.group.and_then(|group| inventory.groups.get(group));
+                let places = |scope| group.into_iter().flat_map(move |group| group.members.by(scope).iter());
+                let ids = |scope| places(scope).map(|(place, _)| place).collect();
+                (ids(Scope::Host), ids(Scope::Rack))
+            }
         };
-        if rule.scope == Scope::Host {
-            return Some(group.members.by(Scope::Host).iter().map(|(host, _)| host).collect());
+        if rule.scope == Scope::Rack {
+            // A host that is in no rack is not bound by a rule about racks.
+            if inventory.rackless > 0 {
+                return None;
+            }
+            racks.sort_unstable();
+            racks.dedup();
+            let books = racks.into_iter().filter_map(|rack| inventory.rack_books.get(rack as usize));
+            hosts = books.flat_map(|book| book.hosts.iter()).collect();
         }
-        if inventory.rackless > 0 {
-            return None;
-        }
-        let racks = group.members.by(Scope::Rack).iter();
-        let books = racks.filter_map(|(rack, _)| inventory.rack_books.get(rack as usize));
-        Some(books.flat_map(|book| book.hosts.iter()).collect())
+        Some(hosts)
     }
 
     /// The only host that would do: `Some(None)` if it is not there.
@@ -388,16 +412,11 @@ impl<'a> Question<'a> {
 
     /// Whether a rule of affinity holds in a place, required or not. In no place it does.
     pub(crate) fn affinity_holds(&self, rule: usize, place: Place) -> bool {
-        let peers = &self.request.profile.affinity[rule].peers;
         let rule = &self.wanted.affinity[rule];
         let Some(here) = place.of(rule.scope) else { return true };
-        let near = match (rule.group, peers) {
-            (Some(group), _) => self.members(group, rule.scope, here) > 0,
-            // Nobody has spoken of this VM before, so no census is kept of it.
-            (None, Peers::Vm(vm)) => {
-                *vm != self.request.vm && self.hosts_of(*vm).any(|host| self.is_in(host, rule.scope, here))
-            }
-            (None, Peers::Group(_)) => false,
+        let near = match rule.vm {
+            Some(vm) => self.hosts_of_peer(vm).any(|h| self.inventory.place(h).of(rule.scope) == Some(here)),
+            None => rule.group.is_some_and(|group| self.members(group, rule.scope, here) > 0),
         };
         match rule.direction {
             Direction::Together => near || (rule.own && self.members_anywhere(rule.group) == 0),
@@ -405,13 +424,11 @@ impl<'a> Question<'a> {
         }
     }
 
-    /// Hosts that hold a VM.
-    pub(crate) fn hosts_of(&self, vm: VmId) -> impl Iterator<Item = u32> {
-        self.inventory.slots_of_vm(vm.as_u128()).map(|slot| self.inventory.vms[slot as usize].host)
-    }
-
-    fn is_in(&self, host: u32, scope: Scope, here: u32) -> bool {
-        self.inventory.place(host).of(scope) == Some(here)
+    /// Where another VM is.
+    pub(crate) fn hosts_of_peer(&self, vm: u128) -> impl Iterator<Item = u32> {
+        let itself = vm == self.request.vm.as_u128();
+        let slots = (!itself).then(|| self.inventory.slots_of_vm(vm)).into_iter().flatten();
+        slots.map(|slot| self.inventory.vms[slot as usize].host)
     }
 
     /// Members of a group in a place, without this VM.
@@ -438,7 +455,6 @@ impl<'a> Question<'a> {
     fn is_member(&self, profile: u32, group: u32) -> bool {
         let groups = self.inventory.profiles.resolved(profile).map(|wanted| &wanted.groups);
         groups.is_some_and(|groups| groups.binary_search(&group).is_ok())
-            || self.inventory.groups.find(GroupName::Vm(self.request.vm.as_u128())) == Some(group)
     }
 
     /// Other VMs in a place that keep this one away.

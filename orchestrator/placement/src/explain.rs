@@ -109,7 +109,7 @@ impl Inventory {
     /// Everything that stands against a host. Empty: it will do. `None`: there is no such host.
     pub fn check(&self, request: &Request, host: NodeId) -> Option<Vec<Reason>> {
         let slot = self.host_slot(host)?;
-        let question = Question::new(self, request);
+        let question = Question::of_single_hosts(self, request);
         Some(question.misses(slot).into_iter().map(|miss| reason_of(&question, slot, miss)).collect())
     }
 

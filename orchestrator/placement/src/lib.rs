@@ -1,30 +1,71 @@
 //! Where a VM may run, and why not elsewhere.
 //!
-//! ```text
-//! let mut inventory = Inventory::new();                      // Clone is a cheap snapshot (copy on write)
-//! inventory.add_host(&HostSpec)?;                            // also update_host, set_state(NodeId, HostState), remove_host(NodeId)
-//! inventory.heartbeat(NodeId, Load)?;                        // measured load; no index work
-//! inventory.set_project_limit("web", ProjectLimit { .. });
-//! inventory.hold(NodeId, &Request)?;                         // a fact: counts the VM there whether or not it fits; a VM may be
-//!                                                            // held on two hosts (both ends of a migration)
-//! inventory.release(VmId, NodeId)?;                          // remove_vm(VmId) releases it everywhere
+//! An embeddable engine for a control plane, a simulator or a bench: no I/O, no clock, no randomness. Three values meet in
+//! a decision:
 //!
-//! let mut decider = Decider::new();                          // scratch and score tables; same answers as a new one
-//! decider.decide(&inventory, &Request, &Policy)              // Result<Decision, Refusal>
-//! decider.decide_group(&inventory, &[Request], &Policy)      // Result<Vec<Decision>, Refusal>, all or nothing
-//! inventory.commit(&Request, &Decision)                      // Result<(), Conflict>: checked again, then held
-//! inventory.commit_move(&Request, &Decision)                 // the same for a VM that is held elsewhere already
-//! inventory.commit_group(&[Request], &[Decision])            // all or nothing
-//! inventory.check(&Request, NodeId)                          // Vec<Reason>: everything against one host
-//! explain(&inventory, &Request, &Policy)                     // Explanation: counts per reason, nearest miss, why the winner won
-//! Shared::new(inventory).place(&Request, &Policy)            // decide and commit from many threads, conflicts counted, retried
+//! - an [`Inventory`]: hosts ([`HostSpec`]: CPU, memory, hugepages, NUMA, labels, taints, topology, pools, networks) and the
+//!   VMs they hold, kept up to date event by event. Cloning it is a snapshot that costs a pointer per 64 entries;
+//! - a [`Request`]: one VM with its [`Profile`] (flavour, affinity, spread, labels, tolerations, project, priority …);
+//! - a [`Policy`]: weights of terms, as plain data that may change between any two decisions.
 //!
-//! inventory.hosts(), inventory.host(NodeId), inventory.vms(), inventory.vm(VmId)   // views: capacity, used, free, place, labels,
-//!                                                            // VMs of a host; of a VM: hosts, profile, name, end
 //! ```
+//! use std::sync::Arc;
+//! use drover_ids::{NodeId, VmId};
+//! use drover_placement::{
+//!     Affinity, Decider, Demand, Direction, HostSpec, Inventory, Peers, Policy, Profile, Request, Scope, Strength, explain,
+//! };
+//! use drover_units::{Bytes, VcpuCount};
+//!
+//! let mut inventory = Inventory::new();
+//! for n in 1..=2 {
+//!     let id = NodeId::from_u128(n);
+//!     inventory.add_host(&HostSpec::new(id, format!("host-{n}"), VcpuCount::new(16), Bytes::gib(64)))?;
+//! }
+//! // Replicas of a database, each on a host of its own.
+//! let apart = Affinity {
+//!     peers: Peers::Group("db".into()),
+//!     direction: Direction::Apart,
+//!     scope: Scope::Host,
+//!     strength: Strength::Required,
+//! };
+//! let replica = Arc::new(Profile {
+//!     groups: ["db".into()].into(),
+//!     affinity: vec![apart],
+//!     ..Profile::new(Demand::new(VcpuCount::new(4), Bytes::gib(16)))
+//! });
+//! let policy = Policy::named("least-fragmentation")?;
+//! let mut decider = Decider::new();
+//! for n in 1..=2 {
+//!     let request = Request::new(VmId::from_u128(n), Arc::clone(&replica));
+//!     let decision = decider.decide(&inventory, &request, &policy)?;
+//!     inventory.commit(&request, &decision)?;
+//! }
+//! let third = Request { name: "db-3".into(), ..Request::new(VmId::from_u128(3), replica) };
+//! assert!(decider.decide(&inventory, &third, &policy).is_err());
+//! println!("{}", explain(&inventory, &third, &policy));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What holds
+//!
+//! - **Exact.** A decision breaks no required rule and no capacity; a refusal means that no host would do. Nothing is sampled.
+//! - **Deterministic.** Equal hosts, VMs, request, policy and seed give an equal answer, whatever the order of the events before.
+//! - **Fast.** The time of a decision follows the number of different kinds of hosts, not the number of hosts; how is told in
+//!   `docs/adr/0007-placement-index.md`.
+//! - **Safe to share.** A decision counts for nothing until [`Inventory::commit`], which checks again against what is there
+//!   then; a [`Conflict`] says what has changed. [`Shared`] does that from many threads, counts conflicts and retries.
+//!
+//! # Order of things
+//!
+//! A project's limit comes first, then the host that the request asks for or prefers, then the policy's best. If there is
+//! none and the policy preempts, VMs of lower priority may have to go ([`Decision::victims`]). Last, the policy may keep
+//! room for the failure of its fullest hosts ([`Policy::host_failures`]). [`Decider::decide_group`] does all this for several
+//! VMs, or for none of them.
+//!
+//! Deliberately not here: time (ends of VMs are numbers that the caller compares), migration (planners live in
+//! `drover-rebalance`, on [`Inventory`] snapshots and [`Decider::rank`]), and storing anything.
 #![forbid(unsafe_code)]
 
-pub mod cluster;
 mod commit;
 mod constraints;
 mod containers;
@@ -56,3 +97,6 @@ pub use request::{
     ProjectLimit, ProjectUsage, Request, Scope, Seconds, Spread, Strength, Toleration,
 };
 pub use shared::{Counts, PlaceError, Shared, TRIES_MAX};
+
+#[cfg(test)]
+mod tests;

@@ -225,12 +225,13 @@ impl Policy {
 
     /// One of [`NAMED`].
     pub fn named(name: &str) -> Result<Self, PolicyError> {
-        let none = Weights { preferences: 100, ..Weights::default() };
+        // A preference of full weight outdoes any one term.
+        let none = Weights { preferences: 300, ..Weights::default() };
         let weights = match name {
             "pack" => Weights { pack: 100, ..none },
             "spread" => Weights { spread: 100, ..none },
             "balance" => Weights { balance: 100, spread: 20, ..none },
-            "least-fragmentation" => Weights { fragmentation: 100, balance: 20, pack: 10, ..none },
+            "least-fragmentation" => Weights { fragmentation: 100, pack: 100, ..none },
             "lifetime-aware" => Weights { lifetime: 100, pack: 100, ..none },
             "energy" => Weights { energy: 100, pack: 50, ..none },
             _ => return Err(PolicyError::Unknown { name: name.to_owned() }),

@@ -60,7 +60,7 @@ fn placed_of(refusal: &Refusal) -> usize {
 
 /// The narrowest scope in which a VM wants to be with its own group, of which there is no member yet.
 fn gathers(inventory: &Inventory, request: &Request) -> Option<Scope> {
-    let question = Question::new(inventory, request);
+    let question = Question::of_single_hosts(inventory, request);
     let own = question
         .wanted
         .affinity

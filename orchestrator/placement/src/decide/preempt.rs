@@ -128,7 +128,7 @@ fn keep_company(
     lower: &[Request],
     most: usize,
 ) -> Option<Vec<VmId>> {
-    let question = Question::new(scratch, request);
+    let question = Question::of_single_hosts(scratch, request);
     if question.passes(slot) {
         return Some(Vec::new());
     }
@@ -140,7 +140,7 @@ fn keep_company(
     lower.iter().enumerate().find_map(|(index, vm)| {
         let mut with = scratch.clone();
         with.hold(host, vm).ok()?;
-        if alone(&Question::new(&with, request), slot) >= lacking {
+        if alone(&Question::of_single_hosts(&with, request), slot) >= lacking {
             return None;
         }
         let mut kept = keep_company(&with, request, slot, &lower[index + 1..], most - 1)?;
@@ -168,7 +168,7 @@ fn plan(inventory: &Inventory, request: &Request, slot: u32) -> Option<Plan> {
             lower.push(vm.request());
         }
     }
-    let passes = |scratch: &Inventory| Question::new(scratch, request).passes(slot);
+    let passes = |scratch: &Inventory| Question::of_single_hosts(scratch, request).passes(slot);
     let kept = keep_company(&scratch, request, slot, &lower, COMPANY_MAX)?;
     lower.retain(|vm| !kept.contains(&vm.vm));
     lower.sort_by_key(|vm| {

@@ -1,7 +1,7 @@
 //! What differs between equally roomy hosts: preferences of the request, lifetimes, load.
 
 use crate::{
-    Direction, Peers, Policy, Scope, TERM_SCALE, TaintEffect,
+    Direction, Policy, Scope, TERM_SCALE, TaintEffect,
     constraints::{Question, tolerates},
     containers::NameId,
     inventory::{Class, LabelKey, Place},
@@ -57,16 +57,14 @@ impl Weighing {
     pub(crate) fn companions(&self, question: &Question<'_>) -> Vec<u32> {
         let inventory = question.inventory;
         let mut hosts = Vec::new();
-        let rules = question.wanted.affinity.iter().zip(&question.request.profile.affinity);
-        let near =
-            rules.filter(|(rule, _)| rule.preferred.is_some() && rule.direction == Direction::Together);
-        for (rule, said) in near.filter(|_| self.preferences > 0) {
-            let Some(group) = rule.group.and_then(|group| inventory.groups.get(group)) else {
-                if let (Peers::Vm(vm), Scope::Host) = (&said.peers, rule.scope) {
-                    hosts.extend(question.hosts_of(*vm));
-                }
+        let rules = question.wanted.affinity.iter();
+        let near = rules.filter(|rule| rule.preferred.is_some() && rule.direction == Direction::Together);
+        for rule in near.filter(|_| self.preferences > 0) {
+            if let Some(vm) = rule.vm {
+                hosts.extend(question.hosts_of_peer(vm));
                 continue;
-            };
+            }
+            let Some(group) = rule.group.and_then(|group| inventory.groups.get(group)) else { continue };
             match rule.scope {
                 Scope::Host => {
                     hosts.extend(group.members.by(Scope::Host).iter().map(|(host, _)| host).take(SHORTLIST));

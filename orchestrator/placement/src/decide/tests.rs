@@ -205,12 +205,10 @@ proptest! {
                     if let Some((from, request)) = found {
                         let request = Request { excluded: vec![from], ..request };
                         let twice = inventory.vm(request.vm).count() > 1;
-                        if let Some(decision) = check_decision(&inventory, &request, &policy(0))
-                            && inventory.commit_move(&request, &decision).is_ok()
-                            && !twice
-                        {
-                            inventory.verify().unwrap();
-                        }
+                        let decision = check_decision(&inventory, &request, &policy(0));
+                        let moved = decision.map(|decision| inventory.commit_move(&request, &decision));
+                        prop_assert!(twice || moved.is_none_or(|moved| moved.is_ok()));
+                        inventory.verify().unwrap();
                         let _ = inventory.release(request.vm, from);
                     }
                 }

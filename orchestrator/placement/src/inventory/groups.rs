@@ -178,10 +178,10 @@ impl Groups {
         self.groups[slot as usize].as_mut().map(Arc::make_mut)
     }
 
-    /// The slot of a group, and whether it is new.
-    pub(crate) fn intern(&mut self, name: GroupName<'_>) -> (u32, bool) {
+    /// The slot of a group; a new one if it is new.
+    pub(crate) fn intern(&mut self, name: GroupName<'_>) -> u32 {
         if let Some(slot) = self.find(name) {
-            return (slot, false);
+            return slot;
         }
         let key = match name {
             GroupName::Named(name) => Key::Named(name.into()),
@@ -197,7 +197,7 @@ impl Groups {
         let groups = &self.groups;
         let hash_of = |slot: u32| groups[slot as usize].as_deref().map_or(0, |group| hash(group.key.name()));
         self.table.insert(hash(name), slot, hash_of);
-        (slot, true)
+        slot
     }
 
     /// A profile begins to speak of a group.

@@ -67,7 +67,9 @@ pub(crate) struct RuleIds {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AffinityIds {
-    /// `None`: nobody has ever been in that group.
+    /// One VM, if the rule is about one.
+    pub(crate) vm: Option<u128>,
+    /// `None`: nobody speaks of that group. Of a VM: the group in which those are counted that must be apart from it.
     pub(crate) group: Option<u32>,
     pub(crate) direction: Direction,
     pub(crate) scope: Scope,
@@ -138,7 +140,7 @@ pub(crate) trait Naming {
 pub(crate) enum GroupName<'a> {
     /// One with a name.
     Named(&'a str),
-    /// The group of one that each VM is which somebody refers to.
+    /// What is said of one VM. It has no members: where a VM is needs no counting.
     Vm(u128),
 }
 
@@ -192,11 +194,12 @@ impl Wanted {
     }
 
     fn affinity(profile: &Profile, affinity: &crate::Affinity, naming: &mut impl Naming) -> AffinityIds {
-        let (name, own) = match &affinity.peers {
-            crate::Peers::Group(group) => (GroupName::Named(group), profile.groups.contains(group)),
-            crate::Peers::Vm(vm) => (GroupName::Vm(vm.as_u128()), false),
+        let (name, own, vm) = match &affinity.peers {
+            crate::Peers::Group(group) => (GroupName::Named(group), profile.groups.contains(group), None),
+            crate::Peers::Vm(vm) => (GroupName::Vm(vm.as_u128()), false, Some(vm.as_u128())),
         };
         AffinityIds {
+            vm,
             group: naming.group(name),
             direction: affinity.direction,
             scope: affinity.scope,

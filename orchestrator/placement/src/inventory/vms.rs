@@ -21,8 +21,6 @@ struct Interning<'a> {
     racks: &'a mut Interner,
     projects: &'a mut Interner,
     groups: &'a mut Groups,
-    /// Groups of one VM that somebody speaks of for the first time.
-    new_of_vms: Vec<(u32, u128)>,
 }
 
 impl Naming for Interning<'_> {
@@ -36,11 +34,8 @@ impl Naming for Interning<'_> {
         Some(self.projects.intern(text).0)
     }
     fn group(&mut self, group: GroupName<'_>) -> Option<u32> {
-        let (slot, new) = self.groups.intern(group);
+        let slot = self.groups.intern(group);
         self.groups.refer(slot);
-        if let (true, GroupName::Vm(vm)) = (new, group) {
-            self.new_of_vms.push((slot, vm));
-        }
         Some(slot)
     }
 }
@@ -201,19 +196,10 @@ impl Inventory {
             racks: &mut self.racks,
             projects: &mut self.projects,
             groups: &mut self.groups,
-            new_of_vms: Vec::new(),
         };
         let wanted = Wanted::of(profile, &mut naming);
-        let new_of_vms = naming.new_of_vms;
         if let Some(project) = wanted.project {
             self.project_books.grow(project as usize + 1);
-        }
-        for (group, vm) in new_of_vms {
-            let places: Vec<_> =
-                self.slots_of_vm(vm).map(|slot| self.place(self.vms[slot as usize].host)).collect();
-            if let Some(group) = self.groups.get_mut(group) {
-                places.into_iter().for_each(|place| group.add_member(place, true));
-            }
         }
         self.profiles.add(Arc::clone(profile), wanted)
     }
@@ -244,7 +230,7 @@ impl Inventory {
 
     /// Adds what a VM takes of its host and says to others, or takes it away.
     pub(super) fn account(&mut self, vm: u32, more: bool) {
-        let VmSlot { id, host, profile, ends, numa, .. } = self.vms[vm as usize];
+        let VmSlot { host, profile, ends, numa, .. } = self.vms[vm as usize];
         let Some(wanted) = self.profiles.resolved(profile).map(Arc::clone) else { return };
         let slot = &mut self.hosts[host as usize];
         let cpu = u64::from(wanted.cpu(slot.cpu_overcommit));
@@ -269,18 +255,15 @@ impl Inventory {
                 add(&mut node.memory_used, wanted.memory);
             }
         }
-        self.account_in_groups(id, host, &wanted, more);
+        self.account_in_groups(host, &wanted, more);
     }
 
-    fn account_in_groups(&mut self, vm: u128, host: u32, wanted: &Wanted, more: bool) {
+    fn account_in_groups(&mut self, host: u32, wanted: &Wanted, more: bool) {
         let place = self.place(host);
         for group in &wanted.groups {
             if let Some(group) = self.groups.get_mut(*group) {
                 group.add_member(place, more);
             }
-        }
-        if let Some(group) = self.groups.find(GroupName::Vm(vm)).and_then(|slot| self.groups.get_mut(slot)) {
-            group.add_member(place, more);
         }
         for rule in
             wanted.affinity.iter().filter(|r| r.direction == Direction::Apart && r.preferred.is_none())
