@@ -54,6 +54,30 @@ fn a_cluster_serves_images_and_reports_what_was_left_behind() {
 }
 
 #[test]
+fn a_client_that_has_an_image_open_is_a_watcher_until_it_ends() {
+    if !ceph() {
+        return;
+    }
+    let cluster = CephCluster::start(&CephOptions::default()).unwrap();
+    cluster.rbd(&["create", "--size", "64M", "rbd/open"]).unwrap();
+    let mut client = cluster.command("rbd");
+    client.args(["watch", "rbd/open"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut client = client.spawn().unwrap();
+    let watchers = |count: usize| {
+        let end = Instant::now() + DEADLINE;
+        while cluster.leaks().unwrap().watchers.len() != count {
+            assert!(Instant::now() < end, "there are not {count} watchers");
+        }
+    };
+    watchers(1);
+    assert!(cluster.processes().contains(&client.id()));
+    // It watches until its input ends.
+    drop(client.stdin.take());
+    client.wait().unwrap();
+    watchers(0);
+}
+
+#[test]
 fn clusters_side_by_side_share_nothing() {
     if !ceph() {
         return;
