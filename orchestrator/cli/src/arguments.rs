@@ -3,9 +3,9 @@
 pub(crate) mod placement;
 mod simulate;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use drover_units::Bytes;
 
@@ -65,10 +65,16 @@ pub(crate) enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Where disks are kept
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// Disks
     #[command(subcommand)]
     Volume(VolumeCommand),
-    /// Boot images: ELF kernels with a PVH entry
+    /// What disks held at some moment
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// What VMs boot from: kernels (ELF with a PVH entry), and disks that volumes are cloned from
     #[command(subcommand)]
     Image(ImageCommand),
     /// Long work, and how it ended
@@ -190,17 +196,8 @@ pub(crate) struct CreateVm {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
-    /// Creates an empty volume
-    Create {
-        /// Name, unique in the cluster
-        name: String,
-        /// Size, such as 10G; a multiple of 512 bytes
-        #[arg(long)]
-        size: Bytes,
-        /// Pool; may be left out where there is only one
-        #[arg(long, default_value = "")]
-        pool: String,
-    },
+    /// Creates a volume: empty, from a disk image, or from a snapshot
+    Create(CreateVolume),
     /// Creates a volume from a raw file
     Import {
         #[command(flatten)]
@@ -216,6 +213,18 @@ pub(crate) enum VolumeCommand {
         /// Name or id
         volume: String,
     },
+    /// Makes a volume larger; a VM that runs sees it at once
+    Resize {
+        /// Name or id
+        volume: String,
+        /// The new size, such as 20G
+        size: Bytes,
+    },
+    /// Makes a clone independent of what it was cloned from
+    Flatten {
+        /// Name or id
+        volume: String,
+    },
     /// Deletes a volume that is not attached, and its data
     Delete {
         /// Name or id
@@ -223,13 +232,184 @@ pub(crate) enum VolumeCommand {
     },
 }
 
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct CreateVolume {
+    /// Name, unique in the cluster
+    pub(crate) name: String,
+    /// Size, such as 10G; a multiple of 512 bytes. Of a clone: at least that of what it is made of, which is the default
+    #[arg(long, required_unless_present_any = ["image", "snapshot"])]
+    pub(crate) size: Option<Bytes>,
+    /// Disk image to clone
+    #[arg(long, value_name = "IMAGE", conflicts_with = "snapshot")]
+    pub(crate) image: Option<String>,
+    /// Snapshot to clone
+    #[arg(long, value_name = "VOLUME@SNAPSHOT")]
+    pub(crate) snapshot: Option<Snapshot>,
+    /// Pool; may be left out where there is only one. Of a clone: that of what it is made of; another one makes a copy
+    #[arg(long, default_value = "")]
+    pub(crate) pool: String,
+}
+
+/// `VOLUME@SNAPSHOT`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    pub(crate) volume: String,
+    pub(crate) snapshot: String,
+}
+
+impl FromStr for Snapshot {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('@') {
+            Some((volume, snapshot)) if !volume.is_empty() && !snapshot.is_empty() => {
+                Ok(Self { volume: volume.to_owned(), snapshot: snapshot.to_owned() })
+            }
+            _ => Err("a snapshot is named VOLUME@SNAPSHOT"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PoolKind {
+    /// Images in a Ceph pool
+    Rbd,
+    /// Raw files in a directory
+    Dir,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Makes a pool in a Ceph cluster that the control plane knows
+    Create {
+        /// Name, unique in the cluster
+        name: String,
+        /// What it is; directories are part of the configuration of control plane and nodes
+        #[arg(long, value_enum, default_value_t = PoolKind::Rbd)]
+        kind: PoolKind,
+        /// Ceph cluster, by its name in the control plane's configuration; may be left out where there is only one
+        #[arg(long, default_value = "")]
+        cluster: String,
+        /// Ceph's name of the pool
+        #[arg(long, default_value = "")]
+        ceph_pool: String,
+        /// Its namespace
+        #[arg(long, default_value = "")]
+        namespace: String,
+    },
+    /// Lists pools, and how full they are
+    List,
+    /// Shows one pool
+    Show {
+        /// Name
+        pool: String,
+    },
+    /// Deletes a pool in which nothing is
+    Delete {
+        /// Name
+        pool: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Keeps a volume's present content; its VM may run where the pool can do that
+    Create {
+        /// The volume, and a name for the snapshot
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: Snapshot,
+    },
+    /// Lists snapshots
+    List {
+        /// Only those of this volume, by name or id
+        volume: Option<String>,
+    },
+    /// Keeps a snapshot from being deleted
+    Protect {
+        /// Which
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: Snapshot,
+    },
+    /// Lets a snapshot be deleted again
+    Unprotect {
+        /// Which
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: Snapshot,
+    },
+    /// Gives a volume the content it had; its VM must be stopped
+    Rollback {
+        /// What to go back to
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: Snapshot,
+    },
+    /// Deletes a snapshot that nothing needs
+    Delete {
+        /// Which
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: Snapshot,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImageKind {
+    /// A kernel
+    Boot,
+    /// A disk
+    Disk,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DiskFormat {
+    /// The disk's bytes
+    Raw,
+    /// QEMU's format
+    Qcow2,
+}
+
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct ImportImage {
+    /// Name of what is created
+    pub(crate) name: String,
+    /// File to send, or http(s) URL that the control plane fetches
+    pub(crate) source: String,
+    /// Pool; may be left out where there is only one
+    #[arg(long, default_value = "")]
+    pub(crate) pool: String,
+    /// What it is; found out by default: an ELF file is a kernel, anything else a disk
+    #[arg(long, value_enum)]
+    pub(crate) kind: Option<ImageKind>,
+    /// SHA-256 of the file; a URL needs one
+    #[arg(long, value_name = "HEX")]
+    pub(crate) sha256: Option<String>,
+    /// A disk's format; found out by default
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<DiskFormat>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Imports an ELF kernel with a PVH entry
-    Import(Import),
-    /// Lists boot images
+    /// Imports a kernel, or a raw or qcow2 disk. An import that breaks off is gone on with
+    Import(ImportImage),
+    /// Lists images
     List,
-    /// Deletes a boot image
+    /// Shows one image
+    Show {
+        /// Name
+        image: String,
+    },
+    /// Copies a disk image into another pool
+    Copy {
+        /// Name
+        image: String,
+        /// Name of the copy
+        name: String,
+        /// Pool of the copy
+        #[arg(long)]
+        pool: String,
+    },
+    /// Deletes an image that nothing needs
     Delete {
         /// Name
         image: String,
@@ -347,5 +527,14 @@ mod tests {
         );
         check("placement simulate --trace huawei --cluster c.toml --policy perfect", false);
         check("placement simulate --trace huawei", false);
+        check("volume create data", false);
+        check("volume create data --image debian", true);
+        check("volume create data --snapshot a@b --size 20G --pool fast", true);
+        check("volume create data --snapshot ab", false);
+        check("volume create data --snapshot a@b --image debian", false);
+        check("snapshot create data@before", true);
+        check("snapshot create data", false);
+        check("pool create fast --kind rbd --cluster main --ceph-pool vms", true);
+        check("image import debian https://example.org/d.qcow2 --sha256 00", true);
     }
 }

@@ -1,24 +1,26 @@
 //! What each command does: one call, and how its answer is shown.
 
 mod constraints;
+mod image;
 mod import;
 mod placement;
 pub(crate) mod simulate;
+mod storage;
 mod vm;
 
 use std::time::Duration;
 
 use drover_client::{
     Error,
-    api::{CreateVolumeRequest, Event, Operation},
+    api::{Event, Operation},
 };
 
 use crate::{
     Session,
-    arguments::{Command, EventCommand, ImageCommand, OperationCommand, PlacementCommand, VolumeCommand},
+    arguments::{Command, EventCommand, OperationCommand, PlacementCommand},
     output::{
-        EventRow, Format, ImageRow, OperationRow, VolumeRow, print_details, print_json_line, print_note,
-        print_row, print_rows, print_text, printable,
+        EventRow, Format, OperationRow, print_details, print_json_line, print_row, print_rows, print_text,
+        printable,
     },
     progress,
 };
@@ -33,48 +35,15 @@ pub(crate) async fn run(session: &Session, command: Command) -> anyhow::Result<(
         Command::Project(command) => placement::project(session, command).await,
         Command::Rebalance(command) => placement::rebalance(session, command).await,
         Command::Vm(command) => vm::run(session, command).await,
-        Command::Volume(command) => volume(session, command).await,
-        Command::Image(command) => image(session, command).await,
+        Command::Pool(command) => storage::pool(session, command).await,
+        Command::Volume(command) => storage::volume(session, command).await,
+        Command::Snapshot(command) => storage::snapshot(session, command).await,
+        Command::Image(command) => image::run(session, command).await,
         Command::Operation(command) => operation(session, command).await,
         Command::Event(command) => event(session, command).await,
         // Answered before there was a session.
         Command::Placement(PlacementCommand::Simulate(_)) | Command::Completion { .. } => Ok(()),
         Command::Placement(command) => placement::placement(session, command).await,
-    }
-}
-
-async fn volume(session: &Session, command: VolumeCommand) -> anyhow::Result<()> {
-    match command {
-        VolumeCommand::Create { name, size, pool } => {
-            let request =
-                CreateVolumeRequest { name, pool, size_bytes: size.get(), ..CreateVolumeRequest::default() };
-            let volume = session.client.create_volume(request).await?;
-            print_row(session.format, &VolumeRow::from(volume))
-        }
-        VolumeCommand::Import { import, size } => import::volume(session, import, size).await,
-        VolumeCommand::List => {
-            print_rows(session.format, &rows::<_, VolumeRow>(session.client.list_volumes().await?))
-        }
-        VolumeCommand::Show { volume } => {
-            print_details(session.format, &VolumeRow::from(session.client.get_volume(&volume).await?))
-        }
-        VolumeCommand::Delete { volume } => {
-            session.client.delete_volume(&volume).await?;
-            print_note(session.format, &format!("volume {volume} is deleted"))
-        }
-    }
-}
-
-async fn image(session: &Session, command: ImageCommand) -> anyhow::Result<()> {
-    match command {
-        ImageCommand::Import(arguments) => import::image(session, arguments).await,
-        ImageCommand::List => {
-            print_rows(session.format, &rows::<_, ImageRow>(session.client.list_images().await?))
-        }
-        ImageCommand::Delete { image } => {
-            session.client.delete_image(&image).await?;
-            print_note(session.format, &format!("image {image} is deleted"))
-        }
     }
 }
 

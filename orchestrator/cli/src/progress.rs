@@ -51,6 +51,13 @@ pub(crate) fn simulation_bar(policy: &str, events: usize) -> ProgressBar {
     bar
 }
 
+/// A bar for a file that is read before it is sent.
+pub(crate) fn hash_bar(name: &str, size: Bytes) -> ProgressBar {
+    let bar = upload_bar(name, size);
+    bar.set_prefix(format!("read {name}"));
+    bar
+}
+
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the template is a constant that a test renders")
 }

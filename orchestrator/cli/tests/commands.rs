@@ -99,6 +99,7 @@ async fn operations_on_vms() {
 async fn volumes_and_images() {
     let drover = Drover::new().await;
     fs::write(drover.folder.path().join("disk.raw"), vec![7; (2 << 20) + 1]).unwrap();
+    fs::write(drover.folder.path().join("kernel.elf"), [&b"\x7fELF"[..], &[7; 65_532]].concat()).unwrap();
     let lines = [
         "volume list",
         "volume show data",
@@ -111,11 +112,46 @@ async fn volumes_and_images() {
         "volume import disk disk.raw --size 1G -o json",
         "volume delete scratch",
         "volume delete data",
-        "image import kernel disk.raw",
+        "image import kernel kernel.elf",
         "image list",
-        "image delete kernel",
+        "image delete probe",
     ];
     drover.check("volume-image", &lines).await;
+}
+
+#[tokio::test]
+async fn pools_snapshots_and_disk_images() {
+    let drover = Drover::new().await;
+    fs::write(drover.folder.path().join("disk.raw"), vec![7; (2 << 20) + 1]).unwrap();
+    let hash = "fedcba9876543210".repeat(4);
+    let import = format!("image import debian https://user:secret@example.org/d.qcow2 --sha256 {hash}");
+    let lines = [
+        "pool list",
+        "pool show fast",
+        "pool create fast --cluster ceph --ceph-pool vms",
+        "pool delete fast",
+        "pool list -o json",
+        "volume create copy --snapshot data@before",
+        "volume create disk --image debian --size 2G",
+        "volume create nothing",
+        "volume resize data 2G",
+        "volume resize data 1M",
+        "volume flatten data",
+        "snapshot create data@before",
+        "snapshot create data@",
+        "snapshot list data",
+        "snapshot protect data@before -o json",
+        "snapshot rollback data@before",
+        "snapshot delete data@before",
+        "image import debian disk.raw",
+        "image import debian disk.raw --sha256 00",
+        "image import debian https://example.org/d.qcow2",
+        &import,
+        "image show debian",
+        "image copy debian debian-2 --pool main",
+        "image delete debian",
+    ];
+    drover.check("storage", &lines).await;
 }
 
 #[tokio::test]

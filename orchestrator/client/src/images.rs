@@ -5,7 +5,7 @@ use tokio::io::AsyncRead;
 use crate::{
     Client, Error, Import, PAGE_SIZE, PAGES_MAX, Result,
     api::{DeleteImageRequest, Image, ListImagesRequest, images_client::ImagesClient},
-    connect::Repeat,
+    connect::{Repeat, request_id},
     import,
 };
 
@@ -53,13 +53,13 @@ impl Client {
         Err(Error::EndlessList { what: "images" })
     }
 
-    /// Deletes a boot image. Not repeated by itself: the call has no request id.
+    /// Deletes a boot image.
     ///
     /// # Errors
     /// [`Error::NotFound`], and see [`Error`].
     pub async fn delete_image(&self, image: &str) -> Result<()> {
-        let request = DeleteImageRequest { image: image.to_owned() };
-        self.call(Repeat::Unsafe, |channel| {
+        let request = DeleteImageRequest { image: image.to_owned(), request_id: request_id() };
+        self.call(Repeat::Safe, |channel| {
             let request = request.clone();
             async move { ImagesClient::new(channel).delete_image(request).await }
         })

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod connect;
+mod disk_images;
 mod error;
 mod events;
 mod images;
@@ -21,7 +22,9 @@ mod import;
 mod nodes;
 mod operations;
 mod placement;
+mod pools;
 mod retry;
+mod snapshots;
 mod vms;
 mod volumes;
 

@@ -3,13 +3,13 @@
 use tokio::io::AsyncRead;
 
 use crate::{
-    Client, Error, Import, PAGE_SIZE, PAGES_MAX, Result,
+    Client, Error, Import, PAGE_SIZE, PAGES_MAX, Result, Waited,
     api::{
         CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ListVolumesRequest, Volume,
         volumes_client::VolumesClient,
     },
     connect::{Repeat, request_id},
-    import,
+    has_ended, import,
 };
 
 impl Client {
@@ -82,18 +82,23 @@ impl Client {
         .await
     }
 
-    /// Deletes a volume and its data. Not repeated by itself: the call has no request id, and a second one would
-    /// not find the volume.
+    /// Deletes a volume and its data, and waits until it is gone.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Refused`] for one that is attached, and see [`Error`].
+    /// [`Error::NotFound`], [`Error::Refused`] for one that is attached or has snapshots, and see [`Error`].
     pub async fn delete_volume(&self, volume: &str) -> Result<()> {
-        let request = DeleteVolumeRequest { volume: volume.to_owned() };
-        self.call(Repeat::Unsafe, |channel| {
-            let request = request.clone();
-            async move { VolumesClient::new(channel).delete_volume(request).await }
-        })
-        .await
-        .map(|_empty| ())
+        let request = DeleteVolumeRequest { volume: volume.to_owned(), request_id: request_id() };
+        let answer = self
+            .call(Repeat::Safe, |channel| {
+                let request = request.clone();
+                async move { VolumesClient::new(channel).delete_volume(request).await }
+            })
+            .await?;
+        match answer.operation {
+            Some(operation) if !has_ended(&operation) => {
+                self.wait_operation(&operation.id, Waited::default(), |_| {}).await.map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -76,6 +76,8 @@ pub enum StorageWork {
         /// Which.
         snapshot: SnapshotId,
     },
+    /// Remove a boot image. Done when it is accepted: kept so that a repetition is recognised.
+    ImageDelete,
     /// Fill a disk image from a file.
     DiskImageImport,
     /// Fill a disk image from another one.
@@ -85,12 +87,15 @@ pub enum StorageWork {
 }
 
 impl StorageWork {
+    /// The name of [`VolumeClone`](Self::VolumeClone).
+    pub const VOLUME_CLONE: &str = "volume.clone";
+
     /// The stable name: "volume.resize".
     pub fn name(&self) -> &'static str {
         match self {
             Self::PoolCreate => "pool.create",
             Self::PoolDelete => "pool.delete",
-            Self::VolumeClone(_) => "volume.clone",
+            Self::VolumeClone(_) => Self::VOLUME_CLONE,
             Self::VolumeResize { .. } => "volume.resize",
             Self::VolumeFlatten => "volume.flatten",
             Self::VolumeDelete => "volume.delete",
@@ -98,6 +103,7 @@ impl StorageWork {
             Self::SnapshotProtect { .. } => "snapshot.protect",
             Self::SnapshotRollback { .. } => "snapshot.rollback",
             Self::SnapshotDelete { .. } => "snapshot.delete",
+            Self::ImageDelete => "image.delete",
             Self::DiskImageImport => "disk-image.import",
             Self::DiskImageCopy => "disk-image.copy",
             Self::DiskImageDelete => "disk-image.delete",

@@ -14,6 +14,7 @@
 )]
 
 mod agents;
+mod ceph;
 mod clock;
 mod config;
 mod convert;
@@ -24,8 +25,9 @@ mod server;
 mod services;
 mod state_dir;
 mod status;
+mod storage;
 mod upload;
 
-pub use config::{Arguments, Config, ConfigError, PoolError, TimerArguments};
+pub use config::{Arguments, CephConfig, CephConfigError, Config, ConfigError, PoolError, TimerArguments};
 pub use server::{ControlPlane, StartError};
 pub use state_dir::StateDirError;

@@ -1,19 +1,20 @@
-//! The storage pools of this cluster, as directories of this host.
+//! The storage pools of this cluster: directories of this host, and Ceph.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
-use drover_cluster_state::{Name, VolumeFence, VolumeOwner};
+use drover_cluster_state::{ClusterState, Name, PoolState, RbdPool, VolumeFence, VolumeOwner};
 use drover_dir_volume::{DirPool, FenceProof, LockError, PoolError};
 use drover_ids::VolumeId;
 use drover_ports::Fence;
 use drover_reconcile::{FenceRefusal, FenceRequest};
+use drover_storage_pools::{DirStorage, RbdStorage, StorageError, StoragePool};
 use tokio::sync::Semaphore;
 
-use crate::status::describe;
+use crate::{ceph::CephClusters, status::describe};
 
 /// Volumes that are fenced at a time. Each occupies a thread while the storage answers: a pool that hangs must not
 /// take all of them.
@@ -22,26 +23,85 @@ const FENCES_MAX: usize = 32;
 /// Every pool, by name. Clones are the same pools.
 #[derive(Clone, Debug)]
 pub(crate) struct Pools {
-    pools: Arc<BTreeMap<Name, DirPool>>,
+    /// Those of the configuration.
+    pools: Arc<BTreeMap<Name, (DirPool, Arc<DirStorage>)>>,
+    ceph: CephClusters,
+    /// Those that clients made, as the store said last: for who has no time to ask it.
+    made: Arc<RwLock<BTreeMap<Name, RbdPool>>>,
     fences: Arc<Semaphore>,
+}
+
+/// Where a pool is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In a directory of the configuration, by the pool's name.
+    Dir(Name),
+    /// In Ceph.
+    Rbd(RbdPool),
 }
 
 impl Pools {
     /// Opens every pool's directory.
-    pub(crate) fn open(paths: BTreeMap<Name, PathBuf>) -> Result<Self, PoolError> {
-        let open = |(name, path): (Name, PathBuf)| Ok((name, DirPool::open(&path)?));
+    pub(crate) fn open(paths: BTreeMap<Name, PathBuf>, ceph: CephClusters) -> Result<Self, PoolError> {
+        let open = |(name, path): (Name, PathBuf)| {
+            let pool = DirPool::open(&path)?;
+            let storage = Arc::new(DirStorage::new(pool.clone()));
+            Ok((name, (pool, storage)))
+        };
         let pools = paths.into_iter().map(open).collect::<Result<_, PoolError>>()?;
-        Ok(Self { pools: Arc::new(pools), fences: Arc::new(Semaphore::new(FENCES_MAX)) })
+        let fences = Arc::new(Semaphore::new(FENCES_MAX));
+        Ok(Self { pools: Arc::new(pools), ceph, made: Arc::default(), fences })
     }
 
-    /// Their names.
+    /// The names of those of the configuration.
     pub(crate) fn names(&self) -> BTreeSet<Name> {
         self.pools.keys().cloned().collect()
     }
 
-    /// The pool with this name, if this control plane is configured with it.
+    /// The directory with this name, if this control plane is configured with it.
     pub(crate) fn get(&self, name: &Name) -> Option<&DirPool> {
-        self.pools.get(name)
+        self.pools.get(name).map(|(pool, _)| pool)
+    }
+
+    /// The Ceph clusters that pools can be made in.
+    pub(crate) fn ceph(&self) -> &CephClusters {
+        &self.ceph
+    }
+
+    /// The pool in Ceph with this name, ready or not.
+    pub(crate) fn made(&self, name: &Name) -> Option<RbdPool> {
+        self.made.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Takes over what the store says of the pools that clients made.
+    pub(crate) fn remember(&self, pools: BTreeMap<Name, RbdPool>) {
+        *self.made.write().unwrap_or_else(PoisonError::into_inner) = pools;
+    }
+
+    /// Where a pool is; `None`: there is no such pool, or it is not ready.
+    pub(crate) fn place(&self, state: &ClusterState, name: &Name) -> Option<Place> {
+        if self.pools.contains_key(name) {
+            return Some(Place::Dir(name.clone()));
+        }
+        let pool = state.pools.get(name).filter(|pool| pool.state != PoolState::Creating)?;
+        Some(Place::Rbd(pool.rbd.clone()))
+    }
+
+    /// The storage at a place. Blocks, some seconds where nobody answers.
+    pub(crate) fn storage(&self, place: &Place) -> Result<Arc<dyn StoragePool>, StorageError> {
+        match place {
+            Place::Dir(name) => match self.pools.get(name) {
+                Some((_, storage)) => Ok(Arc::clone(storage) as Arc<dyn StoragePool>),
+                None => Err(StorageError::Unsupported(format!("pool '{name}' is not configured any more"))),
+            },
+            Place::Rbd(rbd) => match self.ceph.open(rbd) {
+                Ok(pool) => Ok(Arc::new(RbdStorage::new(pool))),
+                Err(source) => {
+                    let action = format!("use Ceph pool '{}'", rbd.ceph_pool);
+                    Err(StorageError::Failed { action, source: source.into() })
+                }
+            },
+        }
     }
 }
 
@@ -99,7 +159,9 @@ mod tests {
     async fn a_volume_in_use_is_refused_and_a_free_one_is_fenced_for_good() {
         let directory = tempfile::tempdir().unwrap();
         let name = Name::new("default").unwrap();
-        let pools = Pools::open([(name.clone(), directory.path().to_owned())].into()).unwrap();
+        let pools =
+            Pools::open([(name.clone(), directory.path().to_owned())].into(), CephClusters::default())
+                .unwrap();
         let pool = pools.get(&name).unwrap();
         let (volume, vm) = (VolumeId::from_u128(1), VmId::from_u128(2));
         let owner = Owner { vm, node: NodeId::from_u128(3), epoch: OwnerEpoch::new(1), pid: 4 };

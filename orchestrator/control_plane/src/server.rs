@@ -1,6 +1,6 @@
 //! A running control plane: everything put together, and taken apart again in order.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use drover_driver::{Driver, DriverError, LoadError, Ports};
 use drover_ports::Store;
@@ -8,9 +8,9 @@ use drover_store_embedded::{EmbeddedStore, OpenError, Options};
 use drover_wire::{
     DESCRIPTORS, MAX_MESSAGE_BYTES,
     control::v1::{
-        events_server::EventsServer, images_server::ImagesServer, nodes_server::NodesServer,
-        operations_server::OperationsServer, placement_server::PlacementServer, vms_server::VmsServer,
-        volumes_server::VolumesServer,
+        disk_images_server::DiskImagesServer, events_server::EventsServer, images_server::ImagesServer,
+        nodes_server::NodesServer, operations_server::OperationsServer, placement_server::PlacementServer,
+        pools_server::PoolsServer, vms_server::VmsServer, volumes_server::VolumesServer,
     },
     node::v1::node_registry_server::NodeRegistryServer,
 };
@@ -20,12 +20,14 @@ use uuid::Uuid;
 
 use crate::{
     agents::AgentConnections,
+    ceph::CephClusters,
     clock::SystemClock,
     config::Config,
     pools::Pools,
-    services::{Api, sweep},
+    services::Api,
     state_dir::{StateDir, StateDirError},
     status::describe,
+    storage::{StorageWorker, resume},
 };
 
 /// Streams on one connection at a time: an agent needs a few, a web server in front of many users some hundred.
@@ -62,9 +64,6 @@ pub enum StartError {
     /// gRPC reflection.
     #[error("the interface's description cannot be served")]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// What a predecessor left could not be cleaned up because the driver ended.
-    #[error("cleaning up after the last run failed: {0}")]
-    Sweep(String),
 }
 
 /// A control plane that serves.
@@ -85,7 +84,7 @@ impl ControlPlane {
     /// [`StartError`].
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let state_dir = Arc::new(StateDir::open(&config.state_dir)?);
-        let pools = Pools::open(config.pools)?;
+        let pools = Pools::open(config.pools, CephClusters::new(config.ceph))?;
         let store = open_store(state_dir.store()).await?;
         let listener = TcpListener::bind(config.listen).await;
         let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
@@ -98,9 +97,13 @@ impl ControlPlane {
         let (start, _) = Uuid::new_v4().as_u64_pair();
         let (driver, cluster) = Driver::load(ports, config.timers, Box::new(clock), start).await?;
         let driver = tokio::spawn(driver.run(raised(stopped.clone())));
-        let api = Api { cluster, pools, agents, timers: config.timers, state_dir: Arc::clone(&state_dir) };
-        sweep(&api).await.map_err(|status| StartError::Sweep(status.message().to_owned()))?;
-        let server = serve(api, listener, raised(stopped)).await?;
+        let storage = StorageWorker::default();
+        let api =
+            Api { cluster, pools, agents, timers: config.timers, state_dir: Arc::clone(&state_dir), storage };
+        tokio::spawn(remember_pools(api.clone()));
+        let server = serve(api.clone(), listener, raised(stopped)).await?;
+        // Storage may be slow, or away: agents do not wait for what a predecessor left.
+        tokio::spawn(resume(api));
         Ok(Self { address, stop, driver, server, _state_dir: state_dir })
     }
 
@@ -145,6 +148,26 @@ async fn raised(mut flag: watch::Receiver<bool>) {
     let _raised_or_gone = flag.wait_for(|raised| *raised).await;
 }
 
+/// Tells the pools what the store says of those that clients made, whenever that changes.
+async fn remember_pools<S: Store>(api: Api<S>) {
+    let mut changes = api.cluster.changes();
+    let mut last = None;
+    loop {
+        let made = api.cluster.read(|view| {
+            let made = view.state.pools.values().map(|pool| (pool.name.clone(), pool.rbd.clone()));
+            made.collect::<BTreeMap<_, _>>()
+        });
+        let Ok(made) = made.await else { return };
+        if last.as_ref() != Some(&made) {
+            api.pools.remember(made.clone());
+            last = Some(made);
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 async fn serve<S: Store>(
     api: Api<S>,
     listener: TcpListener,
@@ -176,6 +199,8 @@ async fn serve<S: Store>(
         .add_service(limited!(PlacementServer))
         .add_service(limited!(VolumesServer))
         .add_service(limited!(ImagesServer))
+        .add_service(limited!(PoolsServer))
+        .add_service(limited!(DiskImagesServer))
         .add_service(limited!(EventsServer));
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Ok(tokio::spawn(async move {

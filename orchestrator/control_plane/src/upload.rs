@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use drover_wire::control::v1::{ImportHeader, ImportRequest, import_request::Part};
+use drover_wire::control::v1::{
+    ImportHeader, ImportRequest, UploadRequest, import_request::Part, upload_request,
+};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
@@ -25,11 +27,36 @@ pub(crate) async fn header(requests: &mut Streaming<ImportRequest>) -> Result<Im
     }
 }
 
-async fn next(requests: &mut Streaming<ImportRequest>) -> Result<Option<ImportRequest>, Status> {
+/// The next message of a stream, if it comes soon enough.
+pub(crate) async fn next<M>(requests: &mut Streaming<M>) -> Result<Option<M>, Status> {
     match tokio::time::timeout(IDLE_MAX, requests.message()).await {
         Ok(message) => message,
         Err(_) => {
             Err(Status::deadline_exceeded(format!("the upload stood still for {} s", IDLE_MAX.as_secs())))
+        }
+    }
+}
+
+/// A message that may be a piece of a file.
+pub(crate) trait Piece {
+    /// Its bytes, if it is one.
+    fn into_bytes(self) -> Option<Vec<u8>>;
+}
+
+impl Piece for ImportRequest {
+    fn into_bytes(self) -> Option<Vec<u8>> {
+        match self.part {
+            Some(Part::Data(data)) => Some(data),
+            _ => None,
+        }
+    }
+}
+
+impl Piece for UploadRequest {
+    fn into_bytes(self) -> Option<Vec<u8>> {
+        match self.part {
+            Some(upload_request::Part::Data(data)) => Some(data),
+            _ => None,
         }
     }
 }
@@ -54,8 +81,8 @@ impl Upload {
 }
 
 /// Waits for what `made` makes of an upload, and hands it what arrives meanwhile.
-pub(crate) async fn feed_into<T>(
-    requests: Streaming<ImportRequest>,
+pub(crate) async fn feed_into<T, M: Piece>(
+    requests: Streaming<M>,
     feeder: Feeder,
     made: impl Future<Output = Result<T, Status>>,
 ) -> Result<T, Status> {
@@ -69,13 +96,15 @@ pub(crate) async fn feed_into<T>(
 
 /// Hands on what arrives, until it ends, breaks off, or nobody reads any more. A stream that breaks off is an error
 /// for the reader: it must not take it for the end.
-async fn feed(mut requests: Streaming<ImportRequest>, feeder: Feeder) {
+async fn feed<M: Piece>(mut requests: Streaming<M>, feeder: Feeder) {
     loop {
         let chunk = match next(&mut requests).await {
-            // An empty chunk stands for the end, below.
-            Ok(Some(ImportRequest { part: Some(Part::Data(data)) })) if data.is_empty() => continue,
-            Ok(Some(ImportRequest { part: Some(Part::Data(data)) })) => Ok(data),
-            Ok(Some(_)) => Err(invalid("part", "a message is not data", "one header, then the bytes")),
+            Ok(Some(message)) => match message.into_bytes() {
+                // An empty chunk stands for the end, below.
+                Some(data) if data.is_empty() => continue,
+                Some(data) => Ok(data),
+                None => Err(invalid("part", "a message is not data", "one header, then the bytes")),
+            },
             // Told apart from a sender that was dropped.
             Ok(None) => Ok(Vec::new()),
             Err(status) => Err(status),

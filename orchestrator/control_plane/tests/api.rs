@@ -46,7 +46,10 @@ async fn a_volume_is_made_listed_and_deleted() {
     }
     assert_eq!(names, ["a", "b", "c", "data"]);
 
-    volumes.delete_volume(api::DeleteVolumeRequest { volume: "data".to_owned() }).await.unwrap();
+    volumes
+        .delete_volume(api::DeleteVolumeRequest { volume: "data".to_owned(), request_id: String::new() })
+        .await
+        .unwrap();
     assert!(!file.exists());
     let gone = api::GetVolumeRequest { volume: volume.id };
     refused(volumes.get_volume(gone).await, Code::NotFound, "volume: there is no volume");
@@ -172,7 +175,10 @@ async fn an_image_is_checked_before_anybody_can_boot_it() {
     refused(escape, Code::InvalidArgument, "name: '../../etc/passwd' is not a name");
     assert_eq!(fs::read_dir(cluster.pool().join("images")).unwrap().count(), 1);
 
-    images.delete_image(api::DeleteImageRequest { image: "probe".to_owned() }).await.unwrap();
+    images
+        .delete_image(api::DeleteImageRequest { image: "probe".to_owned(), request_id: String::new() })
+        .await
+        .unwrap();
     assert!(!cluster.pool().join("images/probe").exists());
 }
 
@@ -193,12 +199,16 @@ async fn a_vm_lives_from_its_creation_to_its_end() {
     assert_eq!(cluster.vm(&vm.id).await.unwrap().id, vm.id, "found by id as well");
 
     let mut volumes = cluster.volumes().await;
-    let in_use = volumes.delete_volume(api::DeleteVolumeRequest { volume: "disk".to_owned() }).await;
+    let in_use = volumes
+        .delete_volume(api::DeleteVolumeRequest { volume: "disk".to_owned(), request_id: String::new() })
+        .await;
     refused(in_use, Code::FailedPrecondition, "volume 'disk' is attached to VM 'web'");
     let twice = cluster.create_vm("other", &["disk"]).await;
     refused(twice, Code::FailedPrecondition, "spec.volumes: volume 'disk' is attached to VM 'web'");
     let mut images = cluster.images().await;
-    let booted = images.delete_image(api::DeleteImageRequest { image: "probe".to_owned() }).await;
+    let booted = images
+        .delete_image(api::DeleteImageRequest { image: "probe".to_owned(), request_id: String::new() })
+        .await;
     refused(booted, Code::FailedPrecondition, "image 'probe' is used by VM 'web'");
 
     let mut vms = cluster.vms().await;

@@ -1,6 +1,6 @@
 //! Disk images.
 
-use drover_cluster_state::{DiskImage, DiskImageState, ImageFormat, ImageSource, WallTime};
+use drover_cluster_state::{DiskImage, DiskImageState, ImageFormat, ImageSource, Secret, WallTime};
 use drover_ids::OperationId;
 use drover_units::Bytes;
 use drover_wire::store::v1 as stored;
@@ -34,7 +34,7 @@ impl StoredForm for DiskImage {
             format: format.into(),
             source: Some(match &self.source {
                 ImageSource::Upload => Source::Upload(stored::Empty {}),
-                ImageSource::Url(url) => Source::Url(url.clone()),
+                ImageSource::Url(url) => Source::Url(url.expose().to_owned()),
                 ImageSource::Copy(image) => Source::Copy(image.to_string()),
             }),
             received_bytes: self.received.get(),
@@ -66,7 +66,7 @@ impl StoredForm for DiskImage {
             format,
             source: match required("disk_image.source", message.source)? {
                 Source::Upload(_) => ImageSource::Upload,
-                Source::Url(url) => ImageSource::Url(url),
+                Source::Url(url) => ImageSource::Url(Secret::new(url)),
                 Source::Copy(image) => ImageSource::Copy(name("disk_image.copy", &image)?),
             },
             received: Bytes::new(message.received_bytes),

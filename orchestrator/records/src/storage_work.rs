@@ -33,6 +33,7 @@ pub(crate) fn to_kind(work: &StorageWork) -> Kind {
         }
         StorageWork::SnapshotRollback { snapshot } => Kind::SnapshotRollback(snapshot_work(snapshot)),
         StorageWork::SnapshotDelete { snapshot } => Kind::SnapshotDelete(snapshot_work(snapshot)),
+        StorageWork::ImageDelete => Kind::ImageDelete(empty),
         StorageWork::DiskImageImport => Kind::DiskImageImport(empty),
         StorageWork::DiskImageCopy => Kind::DiskImageCopy(empty),
         StorageWork::DiskImageDelete => Kind::DiskImageDelete(empty),
@@ -56,6 +57,7 @@ pub(crate) fn from_kind(kind: &Kind) -> Result<StorageWork, RecordError> {
             StorageWork::SnapshotRollback { snapshot: snapshot(&work.snapshot_id)? }
         }
         Kind::SnapshotDelete(work) => StorageWork::SnapshotDelete { snapshot: snapshot(&work.snapshot_id)? },
+        Kind::ImageDelete(_) => StorageWork::ImageDelete,
         Kind::DiskImageImport(_) => StorageWork::DiskImageImport,
         Kind::DiskImageCopy(_) => StorageWork::DiskImageCopy,
         Kind::DiskImageDelete(_) => StorageWork::DiskImageDelete,

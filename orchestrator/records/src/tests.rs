@@ -270,7 +270,7 @@ fn disk_image() -> impl Strategy<Value = DiskImage> {
     let format = prop_oneof![Just(None), Just(Some(ImageFormat::Raw)), Just(Some(ImageFormat::Qcow2))];
     let source = prop_oneof![
         Just(ImageSource::Upload),
-        ".{0,30}".prop_map(ImageSource::Url),
+        ".{0,30}".prop_map(|url| ImageSource::Url(Secret::new(url))),
         name().prop_map(ImageSource::Copy)
     ];
     let sizes = any::<(u64, u64, u64)>();
@@ -316,6 +316,7 @@ fn storage_work() -> impl Strategy<Value = StorageWork> {
         Just(StorageWork::VolumeFlatten),
         Just(StorageWork::VolumeDelete),
         of_snapshot,
+        Just(StorageWork::ImageDelete),
         Just(StorageWork::DiskImageImport),
         Just(StorageWork::DiskImageCopy),
         Just(StorageWork::DiskImageDelete),
@@ -673,7 +674,7 @@ fn storage_samples() -> [Record; 6] {
             file_size: Bytes::mib(300),
             size: Bytes::gib(2),
             format: Some(ImageFormat::Qcow2),
-            source: ImageSource::Url("https://example.org/debian.qcow2".to_owned()),
+            source: ImageSource::Url(Secret::new("https://example.org/debian.qcow2")),
             received: Bytes::mib(64),
             state: DiskImageState::Importing,
             operation: Some(operation),

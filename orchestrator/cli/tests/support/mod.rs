@@ -28,6 +28,8 @@ pub(crate) async fn start() -> String {
             .add_service(api::vms_server::VmsServer::new(Fake))
             .add_service(api::volumes_server::VolumesServer::new(Fake))
             .add_service(api::images_server::ImagesServer::new(Fake))
+            .add_service(api::pools_server::PoolsServer::new(Fake))
+            .add_service(api::disk_images_server::DiskImagesServer::new(Fake))
             .add_service(api::operations_server::OperationsServer::new(Fake))
             .add_service(api::events_server::EventsServer::new(Fake))
             .serve_with_incoming(TcpListenerStream::new(listener)),
@@ -301,8 +303,165 @@ impl api::volumes_server::Volumes for Fake {
     ) -> Answer<api::DeleteVolumeResponse> {
         match request.into_inner().volume.as_str() {
             "data" => Err(Status::failed_precondition("volume 'data' is attached to web")),
-            _ => Ok(Response::new(api::DeleteVolumeResponse {})),
+            _ => Ok(Response::new(api::DeleteVolumeResponse::default())),
         }
+    }
+    async fn clone_volume(&self, request: Request<api::CloneVolumeRequest>) -> Answer<Operation> {
+        Ok(Response::new(operation(&request.into_inner().name)))
+    }
+    async fn resize_volume(&self, request: Request<api::ResizeVolumeRequest>) -> Answer<Operation> {
+        let request = request.into_inner();
+        if request.size_bytes < 1 << 30 {
+            return Err(Status::invalid_argument("size_bytes: a volume is not made smaller"));
+        }
+        Ok(Response::new(operation(&request.volume)))
+    }
+    async fn flatten_volume(&self, request: Request<api::FlattenVolumeRequest>) -> Answer<Operation> {
+        Ok(Response::new(operation(&request.into_inner().volume)))
+    }
+    async fn create_snapshot(&self, request: Request<api::CreateSnapshotRequest>) -> Answer<Operation> {
+        Ok(Response::new(operation(&request.into_inner().volume)))
+    }
+    async fn list_snapshots(
+        &self,
+        _: Request<api::ListSnapshotsRequest>,
+    ) -> Answer<api::ListSnapshotsResponse> {
+        let snapshots = vec![api::Snapshot {
+            id: "00000000-0000-0000-0000-0000000000c0".into(),
+            name: "before".into(),
+            volume_id: "00000000-0000-0000-0000-0000000000b0".into(),
+            volume_name: "data".into(),
+            size_bytes: 1 << 30,
+            is_protected: true,
+            state: api::SnapshotState::Ready.into(),
+            clones: vec!["copy".into()],
+            created_at: at!(4),
+        }];
+        Ok(Response::new(api::ListSnapshotsResponse { snapshots, next_page_token: String::new() }))
+    }
+    async fn protect_snapshot(&self, request: Request<api::ProtectSnapshotRequest>) -> Answer<Operation> {
+        Ok(Response::new(operation(&request.into_inner().snapshot.unwrap_or_default().volume)))
+    }
+    async fn rollback_snapshot(&self, request: Request<api::RollbackSnapshotRequest>) -> Answer<Operation> {
+        Ok(Response::new(operation(&request.into_inner().snapshot.unwrap_or_default().volume)))
+    }
+    async fn delete_snapshot(&self, _: Request<api::DeleteSnapshotRequest>) -> Answer<Operation> {
+        Err(Status::failed_precondition("snapshot: snapshot 'before' is protected"))
+    }
+}
+
+fn pool(name: &str) -> api::Pool {
+    api::Pool {
+        name: name.into(),
+        kind: api::PoolKind::Rbd.into(),
+        state: api::PoolState::Ready.into(),
+        cluster: "ceph".into(),
+        ceph_pool: "vms".into(),
+        user: "drover.fast.0f".into(),
+        capabilities: Some(api::PoolCapabilities {
+            instant_clone: true,
+            clones_need_source: true,
+            online_snapshot: true,
+        }),
+        capacity_bytes: Some(1 << 40),
+        available_bytes: Some(1 << 39),
+        provisioned_bytes: 1 << 30,
+        used_bytes: Some(4 << 20),
+        volume_count: 2,
+        disk_image_count: 1,
+        created_at: at!(5),
+        ..api::Pool::default()
+    }
+}
+
+#[tonic::async_trait]
+impl api::pools_server::Pools for Fake {
+    async fn create_pool(&self, request: Request<api::CreatePoolRequest>) -> Answer<Operation> {
+        Ok(Response::new(operation(&request.into_inner().name)))
+    }
+    async fn delete_pool(&self, _: Request<api::DeletePoolRequest>) -> Answer<Operation> {
+        Err(Status::failed_precondition("pool: pool 'fast' is used by volume 'data'; delete those first"))
+    }
+    async fn get_pool(&self, request: Request<api::GetPoolRequest>) -> Answer<api::Pool> {
+        Ok(Response::new(pool(&request.into_inner().pool)))
+    }
+    async fn list_pools(&self, _: Request<api::ListPoolsRequest>) -> Answer<api::ListPoolsResponse> {
+        let main = api::Pool {
+            kind: api::PoolKind::Dir.into(),
+            configured: true,
+            problem: "no answer within 3 s".into(),
+            used_bytes: None,
+            available_bytes: None,
+            ..pool("main")
+        };
+        Ok(Response::new(api::ListPoolsResponse {
+            pools: vec![pool("fast"), main],
+            next_page_token: String::new(),
+        }))
+    }
+}
+
+fn disk_image(name: &str) -> api::DiskImage {
+    api::DiskImage {
+        name: name.into(),
+        pool: "fast".into(),
+        sha256: "fedcba9876543210".repeat(4),
+        file_size_bytes: 2 << 20,
+        size_bytes: 1 << 30,
+        format: api::ImageFormat::Qcow2.into(),
+        source: "upload".into(),
+        received_bytes: 2 << 20,
+        state: api::DiskImageState::Ready.into(),
+        created_at: at!(6),
+        ..api::DiskImage::default()
+    }
+}
+
+#[tonic::async_trait]
+impl api::disk_images_server::DiskImages for Fake {
+    async fn import_disk_image(&self, request: Request<api::ImportDiskImageRequest>) -> Answer<Operation> {
+        let request = request.into_inner();
+        if request.sha256.len() != 64 {
+            return Err(Status::invalid_argument("sha256: it is not a SHA-256"));
+        }
+        Ok(Response::new(operation(&request.name)))
+    }
+    async fn upload_disk_image(
+        &self,
+        request: Request<Streaming<api::UploadRequest>>,
+    ) -> Answer<api::UploadResponse> {
+        let mut parts = request.into_inner();
+        let mut received_bytes = 0;
+        while let Some(part) = parts.message().await? {
+            if let Some(api::upload_request::Part::Data(data)) = part.part {
+                received_bytes += data.len() as u64;
+            }
+        }
+        Ok(Response::new(api::UploadResponse { received_bytes }))
+    }
+    async fn copy_disk_image(&self, request: Request<api::CopyDiskImageRequest>) -> Answer<Operation> {
+        Ok(Response::new(operation(&request.into_inner().name)))
+    }
+    async fn get_disk_image(&self, request: Request<api::GetDiskImageRequest>) -> Answer<api::DiskImage> {
+        Ok(Response::new(disk_image(&request.into_inner().image)))
+    }
+    async fn list_disk_images(
+        &self,
+        _: Request<api::ListDiskImagesRequest>,
+    ) -> Answer<api::ListDiskImagesResponse> {
+        let importing = api::DiskImage {
+            state: api::DiskImageState::Importing.into(),
+            source: "https://example.org/d.qcow2".into(),
+            received_bytes: 1 << 20,
+            ..disk_image("alpine")
+        };
+        Ok(Response::new(api::ListDiskImagesResponse {
+            disk_images: vec![disk_image("debian"), importing],
+            next_page_token: String::new(),
+        }))
+    }
+    async fn delete_disk_image(&self, request: Request<api::DeleteDiskImageRequest>) -> Answer<Operation> {
+        Ok(Response::new(operation(&request.into_inner().image)))
     }
 }
 

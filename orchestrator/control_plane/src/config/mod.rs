@@ -1,5 +1,6 @@
 //! Configuration: what was given on the command line and in a file, then checked once.
 
+mod ceph;
 mod pool;
 mod raw;
 
@@ -8,6 +9,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use drover_cluster_state::Name;
 use drover_reconcile::{RawTimers, Timers, TimersError};
 
+pub use ceph::{CephConfig, CephConfigError};
 pub use pool::PoolError;
 pub use raw::{Arguments, TimerArguments};
 
@@ -25,6 +27,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Storage pools: their directories by name.
     pub pools: BTreeMap<Name, PathBuf>,
+    /// Ceph clusters by name.
+    pub ceph: BTreeMap<Name, CephConfig>,
     /// When what happens.
     pub timers: Timers,
 }
@@ -71,6 +75,9 @@ pub enum ConfigError {
     /// A pool.
     #[error("--pool")]
     Pool(#[from] PoolError),
+    /// A Ceph cluster.
+    #[error("--ceph")]
+    Ceph(#[from] CephConfigError),
     /// Timers that do not fit together. The field's name is that of the flag, without `--` and `-ms`.
     #[error(transparent)]
     Timers(#[from] TimersError),
@@ -97,8 +104,9 @@ impl Config {
             valid: "an address and a port such as 127.0.0.1:7400 or [::]:7400",
         })?;
         let pools = pool::resolve(&arguments.pools, file.pools)?;
+        let ceph = ceph::resolve(&arguments.ceph, file.ceph)?;
         let timers = Timers::new(timers(arguments.timers, file.timers))?;
-        Ok(Self { state_dir, listen, pools, timers })
+        Ok(Self { state_dir, listen, pools, ceph, timers })
     }
 }
 
@@ -152,7 +160,7 @@ mod tests {
         refused(&["--state-dir", "/s", "--pool", "x"], "'x' is not a pool; valid: NAME=dir:PATH");
         refused(&["--state-dir", "/s", "--pool", "a/b=dir:/p"], "'a/b' is not a name");
         refused(&["--state-dir", "/s", "--pool", "a=dir:"], "valid: NAME=dir:PATH");
-        refused(&["--state-dir", "/s", "--pool", "a=rbd:p"], "rbd pools are not part of this version");
+        refused(&["--state-dir", "/s", "--pool", "a=rbd:p"], "made with `drover pool create`");
         refused(&["--state-dir", "/s", "--pool", "a=dir:/p", "--pool", "a=dir:/q"], "'a' is given twice");
         refused(
             &["--state-dir", "/s", pool[0], pool[1], "--listen", "here"],
@@ -160,6 +168,31 @@ mod tests {
         );
         let fence = ["--state-dir", "/s", pool[0], pool[1], "--t-fence-ms", "4000"];
         refused(&fence, "t_fence is 4s, and must be more than 4s");
+    }
+
+    #[test]
+    fn a_ceph_cluster_is_a_configuration_file_and_a_user() {
+        let base = ["--state-dir", "/s", "--pool", "default=dir:/p", "--ceph"];
+        let resolve = |value| resolve(&[&base[..], &[value]].concat());
+        let config = resolve("main=conf:/etc/ceph/ceph.conf").unwrap();
+        let (name, ceph) = config.ceph.first_key_value().unwrap();
+        assert_eq!((name.as_str(), ceph.user.as_str()), ("main", "admin"));
+        assert_eq!(ceph.conf, PathBuf::from("/etc/ceph/ceph.conf"));
+        assert_eq!(
+            resolve("a=conf:/c,user=drover").unwrap().ceph.into_values().next().unwrap().user,
+            "drover"
+        );
+        for bad in [
+            "main",
+            "main=/etc/ceph.conf",
+            "main=conf:",
+            "main=conf:/c,key=x",
+            "a/b=conf:/c",
+            "m=conf:/c,user=",
+        ] {
+            let error = resolve(bad).expect_err("must be refused");
+            assert!(error.starts_with("--ceph: "), "{bad}: {error}");
+        }
     }
 
     #[test]

@@ -20,7 +20,9 @@ pub enum PoolError {
     #[error("'{0}' is not a pool; valid: {VALID}")]
     Form(String),
     /// Ceph.
-    #[error("'{0}' is an rbd pool, and rbd pools are not part of this version; valid: {VALID}")]
+    #[error(
+        "'{0}' is an rbd pool, and those are made with `drover pool create` once --ceph names their cluster; valid: {VALID}"
+    )]
     Rbd(String),
     /// Not a name.
     #[error("the pool's name is not valid")]

@@ -24,6 +24,10 @@ pub struct Arguments {
     /// A storage pool that every node reaches under the same name; may be repeated
     #[arg(long = "pool", value_name = "NAME=dir:PATH")]
     pub pools: Vec<String>,
+    /// A Ceph cluster that rbd pools can be made in; the user must be one that may make keys and blocklist clients; may
+    /// be repeated
+    #[arg(long = "ceph", value_name = "NAME=conf:PATH[,user=USER]")]
+    pub ceph: Vec<String>,
     /// A TOML file with the same settings; flags go over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -63,6 +67,7 @@ pub(super) struct ConfigFile {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) listen: Option<String>,
     pub(super) pools: BTreeMap<String, String>,
+    pub(super) ceph: BTreeMap<String, String>,
     pub(super) timers: FileTimers,
 }
 

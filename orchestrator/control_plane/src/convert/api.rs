@@ -1,10 +1,12 @@
 //! What clients see.
 
 use drover_cluster_state::{
-    ClusterState, Constraints, Image, Name, Node, NodeFence, NodeState, Operation, OperationState, Right,
-    Usage, Vm, VmPhase, Volume, WallTime,
+    ClusterState, Constraints, DiskImage, DiskImageState, Image, ImageFormat, Name, Node, NodeFence,
+    NodeState, Operation, OperationState, Right, Snapshot, SnapshotState, Stored, Usage, Vm, VmPhase, Volume,
+    VolumeParent, VolumeState, WallTime,
 };
 use drover_driver::{LoggedEvent, View};
+use drover_ids::OperationId;
 use drover_placement_messages::{
     constraints_message, explanation_message, facts_message, settings_message, taint_message,
 };
@@ -13,7 +15,8 @@ use prost_types::Timestamp;
 
 use super::report::{boot_times, micros, migration_status};
 
-fn timestamp(at: WallTime) -> Option<Timestamp> {
+/// A point in time.
+pub(crate) fn timestamp(at: WallTime) -> Option<Timestamp> {
     let ms = at.as_unix_millis();
     let nanos = i32::try_from(ms % 1000 * 1_000_000).expect("below 10^9");
     Some(Timestamp { seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX), nanos })
@@ -145,7 +148,96 @@ pub(crate) fn volume(state: &ClusterState, volume: &Volume) -> wire::Volume {
         vm_id: holder.map(|vm| vm.to_string()).unwrap_or_default(),
         vm_name: vm_name.unwrap_or_default(),
         created_at: timestamp(volume.created_at),
+        state: match volume.state {
+            VolumeState::Creating => wire::VolumeState::Creating,
+            VolumeState::Ready => wire::VolumeState::Ready,
+            VolumeState::Deleting => wire::VolumeState::Deleting,
+        }
+        .into(),
+        used_bytes: None,
+        parent: volume.parent.map(|parent| parent_name(state, volume, parent)).unwrap_or_default(),
+        snapshot_count: u32::try_from(volume.snapshots.len()).unwrap_or(u32::MAX),
+        operation_id: running(state, volume.operation),
     }
+}
+
+/// An operation that works on something; nothing, if it has ended.
+fn running(state: &ClusterState, operation: Option<OperationId>) -> String {
+    let running =
+        operation.and_then(|id| state.operations.get(&id)).filter(|operation| operation.is_running());
+    running.map(|operation| operation.id.to_string()).unwrap_or_default()
+}
+
+/// What a clone needs, in words.
+fn parent_name(state: &ClusterState, volume: &Volume, parent: VolumeParent) -> String {
+    match parent {
+        VolumeParent::Image(digest) => {
+            let same = |image: &&Stored<DiskImage>| image.pool == volume.pool && image.digest == digest;
+            let name = state.disk_images.values().find(same).map(|image| image.name.to_string());
+            format!("image {}", name.unwrap_or_else(|| digest.to_string()))
+        }
+        VolumeParent::Snapshot { volume, snapshot } => {
+            let of = state.volumes.get(&volume);
+            let name = of.and_then(|of| of.snapshot(snapshot)).map(|snapshot| snapshot.name.to_string());
+            let of = of.map_or_else(|| volume.to_string(), |of| of.name.to_string());
+            format!("snapshot {of}@{}", name.unwrap_or_else(|| snapshot.to_string()))
+        }
+    }
+}
+
+/// A snapshot of a volume.
+pub(crate) fn snapshot(state: &ClusterState, volume: &Volume, snapshot: &Snapshot) -> wire::Snapshot {
+    let parent = VolumeParent::Snapshot { volume: volume.id, snapshot: snapshot.id };
+    wire::Snapshot {
+        id: snapshot.id.to_string(),
+        name: snapshot.name.to_string(),
+        volume_id: volume.id.to_string(),
+        volume_name: volume.name.to_string(),
+        size_bytes: snapshot.size.get(),
+        is_protected: snapshot.protected,
+        state: match snapshot.state {
+            SnapshotState::Creating => wire::SnapshotState::Creating,
+            SnapshotState::Ready => wire::SnapshotState::Ready,
+            SnapshotState::Deleting => wire::SnapshotState::Deleting,
+        }
+        .into(),
+        clones: clones(state, &volume.pool, parent),
+        created_at: timestamp(snapshot.created_at),
+    }
+}
+
+/// A disk image.
+pub(crate) fn disk_image(state: &ClusterState, image: &DiskImage) -> wire::DiskImage {
+    wire::DiskImage {
+        name: image.name.to_string(),
+        pool: image.pool.to_string(),
+        sha256: image.digest.to_string(),
+        file_size_bytes: image.file_size.get(),
+        size_bytes: image.size.get(),
+        format: match image.format {
+            None => wire::ImageFormat::Unspecified,
+            Some(ImageFormat::Raw) => wire::ImageFormat::Raw,
+            Some(ImageFormat::Qcow2) => wire::ImageFormat::Qcow2,
+        }
+        .into(),
+        source: image.source.to_string(),
+        received_bytes: image.received.get(),
+        state: match image.state {
+            DiskImageState::Importing => wire::DiskImageState::Importing,
+            DiskImageState::Ready => wire::DiskImageState::Ready,
+            DiskImageState::Deleting => wire::DiskImageState::Deleting,
+        }
+        .into(),
+        clones: clones(state, &image.pool, VolumeParent::Image(image.digest)),
+        operation_id: running(state, image.operation),
+        created_at: timestamp(image.created_at),
+    }
+}
+
+/// Volumes that need `parent`, by name.
+fn clones(state: &ClusterState, pool: &Name, parent: VolumeParent) -> Vec<String> {
+    let needs = |volume: &&Stored<Volume>| volume.pool == *pool && volume.parent == Some(parent);
+    state.volumes.values().filter(needs).map(|volume| volume.name.to_string()).collect()
 }
 
 /// A boot image.

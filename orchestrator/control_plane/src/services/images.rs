@@ -18,7 +18,7 @@ use drover_wire::control::v1::{
 use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Api, to_the_end};
+use super::{Api, identity, to_the_end};
 use crate::{
     convert,
     kernel_image::{IMAGE_BYTES_MAX, inspect},
@@ -131,12 +131,17 @@ impl<S: Store> Api<S> {
         shown.ok_or_else(|| Status::aborted("the image was deleted meanwhile"))
     }
 
-    async fn remove_image(self, image: String) -> Result<(), Status> {
+    async fn remove_image(self, request: DeleteImageRequest) -> Result<(), Status> {
+        let DeleteImageRequest { request_id, image } = request;
+        let identity = identity(request_id);
         let removed = self.cluster.submit(move |view| {
-            let (image, txn) = admission::delete_image(view.state, &image)?;
-            Ok((image, Some(txn)))
+            match admission::delete_image(view.state, &image, &identity, view.now.wall)? {
+                Some((image, txn)) => Ok((Some(image), Some(txn))),
+                None => Ok((None, None)),
+            }
         });
-        let Image { name, pool, .. } = removed.await.map_err(submit_failed)?;
+        // A repeated request: the first one has been carried out.
+        let Some(Image { name, pool, .. }) = removed.await.map_err(submit_failed)? else { return Ok(()) };
         let Some(pool) = self.pools.get(&pool).cloned() else { return Ok(()) };
         blocking(move || pool.delete_image(name.as_str()))
             .await
@@ -193,7 +198,7 @@ impl<S: Store> Images for Api<S> {
         &self,
         request: Request<DeleteImageRequest>,
     ) -> Result<Response<DeleteImageResponse>, Status> {
-        to_the_end(self.clone().remove_image(request.into_inner().image)).await?;
+        to_the_end(self.clone().remove_image(request.into_inner())).await?;
         Ok(Response::new(DeleteImageResponse {}))
     }
 }

@@ -1,13 +1,16 @@
 //! The gRPC services: each turns messages into requests to the cluster, and what it sees into messages.
 
 mod console;
+mod disk_images;
 mod events;
 mod images;
 mod moves;
 mod nodes;
 mod operations;
 mod placement;
+mod pools;
 mod registry;
+mod snapshots;
 mod vms;
 mod volumes;
 mod watching;
@@ -15,13 +18,14 @@ mod watching;
 use std::sync::Arc;
 
 use drover_driver::Cluster;
+use drover_ids::OperationId;
+use drover_ports::Store;
 use drover_reconcile::{Timers, admission::RequestIdentity};
-use tonic::Status;
+use drover_wire::control::v1 as wire;
+use tonic::{Response, Status};
 use uuid::Uuid;
 
-use crate::{agents::AgentConnections, pools::Pools, state_dir::StateDir};
-
-pub(crate) use volumes::sweep;
+use crate::{agents::AgentConnections, pools::Pools, state_dir::StateDir, storage::StorageWorker};
 
 /// What every service works with. Clones share it.
 #[derive(Debug)]
@@ -31,6 +35,7 @@ pub(crate) struct Api<S> {
     pub(crate) agents: AgentConnections,
     pub(crate) timers: Timers,
     pub(crate) state_dir: Arc<StateDir>,
+    pub(crate) storage: StorageWorker,
 }
 
 impl<S> Clone for Api<S> {
@@ -41,7 +46,16 @@ impl<S> Clone for Api<S> {
             agents: self.agents.clone(),
             timers: self.timers,
             state_dir: Arc::clone(&self.state_dir),
+            storage: self.storage.clone(),
         }
+    }
+}
+
+impl<S: Store> Api<S> {
+    /// Has an admitted operation on storage done, and shows it.
+    async fn begun(&self, id: OperationId) -> Result<Response<wire::Operation>, Status> {
+        self.carry_out(id);
+        self.operation(id).await.map(Response::new)
     }
 }
 

@@ -1,33 +1,47 @@
-//! Volumes: a record in the store, and a file in a pool.
+//! Volumes: a record in the store, and a disk in a pool.
 //!
-//! The record comes first (`Creating`) and is ready when the file is there; it is marked (`Deleting`) before the file
-//! goes, and forgotten after. So a file without a record cannot be, and what a killed control plane leaves half done
-//! shows in the record: [`sweep`] removes it before the next one serves.
+//! The record comes first (`Creating`) and is ready when the disk is there; so a disk without a record cannot be, and
+//! what a killed control plane leaves half done shows in the record: the next one removes it. Everything but making
+//! empty and imported volumes is an operation, and done by `storage`.
 
-use drover_cluster_state::{ClusterState, Name, Stored, Txn, Volume, VolumeState};
-use drover_dir_volume::{DirPool, PoolError};
-use drover_driver::{Cluster, SubmitError};
-use drover_ids::VolumeId;
+use std::{
+    io::{self, Read},
+    time::Duration,
+};
+
+use drover_cluster_state::{ClusterState, Stored, Txn, Volume, VolumeState};
+use drover_driver::{Cluster, SubmitError, View};
+use drover_ids::{OperationId, VolumeId};
 use drover_ports::Store;
-use drover_reconcile::admission::{self, AdmissionError, CreateVolume};
+use drover_reconcile::admission::{self, AdmissionError, CreateVolume, RequestIdentity};
+use drover_storage_pools::{StorageError, StoragePool, Target, Unobserved, write_sparse};
 use drover_units::Bytes;
 use drover_wire::control::v1::{
-    self as wire, CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest,
-    ImportRequest, ListVolumesRequest, ListVolumesResponse, volumes_server::Volumes,
+    self as wire, CloneVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
+    DeleteVolumeRequest, DeleteVolumeResponse, FlattenVolumeRequest, GetVolumeRequest, ImportRequest,
+    ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse,
+    ProtectSnapshotRequest, ResizeVolumeRequest, RollbackSnapshotRequest, volumes_server::Volumes,
 };
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{Api, identity, to_the_end};
+use super::{Api, identity, snapshots::named, to_the_end};
 use crate::{
     convert,
     paging::PageRequest,
     pools::blocking,
-    status::{describe, gone, no_such, submit_failed},
+    status::{describe, gone, no_such, status, submit_failed},
     upload::{self, Upload, broken_off, feed_into},
 };
 
+/// Bytes of an import that are written at a time.
+const BLOCK_BYTES: usize = 1 << 20;
+/// How long a request waits for the end of what it began, before the client is told to follow it.
+const END_WAIT: Duration = Duration::from_secs(10);
+/// How long the storage may take to say how much a volume takes. One that does not is shown without.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The volume a client means, by id or name.
-fn find<'a>(state: &'a ClusterState, text: &str) -> Option<&'a Stored<Volume>> {
+pub(super) fn find<'a>(state: &'a ClusterState, text: &str) -> Option<&'a Stored<Volume>> {
     let by_id = text.parse::<VolumeId>().ok().and_then(|id| state.volumes.get(&id));
     by_id.or_else(|| state.volume_named(text))
 }
@@ -40,20 +54,60 @@ async fn commit<S: Store>(
     cluster.submit(move |view| Ok(((), txn(view.state)))).await
 }
 
-/// The storage's error as a client's.
-fn pool_failed(error: &PoolError) -> Status {
+/// Why a volume is not filled.
+#[derive(Debug, thiserror::Error)]
+enum FillError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The client's bytes.
+    #[error("the upload broke off")]
+    Source(#[from] io::Error),
+    #[error("data: more bytes came than size_bytes, {}; valid: at most that", .0.get())]
+    TooLong(Bytes),
+}
+
+/// The same as a client's.
+fn fill_failed(error: &FillError) -> Status {
     if let Some(status) = broken_off(error) {
         return status.clone();
     }
     match error {
-        PoolError::Length { expected, copied } if copied > expected => Status::invalid_argument(format!(
-            "data: more bytes came than size_bytes, {expected}; valid: at most that"
-        )),
-        PoolError::InUse { .. } => Status::failed_precondition(describe(error)),
-        PoolError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-            Status::resource_exhausted(describe(error))
+        FillError::TooLong(_) => Status::invalid_argument(error.to_string()),
+        FillError::Source(_) => Status::aborted(describe(error)),
+        FillError::Storage(StorageError::Full { .. }) => Status::resource_exhausted(describe(error)),
+        FillError::Storage(StorageError::Unsupported(_)) => Status::failed_precondition(describe(error)),
+        FillError::Storage(_) => Status::internal(describe(error)),
+    }
+}
+
+/// Fills a new volume with what comes.
+fn fill(
+    storage: &dyn StoragePool,
+    volume: VolumeId,
+    size: Bytes,
+    source: &mut dyn Read,
+) -> Result<(), FillError> {
+    let mut writer = storage.begin(Target::Volume(volume), size)?;
+    let mut block = vec![0; BLOCK_BYTES];
+    let mut offset = 0_u64;
+    loop {
+        let mut filled = 0;
+        while filled < block.len() {
+            match source.read(&mut block[filled..]) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        _ => Status::internal(describe(error)),
+        if filled == 0 {
+            return Ok(writer.finish()?);
+        }
+        if offset + filled as u64 > size.get() {
+            return Err(FillError::TooLong(size));
+        }
+        write_sparse(&mut *writer, offset, &block[..filled])?;
+        offset += filled as u64;
     }
 }
 
@@ -70,7 +124,7 @@ impl<S: Store> Api<S> {
         self,
         request: CreateVolume,
         request_id: String,
-        fill: impl FnOnce(&DirPool, VolumeId, Bytes) -> Result<(), PoolError> + Send + 'static,
+        fill: impl FnOnce(&dyn StoragePool, VolumeId, Bytes) -> Result<(), FillError> + Send + 'static,
     ) -> Result<wire::Volume, Status> {
         let (identity, pools) = (identity(request_id), self.pools.names());
         let admitted = self.cluster.submit(move |view| {
@@ -86,12 +140,26 @@ impl<S: Store> Api<S> {
             // A repeated request, and the first one has been carried out.
             return self.volume(id).await;
         };
-        let pool = self.pool(&pool)?;
-        match blocking(move || fill(&pool, id, size)).await {
+        let made = match self.storage_of(&pool).await {
+            Ok(storage) => {
+                let _permit = self.storage.permit(&pool).await;
+                blocking(move || {
+                    let made = fill(&*storage, id, size);
+                    if made.is_err() {
+                        // What cannot be removed now is not known to anybody: the first error counts.
+                        let _left = storage.delete_volume(id, &Unobserved);
+                    }
+                    made
+                })
+                .await
+            }
+            Err(error) => Err(FillError::Storage(error)),
+        };
+        match made {
             // Also: a repeated request while the first one is under way, or after the process was killed in between.
-            Ok(()) | Err(PoolError::VolumeExists(_)) => {}
+            Ok(()) | Err(FillError::Storage(StorageError::Exists(_))) => {}
             Err(error) => {
-                let status = pool_failed(&error);
+                let status = fill_failed(&error);
                 commit(&self.cluster, move |state| admission::forget_volume(state, id))
                     .await
                     .map_err(submit_failed)?;
@@ -104,49 +172,22 @@ impl<S: Store> Api<S> {
         self.volume(id).await
     }
 
-    fn pool(&self, name: &Name) -> Result<DirPool, Status> {
-        let pool = self.pools.get(name).cloned();
-        pool.ok_or_else(|| Status::failed_precondition(format!("pool '{name}' is not configured any more")))
-    }
-
-    async fn remove_volume(self, volume: String) -> Result<(), Status> {
-        let admitted = self.cluster.submit(move |view| {
-            let admitted = admission::delete_volume(view.state, &volume)?;
-            Ok((admitted.volume, admitted.txn))
-        });
-        let id = admitted.await.map_err(submit_failed)?;
-        let pool = move |state: &ClusterState| state.volumes.get(&id).map(|volume| volume.pool.clone());
-        let Some(pool) = self.cluster.read(move |view| pool(view.state)).await.map_err(gone)? else {
-            // Another request was faster.
-            return Ok(());
+    /// Waits for a moment for an operation's end, and shows it as it is then.
+    async fn ended(&self, id: OperationId) -> Result<wire::Operation, Status> {
+        let wait = async {
+            let mut changes = self.cluster.changes();
+            loop {
+                let operation = self.operation(id).await?;
+                if operation.state() != wire::OperationState::Running || changes.changed().await.is_err() {
+                    return Ok(operation);
+                }
+            }
         };
-        let pool = self.pool(&pool)?;
-        blocking(move || pool.delete_volume(id)).await.map_err(|error| pool_failed(&error))?;
-        commit(&self.cluster, move |state| admission::forget_volume(state, id)).await.map_err(submit_failed)
-    }
-}
-
-/// Removes what a predecessor left half made or half deleted. What cannot be removed now is left for the next time.
-pub(crate) async fn sweep<S: Store>(api: &Api<S>) -> Result<(), Status> {
-    let half = |state: &ClusterState| -> Vec<(VolumeId, Name)> {
-        let half = state.volumes.values().filter(|volume| volume.state != VolumeState::Ready);
-        half.map(|volume| (volume.id, volume.pool.clone())).collect()
-    };
-    for (id, pool) in api.cluster.read(move |view| half(view.state)).await.map_err(gone)? {
-        let Some(pool) = api.pools.get(&pool).cloned() else {
-            tracing::warn!(volume = %id, %pool, "a half-made volume is in a pool that is not configured");
-            continue;
-        };
-        if let Err(error) = blocking(move || pool.delete_volume(id)).await {
-            tracing::warn!(volume = %id, error = describe(&error), "a half-made volume cannot be removed");
-            continue;
+        match tokio::time::timeout(END_WAIT, wait).await {
+            Ok(operation) => operation,
+            Err(_) => self.operation(id).await,
         }
-        commit(&api.cluster, move |state| admission::forget_volume(state, id))
-            .await
-            .map_err(submit_failed)?;
-        tracing::info!(volume = %id, "a half-made volume was removed");
     }
-    Ok(())
 }
 
 #[tonic::async_trait]
@@ -157,7 +198,7 @@ impl<S: Store> Volumes for Api<S> {
     ) -> Result<Response<wire::Volume>, Status> {
         let CreateVolumeRequest { request_id, name, pool, size_bytes } = request.into_inner();
         let request = CreateVolume { name, pool, size_bytes };
-        let fill = |pool: &DirPool, id, size| pool.create_volume(id, size);
+        let fill = |pool: &dyn StoragePool, id, size| Ok(pool.create_volume(id, size)?);
         to_the_end(self.clone().make_volume(request, request_id, fill)).await.map(Response::new)
     }
 
@@ -169,7 +210,7 @@ impl<S: Store> Volumes for Api<S> {
         let header = upload::header(&mut requests).await?;
         let request = CreateVolume { name: header.name, pool: header.pool, size_bytes: header.size_bytes };
         let (feeder, mut upload) = Upload::new();
-        let fill = move |pool: &DirPool, id, size| pool.import_volume_to_end(id, size, &mut upload);
+        let fill = move |pool: &dyn StoragePool, id, size| fill(pool, id, size, &mut upload);
         // The client's bytes end with the client; what is made of them is finished or removed either way.
         let made = to_the_end(self.clone().make_volume(request, header.request_id, fill));
         feed_into(requests, feeder, made).await.map(Response::new)
@@ -194,16 +235,119 @@ impl<S: Store> Volumes for Api<S> {
         let text = request.into_inner().volume;
         let get = move |state: &ClusterState| {
             let volume = find(state, &text).ok_or_else(|| no_such("volume", "volume", &text))?;
-            Ok(convert::volume(state, volume))
+            let ready = volume.state == VolumeState::Ready;
+            Ok::<_, Status>((convert::volume(state, volume), volume.id, ready.then(|| volume.pool.clone())))
         };
-        self.cluster.read(move |view| get(view.state)).await.map_err(gone)?.map(Response::new)
+        let (mut shown, id, pool) = self.cluster.read(move |view| get(view.state)).await.map_err(gone)??;
+        if let Some(pool) = pool {
+            let ask = async {
+                let _permit = self.storage.permit(&pool).await;
+                let storage = self.storage_of(&pool).await.ok()?;
+                blocking(move || storage.volume_usage(id)).await.ok()?.used
+            };
+            let used = tokio::time::timeout(USAGE_TIMEOUT, ask).await.ok().flatten();
+            shown.used_bytes = used.map(Bytes::get);
+        }
+        Ok(Response::new(shown))
     }
 
     async fn delete_volume(
         &self,
         request: Request<DeleteVolumeRequest>,
     ) -> Result<Response<DeleteVolumeResponse>, Status> {
-        to_the_end(self.clone().remove_volume(request.into_inner().volume)).await?;
-        Ok(Response::new(DeleteVolumeResponse {}))
+        let DeleteVolumeRequest { request_id, volume } = request.into_inner();
+        let admit = move |view: View<'_>, identity: &RequestIdentity| {
+            admission::delete_volume(view.state, &volume, identity, view.now.wall)
+        };
+        let id = self.admit(request_id, admit).await?;
+        self.carry_out(id);
+        let operation = self.ended(id).await?;
+        if operation.state() == wire::OperationState::Failed {
+            return Err(status(Code::FailedPrecondition, operation.reason));
+        }
+        Ok(Response::new(DeleteVolumeResponse { operation: Some(operation) }))
+    }
+
+    async fn clone_volume(
+        &self,
+        request: Request<CloneVolumeRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        self.clone_of(request.into_inner()).await
+    }
+
+    async fn resize_volume(
+        &self,
+        request: Request<ResizeVolumeRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let ResizeVolumeRequest { request_id, volume, size_bytes } = request.into_inner();
+        self.work(request_id, move |view, identity| {
+            admission::resize_volume(view.state, &volume, size_bytes, identity, view.now.wall)
+        })
+        .await
+    }
+
+    async fn flatten_volume(
+        &self,
+        request: Request<FlattenVolumeRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let FlattenVolumeRequest { request_id, volume } = request.into_inner();
+        self.work(request_id, move |view, identity| {
+            admission::flatten_volume(view.state, &volume, identity, view.now.wall)
+        })
+        .await
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<CreateSnapshotRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let CreateSnapshotRequest { request_id, volume, name } = request.into_inner();
+        self.work(request_id, move |view, identity| {
+            admission::create_snapshot(view.state, &volume, &name, identity, view.now.wall)
+        })
+        .await
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListSnapshotsResponse>, Status> {
+        self.snapshots(request.into_inner()).await
+    }
+
+    async fn protect_snapshot(
+        &self,
+        request: Request<ProtectSnapshotRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let ProtectSnapshotRequest { request_id, snapshot, protect } = request.into_inner();
+        let name = named(snapshot)?;
+        self.work(request_id, move |view, identity| {
+            admission::protect_snapshot(view.state, &name, protect, identity, view.now.wall)
+        })
+        .await
+    }
+
+    async fn rollback_snapshot(
+        &self,
+        request: Request<RollbackSnapshotRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let RollbackSnapshotRequest { request_id, snapshot } = request.into_inner();
+        let name = named(snapshot)?;
+        self.work(request_id, move |view, identity| {
+            admission::rollback_snapshot(view.state, &name, identity, view.now.wall)
+        })
+        .await
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let DeleteSnapshotRequest { request_id, snapshot } = request.into_inner();
+        let name = named(snapshot)?;
+        self.work(request_id, move |view, identity| {
+            admission::delete_snapshot(view.state, &name, identity, view.now.wall)
+        })
+        .await
     }
 }

@@ -14,6 +14,7 @@ mod moves;
 mod node;
 mod node_settings;
 mod project;
+mod storage;
 mod vm;
 mod vm_group;
 mod volume;
@@ -34,11 +35,18 @@ pub use project::{
     UpdateSettings, check_project, delete_policy, delete_project, policy_users, set_policy, set_project,
     update_settings,
 };
+pub use storage::{
+    Checkpoint, CloneOf, CloneVolume, CopyDiskImage, CreatePool, ImportDiskImage, ImportFrom, SnapshotName,
+    StorageFailure, StorageOutcome, checkpoint_disk_image, clone_volume, copy_disk_image, create_pool,
+    create_snapshot, delete_disk_image, delete_pool, delete_snapshot, delete_volume, finish_storage,
+    flatten_volume, import_disk_image, progress_storage, protect_snapshot, resize_volume, rollback_snapshot,
+    same_object_as, usable_pools,
+};
 pub use vm::{CreateVm, create_vm, delete_vm, start_vm, stop_vm};
 pub use vm_group::create_vm_group;
 pub use volume::{
-    AdmittedVolume, CreateVolume, NewImage, add_image, create_volume, delete_image, delete_volume,
-    forget_volume, ready_volume,
+    AdmittedVolume, CreateVolume, NewImage, add_image, create_volume, delete_image, forget_volume,
+    ready_volume,
 };
 
 use crate::ident;

@@ -11,8 +11,10 @@ use drover_ids::{Generation, OperationId, VmId, VolumeId};
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
 
 use super::{
-    AdmissionError, Admitted, RequestIdentity, find_vm, is_about, project::admit_to_project, repeated,
-    require_idle, running_operation,
+    AdmissionError, Admitted, RequestIdentity, find_vm, is_about,
+    project::admit_to_project,
+    repeated, require_idle, running_operation,
+    storage::{require_settled, require_settled_volumes},
 };
 
 /// Most vCPUs of a VM: xAPIC ids are 8 bits wide, and two of them are not for CPUs.
@@ -164,7 +166,11 @@ pub fn start_vm(
         let problem = format!("VM '{}' is already to run ({:?})", vm.spec.name, state.vm_phase(vm));
         return Err(AdmissionError::wrong_state("vm", problem, "a stopped VM"));
     }
-    Ok(admit(state, vm, OperationKind::VmStart, Desired::Running, identity, now))
+    let mut admitted = admit(state, vm, OperationKind::VmStart, Desired::Running, identity, now);
+    if let Some(txn) = &mut admitted.txn {
+        require_settled_volumes(state, vm, txn)?;
+    }
+    Ok(admitted)
 }
 
 /// Admits the stop of a VM. Takes the place of an operation that would have it run.
@@ -354,6 +360,7 @@ fn find_volumes<'a>(
             let problem = format!("volume '{}' is not ready ({:?})", volume.name, volume.state);
             return Err(AdmissionError::wrong_state(FIELD, problem, "a volume that is ready"));
         }
+        require_settled(state, FIELD, volume)?;
         volumes.push(volume);
     }
     Ok(volumes)

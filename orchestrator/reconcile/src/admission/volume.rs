@@ -1,19 +1,17 @@
 //! Volumes and boot images: their records. The bytes are the caller's, between two transactions:
-//! [`create_volume`], make the file, [`ready_volume`]; [`delete_volume`], remove the file, [`forget_volume`]. A volume
-//! whose caller died in between is still `Creating` or `Deleting` after a restart, and is removed then.
+//! [`create_volume`], make the file, [`ready_volume`] or [`forget_volume`]. A volume whose caller died in between is
+//! still `Creating` after a restart, and is removed then.
 
 use std::collections::BTreeSet;
 
 use drover_cluster_state::{
-    ClusterState, Image, Key, Name, NameKind, NameRecord, Record, Subject, Txn, Volume, VolumeState, WallTime,
+    ClusterState, Image, Key, Name, NameKind, NameRecord, Operation, OperationKind, OperationState, Record,
+    StorageWork, Stored, Subject, Txn, Volume, VolumeState, WallTime,
 };
 use drover_ids::VolumeId;
 use drover_units::{Bytes, SECTOR_SIZE};
 
-use super::{
-    AdmissionError, RequestIdentity,
-    vm::{find_volume, parse_name},
-};
+use super::{AdmissionError, RequestIdentity, repeated, storage::usable_pools, vm::parse_name};
 use crate::ident;
 
 /// Largest volume: what a raw file can be on ext4 with 4 KiB blocks.
@@ -84,20 +82,34 @@ pub fn create_volume(
             holder,
         });
     }
-    let pool = find_pool(pools, &request.pool)?;
+    let pool = find_pool(&usable_pools(state, pools), &request.pool)?;
     let size = Bytes::new(request.size_bytes);
-    if size == Bytes::ZERO || size > VOLUME_SIZE_MAX || size.to_sectors().is_none() {
-        return Err(AdmissionError::invalid(
-            "size_bytes",
-            format!("it is {}", request.size_bytes),
-            format!("a multiple of {SECTOR_SIZE} (a sector), more than 0, at most {VOLUME_SIZE_MAX}"),
-        ));
-    }
+    check_volume_size("size_bytes", size)?;
     let mut txn = Txn::new();
+    require_pool(state, &pool, &mut txn);
     let holder = Subject::Volume(id);
     txn.create(Record::Name(NameRecord { kind: NameKind::Volume, name: name.clone(), holder }));
     txn.create(Record::Volume(Volume::new(id, name, pool, size, now)));
     Ok(AdmittedVolume { volume: id, txn: Some(txn) })
+}
+
+/// Refuses what is no size of a volume.
+pub(super) fn check_volume_size(field: &'static str, size: Bytes) -> Result<(), AdmissionError> {
+    if size != Bytes::ZERO && size <= VOLUME_SIZE_MAX && size.to_sectors().is_some() {
+        return Ok(());
+    }
+    Err(AdmissionError::invalid(
+        field,
+        format!("it is {}", size.get()),
+        format!("a multiple of {SECTOR_SIZE} (a sector), more than 0, at most {VOLUME_SIZE_MAX}"),
+    ))
+}
+
+/// Has a transaction fail if the pool's removal begins meanwhile. A pool of the configuration stays.
+pub(super) fn require_pool(state: &ClusterState, pool: &Name, txn: &mut Txn) {
+    if let Some(stored) = state.pools.get(pool) {
+        txn.require(Key::Pool(pool.clone()), stored);
+    }
 }
 
 /// The volume's bytes are there. `None`: it is not being created (any more).
@@ -108,40 +120,22 @@ pub fn ready_volume(state: &ClusterState, volume: VolumeId) -> Option<Txn> {
     Some(txn)
 }
 
-/// Admits the removal of a volume: nobody can attach it from now on.
-pub fn delete_volume(state: &ClusterState, volume: &str) -> Result<AdmittedVolume, AdmissionError> {
-    let volume = find_volume(state, "volume", volume)?;
-    if let Some(holder) = volume.attached {
-        let vm = state.vms.get(&holder).map_or_else(|| holder.to_string(), |vm| vm.spec.name.to_string());
-        return Err(AdmissionError::VolumeAttached { field: "volume", volume: volume.name.clone(), vm });
-    }
-    match volume.state {
-        VolumeState::Ready => {}
-        VolumeState::Creating => {
-            let problem = format!("volume '{}' is still being created", volume.name);
-            return Err(AdmissionError::wrong_state("volume", problem, "a volume that is ready"));
-        }
-        VolumeState::Deleting => return Ok(AdmittedVolume { volume: volume.id, txn: None }),
-    }
-    let mut txn = Txn::new();
-    txn.update(
-        volume.revision,
-        Record::Volume(Volume { state: VolumeState::Deleting, ..volume.value.clone() }),
-    );
-    Ok(AdmittedVolume { volume: volume.id, txn: Some(txn) })
-}
-
 /// The volume's bytes are gone, or were never there: removes its record and frees its name. `None`: it is in use, or
 /// has been forgotten.
 pub fn forget_volume(state: &ClusterState, volume: VolumeId) -> Option<Txn> {
     let volume =
         state.volumes.get(&volume).filter(|v| v.state != VolumeState::Ready && v.attached.is_none())?;
     let mut txn = Txn::new();
+    forget(state, volume, &mut txn);
+    Some(txn)
+}
+
+/// Removes a volume's record and frees its name.
+pub(super) fn forget(state: &ClusterState, volume: &Stored<Volume>, txn: &mut Txn) {
     if let Some(name) = state.names.get(&(NameKind::Volume, volume.name.clone())) {
         txn.delete(Key::Name(NameKind::Volume, volume.name.clone()), name);
     }
     txn.delete(Key::Volume(volume.id), volume);
-    Some(txn)
 }
 
 /// Admits an image. Called with `size` zero before its bytes are taken in, to refuse early; then again, to commit.
@@ -161,8 +155,18 @@ pub fn add_image(
             holder,
         });
     }
+    if state.disk_images.contains_key(&name) {
+        let (name, holder) = (name.to_string(), "with this name".to_owned());
+        return Err(AdmissionError::NameTaken { field: "name", kind: "disk image", name, holder });
+    }
+    if state.pools.keys().any(|pool| pool.as_str() == image.pool) {
+        let problem = format!("boot images are files, and pool '{}' is in Ceph", image.pool);
+        let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
+        return Err(AdmissionError::wrong_state("pool", problem, format!("one of: {}", names.join(", "))));
+    }
     let pool = find_pool(pools, &image.pool)?;
     let mut txn = Txn::new();
+    txn.require_absent(Key::DiskImage(name.clone()));
     txn.create(Record::Image(Image {
         name: name.clone(),
         pool: pool.clone(),
@@ -174,8 +178,19 @@ pub fn add_image(
     Ok((pool, txn))
 }
 
-/// Removes an image's record, if no VM boots from it.
-pub fn delete_image(state: &ClusterState, image: &str) -> Result<(Image, Txn), AdmissionError> {
+/// Removes a boot image's record, if no VM boots from it, with an operation that has ended: a repetition of the request
+/// finds that, and gets `None`.
+pub fn delete_image(
+    state: &ClusterState,
+    image: &str,
+    identity: &RequestIdentity,
+    now: WallTime,
+) -> Result<Option<(Image, Txn)>, AdmissionError> {
+    let kind = OperationKind::Storage(StorageWork::ImageDelete);
+    let is_same = |o: &Operation| o.kind == kind && o.subject_name.as_str() == image;
+    if repeated(state, identity, is_same)?.is_some() {
+        return Ok(None);
+    }
     let found = Name::new(image).ok().and_then(|name| state.images.get(&name));
     let found = found.ok_or_else(|| {
         AdmissionError::not_found("image", "image", image, state.images.keys().map(Name::as_str))
@@ -196,10 +211,13 @@ pub fn delete_image(state: &ClusterState, image: &str) -> Result<(Image, Txn), A
     }
     let mut txn = Txn::new();
     txn.delete(Key::Image(found.name.clone()), found);
-    Ok((found.value.clone(), txn))
+    let subject = Subject::Image(found.name.clone());
+    let operation = Operation::new(identity.operation(), kind, subject, found.name.clone(), now);
+    txn.create(Record::Operation(operation.ended(OperationState::Done, "", now)));
+    Ok(Some((found.value.clone(), txn)))
 }
 
-fn find_pool(pools: &BTreeSet<Name>, text: &str) -> Result<Name, AdmissionError> {
+pub(super) fn find_pool(pools: &BTreeSet<Name>, text: &str) -> Result<Name, AdmissionError> {
     match (text, pools.len()) {
         ("", 1) => Ok(pools.first().expect("there is one").clone()),
         ("", _) => {
