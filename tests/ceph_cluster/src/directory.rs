@@ -5,6 +5,7 @@
 //! both were killed, the next start of any cluster.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     io::Write as _,
     os::unix::process::CommandExt as _,
@@ -13,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::statvfs,
+    process::{Pid, Signal, kill_process},
+};
 
 use crate::{command::wait_until, error::CephError};
 
@@ -21,6 +25,8 @@ use crate::{command::wait_until, error::CephError};
 const PREFIX: &str = "drover-ceph-";
 /// A cluster that shall outlive its owner has this file.
 const LEFT_RUNNING: &str = "left-running";
+/// A cluster that holds a few small images takes less.
+const ROOM_BYTES_MIN: u64 = 2 << 30;
 /// A killed daemon is gone at once, unless it waits for a disk; it has none but memory.
 const GONE_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -49,8 +55,8 @@ pub(crate) struct Directory {
 impl Directory {
     /// Clears the directories of dead owners and makes a new one, watched.
     pub(crate) fn create() -> Result<Self, CephError> {
-        let base = base();
-        clear_stale(&base);
+        bases().iter().for_each(|base| clear_stale(base));
+        let base = base_with_room();
         let own = std::process::id();
         let started = start_time(own).unwrap_or_default();
         let path = tempfile::Builder::new()
@@ -112,10 +118,17 @@ fn spawn_watcher(path: &Path) -> Result<Child, CephError> {
     Ok(watcher)
 }
 
-/// Memory where there is some: BlueStore on a disk would measure the disk.
-fn base() -> PathBuf {
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() { memory.to_owned() } else { env::temp_dir() }
+/// Where clusters may lie, the best first. BlueStore on a disk would measure the disk.
+fn bases() -> [PathBuf; 2] {
+    [PathBuf::from("/dev/shm"), env::temp_dir()]
+}
+
+/// The first place with room: containers often have a `/dev/shm` of 64 MiB.
+fn base_with_room() -> PathBuf {
+    let has_room = |base: &PathBuf| {
+        statvfs(base).is_ok_and(|space| space.f_bavail.saturating_mul(space.f_frsize) >= ROOM_BYTES_MIN)
+    };
+    bases().into_iter().find(has_room).unwrap_or_else(env::temp_dir)
 }
 
 /// Takes down every cluster whose owner has died without leaving it on purpose.
@@ -130,8 +143,10 @@ fn clear_stale(base: &Path) {
 
 /// Directories that were left running on purpose.
 pub(crate) fn left_running() -> Vec<PathBuf> {
-    let all = directories(&base()).into_iter().map(|(path, _)| path);
-    all.filter(|path| path.join(LEFT_RUNNING).exists()).collect()
+    let all = bases().into_iter().flat_map(|base| directories(&base)).map(|(path, _)| path);
+    let left = all.filter(|path| path.join(LEFT_RUNNING).exists());
+    // Both places may be one.
+    left.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Kills every process of the cluster in `path` and removes it.

@@ -41,7 +41,7 @@ fn up(osds: u16, stock: bool) -> anyhow::Result<()> {
     let pool = cluster.pool().to_owned();
     let mon_hosts = cluster.mon_hosts().to_owned();
     let directory = cluster.leave_running()?;
-    eprintln!("ceph: {osds} OSDs up in {:.1} s at {mon_hosts}", start.elapsed().as_secs_f64());
+    eprintln!("ceph: up in {:.1} s at {mon_hosts}, number of OSDs: {osds}", start.elapsed().as_secs_f64());
     explain(&directory, &pool);
     Ok(())
 }
