@@ -14,6 +14,7 @@
 )]
 
 mod agents;
+mod blocklist_keeper;
 mod ceph;
 mod clock;
 mod config;
@@ -21,6 +22,7 @@ mod convert;
 mod kernel_image;
 mod paging;
 mod pools;
+mod rbd_fence;
 mod server;
 mod services;
 mod state_dir;

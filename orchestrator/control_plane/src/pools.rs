@@ -14,7 +14,11 @@ use drover_reconcile::{FenceRefusal, FenceRequest};
 use drover_storage_pools::{DirStorage, RbdStorage, StorageError, StoragePool};
 use tokio::sync::Semaphore;
 
-use crate::{ceph::CephClusters, status::describe};
+use crate::{
+    ceph::{CephClusters, CephError},
+    rbd_fence::RbdFence,
+    status::describe,
+};
 
 /// Volumes that are fenced at a time. Each occupies a thread while the storage answers: a pool that hangs must not
 /// take all of them.
@@ -116,23 +120,60 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 
 impl Fence for Pools {
     async fn fence(&self, request: FenceRequest) -> Vec<(VolumeId, Result<VolumeFence, FenceRefusal>)> {
-        let mut results = Vec::with_capacity(request.volumes.len());
-        for (volume, pool) in request.volumes {
-            let Some(directory) = self.get(&pool).cloned() else {
-                let text = format!("pool '{pool}' is not configured at the control plane");
-                results.push((volume, Err(FenceRefusal(text))));
-                continue;
-            };
+        // All at once: with Ceph's own settings each may take a round of its monitors.
+        let mut under_way = Vec::with_capacity(request.volumes.len());
+        for (volume, pool) in &request.volumes {
             let permit = Arc::clone(&self.fences).acquire_owned().await;
-            let (vm, floor) = (request.vm, request.min_epoch);
-            let outcome = blocking(move || {
-                let _permit = permit;
-                drover_dir_volume::fence(&directory, volume, vm, floor)
-            })
-            .await;
-            results.push((volume, outcome.map(proof).map_err(|error| refusal(&error))));
+            let work = self.fence_one(&request, *volume, pool);
+            under_way.push((
+                *volume,
+                tokio::spawn(blocking(move || {
+                    let _permit = permit;
+                    work()
+                })),
+            ));
+        }
+        let mut results = Vec::with_capacity(under_way.len());
+        for (volume, work) in under_way {
+            let result =
+                work.await.unwrap_or_else(|_| Err(FenceRefusal("the fence was given up".to_owned())));
+            results.push((volume, result));
         }
         results
+    }
+}
+
+impl Pools {
+    /// What fences one volume. It blocks.
+    fn fence_one(
+        &self,
+        request: &FenceRequest,
+        volume: VolumeId,
+        pool: &Name,
+    ) -> Box<dyn FnOnce() -> Result<VolumeFence, FenceRefusal> + Send> {
+        let (vm, floor) = (request.vm, request.min_epoch);
+        if let Some(directory) = self.get(pool).cloned() {
+            return Box::new(move || {
+                let fenced = drover_dir_volume::fence(&directory, volume, vm, floor);
+                fenced.map(proof).map_err(|error| refusal(&error))
+            });
+        }
+        if let Some(rbd) = self.made(pool) {
+            let (clients, spared) = (request.clients.clone(), request.spared.clone());
+            let fence = RbdFence { volume, vm, floor, clients, spared };
+            let ceph = self.ceph.clone();
+            return Box::new(move || {
+                let pool = ceph.open(&rbd).map_err(|error| FenceRefusal(describe(&error)))?;
+                fence.carry_out(&pool)
+            });
+        }
+        let text = format!("pool '{pool}' is not configured at the control plane");
+        Box::new(move || Err(FenceRefusal(text)))
+    }
+
+    /// The Ceph cluster of a pool, as who may blocklist there; `None`: there is no such pool. Blocks.
+    pub(crate) fn ceph_of(&self, pool: &Name) -> Option<Result<drover_rbd::Cluster, CephError>> {
+        self.made(pool).map(|rbd| self.ceph.connect(&rbd.cluster))
     }
 }
 

@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     agents::AgentConnections,
+    blocklist_keeper,
     ceph::CephClusters,
     clock::SystemClock,
     config::Config,
@@ -101,6 +102,7 @@ impl ControlPlane {
         let api =
             Api { cluster, pools, agents, timers: config.timers, state_dir: Arc::clone(&state_dir), storage };
         tokio::spawn(remember_pools(api.clone()));
+        tokio::spawn(blocklist_keeper::keep(api.cluster.clone(), api.pools.clone()));
         let server = serve(api.clone(), listener, raised(stopped)).await?;
         // Storage may be slow, or away: agents do not wait for what a predecessor left.
         tokio::spawn(resume(api));
