@@ -20,7 +20,7 @@ use drover_cluster_state::{
     OperationState, Record, Right, RunState, Stored, Txn, Vm, VmReport, event_kind,
 };
 use drover_ids::{MigrationId, NodeId, OwnerEpoch};
-use drover_placement::Policy;
+use drover_placement::{Policy, Reason, Request};
 use drover_rebalance::MigrationSample;
 use drover_units::Bytes;
 use std::time::Duration;
@@ -68,8 +68,11 @@ impl Planner {
         // A move takes nobody's place, and the room for failures is checked when VMs are admitted.
         let policy = Policy { preemption: false, host_failures: 0, ..self.book.policy_for(&vm.spec) };
         let (decision, took) = self.decide(&request, &policy);
-        let decision = match decision {
-            Ok(decision) => decision,
+        let host = match decision {
+            Ok(decision) => decision.host,
+            Err(_) if operation.parent.is_some() && self.leads_company(&request) => {
+                target.unwrap_or(owner.node)
+            }
             Err(_) => {
                 let explanation = explain(self.book.inventory(), &request, &policy);
                 let reason = format!("no node can take it: {explanation}");
@@ -83,11 +86,11 @@ impl Planner {
             }
         };
         let id = ident::migration(vm.id, vm.ownership.next_epoch());
-        let Ok(ownership) = vm.ownership.begin_migration(decision.host, id) else {
+        let Ok(ownership) = vm.ownership.begin_migration(host, id) else {
             return Next::wait("its right to run does not allow a migration");
         };
         let mut txn = Txn::new();
-        let names = (self.state.node_name(owner.node), self.state.node_name(decision.host));
+        let names = (self.state.node_name(owner.node), self.state.node_name(host));
         let message = format!("from node {} to node {}", names.0, names.1);
         txn.event(self.vm_event(event_kind::MIGRATION_STARTED, vm, message));
         let mut placed = operation.value.clone();
@@ -97,11 +100,20 @@ impl Planner {
         if let OperationKind::VmMigrate { migration, .. } = &mut placed.kind {
             *migration = Some(id);
         }
-        self.guard_assignment(&mut txn, decision.host);
+        self.guard_assignment(&mut txn, host);
         txn.update(operation.revision, Record::Operation(placed));
         txn.update(vm.revision, Record::Vm(Vm { ownership, ..vm.value.clone() }));
         self.book.began(self.now.moment, vm.id);
-        self.submit_assignment(vm.id, txn, vec![(vm.id, decision.host)])
+        self.submit_assignment(vm.id, txn, vec![(vm.id, host)])
+    }
+
+    /// Whether all that stands against a planned move is that the VMs are not there yet which it must be with: they
+    /// follow by the same plan, and somebody must be first.
+    fn leads_company(&self, request: &Request) -> bool {
+        let reasons = request.only.and_then(|target| self.book.inventory().check(request, target));
+        reasons.is_some_and(|reasons| {
+            !reasons.is_empty() && reasons.iter().all(|reason| matches!(reason, Reason::NotTogether { .. }))
+        })
     }
 
     /// The next thing to do about a VM that is being moved.
