@@ -32,7 +32,7 @@ const EXPLAINED_MAX: usize = 8;
 pub enum StuckCause {
     /// The caller said that it must stay.
     Immovable,
-    /// It is being moved already.
+    /// It is being moved already, from one of the hosts to another one of them.
     Moving,
     /// No host will have it.
     NoPlace {
@@ -94,8 +94,9 @@ fn list(stuck: &[Stuck]) -> String {
     }
 }
 
-/// Finds moves that empty hosts. The caller closes them to new work first (cordon): what arrives later is not in the
-/// plan. Room that a policy keeps for host failures may be used: hosts are being given up, on purpose.
+/// Finds moves that empty hosts. VMs that are being moved off them already are not moved again. The caller closes the
+/// hosts to new work first (cordon): what arrives later is not in the plan. Room that a policy keeps for host failures
+/// may be used: hosts are being given up, on purpose.
 pub fn drain(
     basis: &Basis<'_>,
     hosts: &BTreeSet<NodeId>,
@@ -106,8 +107,11 @@ pub fn drain(
     }
     let mut start = Trial::new(basis, Reserve::Used);
     start.close(hosts);
-    let leaving: Vec<(VmId, NodeId)> =
+    let on_hosts: Vec<(VmId, NodeId)> =
         hosts.iter().flat_map(|host| start.vms_of(*host).into_iter().map(|vm| (vm, *host))).collect();
+    // What is on a host outside as well is on its way already, and counts on both until it has arrived.
+    let leaving: Vec<(VmId, NodeId)> =
+        on_hosts.into_iter().filter(|(vm, _)| !start.is_moving_out(*vm, hosts)).collect();
     let stay: Vec<Stuck> = leaving.iter().filter_map(|(vm, host)| stays(&start, *vm, *host)).collect();
     if !stay.is_empty() {
         return Err(DrainRefused::Stuck(stay));

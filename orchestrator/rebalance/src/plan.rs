@@ -110,7 +110,8 @@ pub struct Wave {
 ///
 /// A plan is worth what the inventory was worth that it was made on. Whoever carries it out decides each move again,
 /// with `only` its target, just before it starts; where that is refused, or a move fails, the plan is dropped and made
-/// anew from what is there then.
+/// anew from what is there then. One refusal is none: VMs that must be together move in one wave, and until the first of
+/// them has arrived, [`Reason::NotTogether`](drover_placement::Reason::NotTogether) is all that stands against it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// What runs together.

@@ -130,6 +130,11 @@ impl<'a> Trial<'a> {
         held.next().is_none().then_some(home)
     }
 
+    /// Whether a VM is on several hosts, one of them not among these.
+    pub(crate) fn is_moving_out(&self, vm: VmId, hosts: &BTreeSet<NodeId>) -> bool {
+        self.home(vm).is_none() && self.inventory.vm(vm).any(|view| !hosts.contains(&view.host().id()))
+    }
+
     /// Whether a VM may be moved at all.
     pub(crate) fn is_movable(&self, vm: VmId) -> bool {
         !self.basis.immovable.contains(&vm) && self.home(vm).is_some()

@@ -134,6 +134,21 @@ fn a_drain_that_cannot_place_all_moves_none_and_says_why() {
 }
 
 #[test]
+fn a_drain_goes_on_while_a_vm_is_on_its_way() {
+    let mut cluster = Cluster::of_hosts(3);
+    cluster.hold(1, &request(1, 4, 8));
+    cluster.hold(1, &request(2, 6, 8));
+    cluster.hold(2, &request(1, 4, 8));
+    let plan = cluster.drain(&[1], Parallelism::default()).unwrap();
+    assert_eq!(shape(&plan), [[(vm_id(2), node(1), node(3))]], "what is on its way counts where it goes");
+    // Between the hosts that are to be empty it cannot stay.
+    let DrainRefused::Stuck(stuck) = cluster.drain(&[1, 2], Parallelism::default()).unwrap_err() else {
+        panic!()
+    };
+    assert!(stuck.iter().all(|stuck| (stuck.vm, &stuck.cause) == (vm_id(1), &StuckCause::Moving)));
+}
+
+#[test]
 fn a_drain_moves_others_out_of_the_way() {
     // Each other host has 4 threads free; the large VM needs 6.
     let mut cluster = Cluster::of_hosts(3);
