@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use drover_cluster_state::{
-    ClusterEvent, ClusterState, Constraints, Desired, Image, Key, Name, NameKind, NameRecord, Operation,
-    OperationKind, OperationState, Ownership, Record, Restarts, StopCause, Stored, Subject, Txn, Vm, VmSpec,
-    Volume, VolumeAttachment, VolumeState, WallTime, event_kind,
+    ClusterEvent, ClusterState, Constraints, Desired, Image, Key, Name, NameKind, NameRecord, NumaPolicy,
+    Operation, OperationKind, OperationState, Ownership, Record, Restarts, StopCause, Stored, Subject, Txn,
+    Vm, VmSpec, Volume, VolumeAttachment, VolumeState, WallTime, event_kind,
 };
 use drover_ids::{Generation, OperationId, VmId, VolumeId};
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
@@ -326,17 +326,26 @@ fn check_shape(request: &CreateVm, image: &Image) -> Result<(), AdmissionError> 
             "printable ASCII",
         ));
     }
-    if let Some(page) = request.constraints.hugepages
-        && !request.memory_bytes.is_multiple_of(page.get())
-    {
-        let problem = format!("{memory} ({exact} bytes) is no multiple of its hugepages");
-        return Err(AdmissionError::invalid("spec.memory_bytes", problem, format!("a multiple of {page}")));
-    }
+    check_binding(&request.constraints)?;
     if request.volumes.len() > VOLUMES_MAX {
         let problem = format!("there are {}", request.volumes.len());
         return Err(AdmissionError::invalid("spec.volumes", problem, format!("at most {VOLUMES_MAX}")));
     }
     Ok(())
+}
+
+/// Placement finds room on one NUMA node, for dedicated threads and for hugepages; vmmd does not bind a VM to them. A VM
+/// that must have them would only seem to.
+fn check_binding(constraints: &Constraints) -> Result<(), AdmissionError> {
+    let what = match constraints {
+        Constraints { hugepages: Some(_), .. } => "hugepages as guest memory",
+        Constraints { pinned: true, .. } => "a host thread of its own for each vCPU",
+        Constraints { numa: NumaPolicy::Single, .. } => "memory and vCPUs bound to one NUMA node",
+        _ => return Ok(()),
+    };
+    let problem = format!("vmmd of this version cannot give a VM {what}");
+    let valid = "a VM without; `drover placement explain` says where one with it would have room";
+    Err(AdmissionError::wrong_state("spec.constraints", problem, valid))
 }
 
 fn find_volumes<'a>(

@@ -368,3 +368,31 @@ fn an_agent_that_registers_again_does_not_undo_what_an_operator_has_set() {
     assert!(stored.settings.cordoned);
     assert_eq!(stored.facts, HostFacts::default());
 }
+
+#[test]
+fn what_vmmd_cannot_give_is_refused_instead_of_only_seeming_so() {
+    let mut world = World::new(1, &[4]);
+    let error = world.create("a", |vm| vm.constraints.pinned = true).unwrap_err();
+    assert_eq!((error.field(), error.category()), ("spec.constraints", Category::FailedPrecondition));
+    let error =
+        world.create("b", |vm| vm.constraints.hugepages = Some(drover_units::Bytes::mib(2))).unwrap_err();
+    assert!(error.to_string().contains("hugepages"), "{error}");
+}
+
+#[test]
+fn a_decision_that_is_overtaken_is_counted_and_made_again() {
+    let mut world = World::new(1, &[4]);
+    let operation = world.create("a", |_| {}).unwrap();
+    // Somebody changes the node all the time: an assignment that is under way meets a record that is not as it was.
+    for number in 0..40 {
+        world.run(1);
+        let set_labels = [(name("n"), name(&format!("v{number}")))].into();
+        let change = UpdateNode { node: "n1".to_owned(), set_labels, ..UpdateNode::default() };
+        let (_, txn) = admission::update_node(&world.view(), &change, world.instant().wall).unwrap();
+        world.accept(txn.unwrap()).unwrap();
+    }
+    done(&mut world, operation);
+    let statistics = world.planner.as_ref().unwrap().book().statistics();
+    assert!(statistics.conflicts > 0, "{statistics:?}");
+    assert_eq!(world.runs_on("a").as_deref(), Some("n1"));
+}
