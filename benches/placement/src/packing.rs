@@ -61,9 +61,9 @@ fn one_trace(
         let count = (vcpus_max(&trace) as f64 * SIZE / f64::from(host.vcpus.get())).ceil() as usize;
         hosts.push(count as f64);
         let cluster = Cluster::new(vec![HostClass::new(name, count, host.vcpus, host.memory)])?;
-        for (name, contender) in contenders()? {
+        for (name, contender, migrate) in contenders()? {
             let mut placer = contender.placer(&cluster)?;
-            let options = Options { until: Until::FirstRejection, migrate: false, samples: 0 };
+            let options = Options { until: Until::FirstRejection, migrate, samples: 0 };
             let outcome = simulate(&cluster, &trace, placer.as_mut(), options, &mut |_| {})?;
             let first = outcome.first_rejection.context("the demand outgrows the cluster")?;
             note(&name, first.cpu * 100.0);
@@ -77,14 +77,24 @@ fn one_trace(
     Ok(())
 }
 
-/// The engine's policies, then the heuristics; each with its name in the report.
-fn contenders() -> anyhow::Result<Vec<(String, Contender)>> {
+/// Policies that are also measured with migrations that make room for what would be refused.
+const DEFRAGMENTED: [&str; 2] = ["pack", "least-fragmentation"];
+
+/// The engine's policies, then the heuristics; each with its name in the report and whether it may migrate.
+fn contenders() -> anyhow::Result<Vec<(String, Contender, bool)>> {
     let mut contenders = Vec::new();
-    for name in NAMED {
-        contenders.push((format!("drover {name}"), Contender::Engine(Policy::named(name)?)));
+    for name in DEFRAGMENTED {
+        contenders.push((
+            format!("drover {name}, defragmented"),
+            Contender::Engine(Policy::named(name)?),
+            true,
+        ));
     }
-    contenders
-        .extend(Heuristic::ALL.map(|heuristic| (heuristic.to_string(), Contender::Heuristic(heuristic))));
+    for name in NAMED {
+        contenders.push((format!("drover {name}"), Contender::Engine(Policy::named(name)?), false));
+    }
+    let textbook = Heuristic::ALL.map(|one| (one.to_string(), Contender::Heuristic(one), false));
+    contenders.extend(textbook);
     Ok(contenders)
 }
 
