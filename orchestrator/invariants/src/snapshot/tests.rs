@@ -32,6 +32,7 @@ impl Cluster {
                 pools: BTreeSet::new(),
                 incarnation: Incarnation::default(),
                 version: String::new(),
+                librbd: String::new(),
                 fence: NodeFence::Clear,
                 assignments: 0,
                 facts: HostFacts::default(),
