@@ -141,9 +141,9 @@ impl Bench {
         }
     }
 
-    /// Asks for an interrupt with the next completion; `false` if there is one to take already.
+    /// Asks for an interrupt; `false` if there are completions to take already.
     pub(crate) fn may_sleep(&mut self) -> bool {
-        self.device.expect_interrupt()
+        self.device.expect_interrupt_for_many()
     }
 
     fn finished(&mut self, completion: Completion<Submitted>, now_us: u64) {

@@ -132,16 +132,17 @@ impl Queue {
         Some(chain.map(|id| id / CHAIN).ok_or(id))
     }
 
-    /// Asks for an interrupt with the next finished chain. Returns whether one may sleep until then: not if there is one
-    /// already.
-    pub(crate) fn expect_interrupt(&mut self) -> bool {
+    /// Asks for an interrupt when so many more chains have finished, with the next one where the device knows no event
+    /// indices. Returns whether one may sleep until then: not if they have already.
+    pub(crate) fn expect_interrupt(&mut self, chains: u16) -> bool {
+        let chains = if self.event_index { chains.max(1) } else { 1 };
         if self.event_index {
-            store(available().wrapping_add(2 + usize::from(self.size)), self.used);
+            store(available().wrapping_add(2 + usize::from(self.size)), self.used.wrapping_add(chains - 1));
         } else {
             store(available(), 0);
         }
         fence(Ordering::SeqCst);
-        !self.has_used()
+        load(used().wrapping_add(1)).wrapping_sub(self.used) < chains
     }
 
     /// Asks for no interrupts, as far as that can be said: with event indices, not moving the index says it.
