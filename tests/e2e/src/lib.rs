@@ -7,7 +7,9 @@ use std::time::Duration;
 use drover_client::{Client, Error, api::NodeState};
 use drover_probe_record::{DirtyWork, DiskWork, Workload};
 use drover_test_framework::{
-    Binaries, ClusterOptions, TestCluster, eventually_async,
+    Binaries, CephCluster, ClusterOptions, TestCluster,
+    ceph_cluster::CephOptions,
+    eventually_async,
     probe_vm::{Launch, ProbeVm, STEP_DEADLINE, import_probe},
 };
 use drover_units::Bytes;
@@ -38,16 +40,39 @@ impl World {
     /// # Errors
     /// If a process does not start.
     pub async fn start(nodes: usize, memory_per_node: Bytes) -> anyhow::Result<Self> {
+        Self::start_on(nodes, memory_per_node, None).await
+    }
+
+    /// The same with volumes in a Ceph cluster of its own.
+    ///
+    /// # Errors
+    /// If a process does not start.
+    pub async fn start_on_ceph(
+        nodes: usize,
+        memory_per_node: Bytes,
+        ceph: &CephOptions,
+    ) -> anyhow::Result<Self> {
+        Self::start_on(nodes, memory_per_node, Some(CephCluster::start(ceph)?)).await
+    }
+
+    async fn start_on(
+        nodes: usize,
+        memory_per_node: Bytes,
+        ceph: Option<CephCluster>,
+    ) -> anyhow::Result<Self> {
         let alone = ALONE.lock().await;
         let folder = tempfile::Builder::new().prefix("drover-e2e-").tempdir()?;
-        let cluster = TestCluster::start(ClusterOptions {
+        let options = ClusterOptions {
             binaries: Binaries::of_this_build()?,
             folder: folder.path().to_owned(),
             nodes,
             vcpus_per_node: 4,
             memory_per_node,
-        })
-        .await?;
+        };
+        let cluster = match ceph {
+            Some(ceph) => TestCluster::start_on_ceph(options, ceph).await?,
+            None => TestCluster::start(options).await?,
+        };
         let client = cluster.client().await?;
         import_probe(&client).await?;
         Ok(Self { cluster, client, _folder: folder, _alone: alone })

@@ -9,19 +9,26 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use drover_client::{Client, Options, api::NodeState};
+use drover_client::{
+    Client, Options, Waited,
+    api::{CreatePoolRequest, NodeState, PoolKind},
+};
 use drover_units::Bytes;
 
 use crate::{
-    Binaries,
+    Binaries, CephCluster,
     process::{Process, VmmdProcess},
     wait::{eventually, eventually_async},
 };
 
 /// How long a process may take to serve, or a node to register, on a busy machine.
 const START_DEADLINE: Duration = Duration::from_secs(30);
-/// Name of the shared pool.
+/// Name of the shared pool that is a directory.
 const POOL: &str = "local";
+/// Name of the pool in Ceph, where there is one.
+const CEPH_POOL: &str = "ceph";
+/// How the control plane's configuration calls the Ceph cluster.
+const CEPH_CLUSTER: &str = "test";
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -42,6 +49,7 @@ pub struct ClusterOptions {
 #[derive(Debug)]
 pub struct TestCluster {
     options: ClusterOptions,
+    ceph: Option<CephCluster>,
     address: String,
     control_plane: Option<Process>,
     agents: Vec<Option<Process>>,
@@ -54,10 +62,37 @@ impl TestCluster {
     /// # Errors
     /// If a process does not start, with the end of its log.
     pub async fn start(options: ClusterOptions) -> anyhow::Result<Self> {
+        Self::start_on(options, None).await
+    }
+
+    /// The same with volumes in a Ceph cluster, which goes with this one.
+    ///
+    /// # Errors
+    /// If a process does not start, or the pool cannot be made.
+    pub async fn start_on_ceph(options: ClusterOptions, ceph: CephCluster) -> anyhow::Result<Self> {
+        let cluster = Self::start_on(options, Some(ceph)).await?;
+        let pool = cluster.ceph()?.pool().to_owned();
+        let client = cluster.client().await?;
+        let request = CreatePoolRequest {
+            name: CEPH_POOL.to_owned(),
+            kind: PoolKind::Rbd.into(),
+            cluster: CEPH_CLUSTER.to_owned(),
+            ceph_pool: pool,
+            ..CreatePoolRequest::default()
+        };
+        let operation = client.create_pool(request).await.context("the pool in Ceph is refused")?;
+        client
+            .wait_operation(&operation.id, Waited::at_most(START_DEADLINE), |_| {})
+            .await
+            .context("the pool in Ceph cannot be made")?;
+        Ok(cluster)
+    }
+
+    async fn start_on(options: ClusterOptions, ceph: Option<CephCluster>) -> anyhow::Result<Self> {
         fs::create_dir_all(options.folder.join("pool")).context("cannot make the cluster's folder")?;
         let address = format!("127.0.0.1:{}", free_port()?);
         let agents = (0..options.nodes).map(|_| None).collect();
-        let mut cluster = Self { options, address, control_plane: None, agents, kept: false };
+        let mut cluster = Self { options, ceph, address, control_plane: None, agents, kept: false };
         cluster.start_control_plane()?;
         for node in 0..cluster.options.nodes {
             cluster.start_agent(node)?;
@@ -91,6 +126,9 @@ impl TestCluster {
             .arg(self.folder().join("control-plane"))
             .args(["--listen", &self.address])
             .args(["--pool", &self.pool_argument()]);
+        if let Some(ceph) = &self.ceph {
+            command.args(["--ceph", &format!("{CEPH_CLUSTER}=conf:{}", ceph.conf_path().display())]);
+        }
         let log = self.folder().join("control-plane.log");
         self.control_plane = Some(Process::spawn("control plane", command, &log)?);
         Ok(())
@@ -197,9 +235,22 @@ impl TestCluster {
         self.options.nodes
     }
 
-    /// Name of the pool that all share.
+    /// Name of the directory pool that all share.
     pub fn pool(&self) -> &'static str {
         POOL
+    }
+
+    /// Name of the pool that volumes are made in: the one in Ceph, where there is one.
+    pub fn volume_pool(&self) -> &'static str {
+        if self.ceph.is_some() { CEPH_POOL } else { POOL }
+    }
+
+    /// The Ceph cluster.
+    ///
+    /// # Errors
+    /// If this cluster has none.
+    pub fn ceph(&self) -> anyhow::Result<&CephCluster> {
+        self.ceph.as_ref().context("this cluster keeps its volumes in a directory")
     }
 
     /// The raw file of a volume.

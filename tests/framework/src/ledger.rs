@@ -61,7 +61,10 @@ impl Verdict {
 /// # Errors
 /// If a log or the volume cannot be read, or the VM has no disk work.
 pub fn judge(cluster: &TestCluster, subject: &Subject) -> anyhow::Result<Verdict> {
-    judge_file(cluster, subject, &cluster.volume_path(&subject.volume_id))
+    match cluster.ceph() {
+        Ok(ceph) => judge_on_ceph(cluster, subject, ceph, ceph.pool()),
+        Err(_) => judge_file(cluster, subject, &cluster.volume_path(&subject.volume_id)),
+    }
 }
 
 /// [`judge`] for a VM whose volume is an image of `pool` on a Ceph cluster: a copy of it is judged.

@@ -137,7 +137,7 @@ pub async fn create_volume(
 ) -> anyhow::Result<Volume> {
     let request = CreateVolumeRequest {
         name: name.to_owned(),
-        pool: cluster.pool().to_owned(),
+        pool: cluster.volume_pool().to_owned(),
         size_bytes: size.get(),
         ..CreateVolumeRequest::default()
     };

@@ -135,6 +135,32 @@ impl VmmdProcess {
             .collect()
     }
 
+    /// Stops it with SIGSTOP: it does nothing more, and holds what it holds.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        self.signal(rustix::process::Signal::STOP)
+    }
+
+    /// Lets it go on after [`Self::stop`].
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn cont(&self) -> anyhow::Result<()> {
+        self.signal(rustix::process::Signal::CONT)
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw);
+        let handle = pidfd_open(pid.context("a pid is a positive number")?, PidfdFlags::empty())
+            .with_context(|| format!("vmmd {} is gone", self.pid))?;
+        if run_dir_of(self.pid).as_ref() != Some(&self.run_dir) {
+            bail!("vmmd {} is gone", self.pid);
+        }
+        Ok(pidfd_send_signal(&handle, signal)?)
+    }
+
     /// Kills it with SIGKILL and waits until it is gone. A pid that has meanwhile been given to another process is left alone.
     ///
     /// # Errors

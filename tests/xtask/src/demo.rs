@@ -12,9 +12,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use drover_test_framework::{Binaries, ClusterOptions, TestCluster};
+use drover_test_framework::{Binaries, CephCluster, ClusterOptions, TestCluster, ceph_cluster::CephOptions};
 use drover_test_prerequisites::{build_probe, workspace_root};
 use drover_units::Bytes;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,13 +30,36 @@ pub(crate) struct Options {
     /// Leave the cluster up and print how to reach it
     #[arg(long)]
     keep: bool,
+    /// Where the volumes are: in a directory, or in a Ceph cluster of the demo's own
+    #[arg(long, value_enum, default_value_t = Storage::Dir)]
+    storage: Storage,
     /// Put all state here (an empty or new folder) instead of a temporary folder
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 }
 
+/// Kinds of storage to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Storage {
+    Dir,
+    Rbd,
+}
+
+impl Storage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dir => "dir",
+            Self::Rbd => "rbd",
+        }
+    }
+}
+
 /// Runs the demo. Fails if anything is lost.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    ensure!(
+        !(options.keep && options.storage == Storage::Rbd),
+        "--keep: a Ceph cluster goes with the demo; `cargo xtask ceph up` leaves one running"
+    );
     // Before anything is built: a demo without KVM would be a long wait for one sentence.
     check_kvm()?;
     let binaries = build(options.json)?;
@@ -59,21 +82,29 @@ async fn demo(options: &Options, binaries: Binaries) -> anyhow::Result<()> {
     let state = State::make(options.state_dir.as_deref())?;
     let timeline = Timeline::start(!options.json);
     let cli = binaries.cli();
-    let mut cluster = TestCluster::start(ClusterOptions {
+    let cluster_options = ClusterOptions {
         binaries,
         folder: state.folder.clone(),
         nodes: 3,
         vcpus_per_node: 4,
         memory_per_node: Bytes::gib(2),
-    })
-    .await?;
+    };
+    let mut cluster = match options.storage {
+        Storage::Dir => TestCluster::start(cluster_options).await?,
+        Storage::Rbd => {
+            let ceph = CephCluster::start(&CephOptions::three_osds())
+                .context("no Ceph cluster: `cargo xtask setup` installs what it needs")?;
+            timeline.say(&format!("a Ceph cluster with {} OSDs is up", ceph.osds()));
+            TestCluster::start_on_ceph(cluster_options, ceph).await?
+        }
+    };
     timeline.say(&format!(
         "control plane and {} node agents are up, at {}",
         cluster.nodes(),
         cluster.server()
     ));
 
-    let outcome = scenario::run(&mut cluster, &timeline).await;
+    let outcome = scenario::run(&mut cluster, options.storage.name(), &timeline).await;
     if outcome.is_err() || options.keep {
         // What is left behind is what one needs to find out why.
         eprintln!("state and logs: {}", state.keep().display());

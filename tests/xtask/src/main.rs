@@ -34,7 +34,11 @@ enum Command {
     /// Runs the whole system here: places VMs, migrates one live, kills a node, verifies every acknowledged write
     Demo(demo::Options),
     /// Sets up what is missing and runs every test; prints how many ran and how many were skipped, and why
-    Test,
+    Test {
+        /// Only the tests that put VMs on Ceph, in their long form: fifty moves, outages of a minute
+        #[arg(long)]
+        ceph: bool,
+    },
     /// Runs one side-by-side comparison in a release build; prints a table and writes target/bench/<name>.json
     Bench(bench::Options),
     /// What must pass before a change lands: formatting, lints, tidy, tests
@@ -51,7 +55,8 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Demo(options) => demo::run(&options),
-        Command::Test => test::run(),
+        Command::Test { ceph: false } => test::run(),
+        Command::Test { ceph: true } => test::run_long_on_ceph(),
         Command::Bench(options) => bench::run(&options),
         Command::Ci => test::ci(),
         Command::Tidy => tidy::run(),

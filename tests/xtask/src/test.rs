@@ -14,8 +14,21 @@ use drover_test_prerequisites::{PROBE_VARIABLE, SKIPPED_VARIABLE, build_probe, w
 
 use crate::{setup, tidy};
 
+/// Makes tests that break and move things on Ceph do so for longer: fifty moves, outages of a minute.
+const LONG_VARIABLE: &str = "DROVER_CEPH_LONG";
+
 /// Sets up, runs every test, prints the count.
 pub(crate) fn run() -> anyhow::Result<()> {
+    run_tests(&[], &[])
+}
+
+/// Sets up and runs, in their long form, the tests that put VMs on Ceph.
+pub(crate) fn run_long_on_ceph() -> anyhow::Result<()> {
+    let long = (OsString::from(LONG_VARIABLE), OsString::from("1"));
+    run_tests(&["--test", "vmmd"], &[long])
+}
+
+fn run_tests(selection: &[&str], more: &[(OsString, OsString)]) -> anyhow::Result<()> {
     setup::install_missing()?;
     tidy::run()?;
     let start = Instant::now();
@@ -23,15 +36,17 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let probe = build_probe().map_err(anyhow::Error::msg).context("the probe guest does not build")?;
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let skips = folder.path().join("skipped");
-    let environment = [
+    let mut environment = vec![
         (OsString::from(PROBE_VARIABLE), probe.into_os_string()),
         (OsString::from(SKIPPED_VARIABLE), skips.clone().into_os_string()),
     ];
+    environment.extend_from_slice(more);
 
     let mut total = Count::default();
     // One command for everything: another selection of packages would unify their features differently and build them again.
     // The programs that end-to-end tests start are built with their own packages' tests.
-    cargo(&["test", "--workspace", "--locked", "--no-fail-fast"], &environment, &mut total)?;
+    let everything = ["test", "--workspace", "--locked", "--no-fail-fast"];
+    cargo(&[&everything, selection].concat(), &environment, &mut total)?;
 
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     let skipped: Vec<&str> = skipped.lines().collect();

@@ -42,6 +42,8 @@ pub(super) struct Summary {
     pub(super) lost_writes: u64,
     /// Moments at which a VM ran twice: seen from outside, or by two incarnations' writes on one disk.
     pub(super) double_owner_observations: u64,
+    /// Where the volumes were: "dir" or "rbd".
+    pub(super) storage: String,
 }
 
 #[derive(Debug, Serialize)]

@@ -32,7 +32,11 @@ const QUEUE_DEPTH: u64 = 4;
 const WRITES_TO_SEE: u64 = 200;
 
 /// Runs the scenario on a cluster that is up.
-pub(super) async fn run(cluster: &mut TestCluster, timeline: &Timeline) -> anyhow::Result<Summary> {
+pub(super) async fn run(
+    cluster: &mut TestCluster,
+    storage: &str,
+    timeline: &Timeline,
+) -> anyhow::Result<Summary> {
     let client = cluster.client().await?;
     let observer = OwnershipObserver::start(cluster.folder())?;
     import_probe(&client).await?;
@@ -84,6 +88,7 @@ pub(super) async fn run(cluster: &mut TestCluster, timeline: &Timeline) -> anyho
         acked_writes,
         lost_writes,
         double_owner_observations,
+        storage: storage.to_owned(),
     })
 }
 
