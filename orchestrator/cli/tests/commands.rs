@@ -56,7 +56,20 @@ fn golden_file(name: &str) -> PathBuf {
 #[tokio::test]
 async fn nodes() {
     let drover = Drover::new().await;
-    drover.check("node", &["node list", "node show node-2", "node list -o json", "node show nope"]).await;
+    drover
+        .check(
+            "node",
+            &[
+                "node list",
+                "node show node-2",
+                "node list -o json",
+                "node show nope",
+                "node label node-1 rack=r1",
+                "node cordon node-1",
+                "node label node-1 rack",
+            ],
+        )
+        .await;
 }
 
 #[tokio::test]

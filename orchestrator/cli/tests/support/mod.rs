@@ -141,6 +141,8 @@ impl api::nodes_server::Nodes for Fake {
             state: state.into(),
             vcpus: 8,
             memory_bytes: 16 << 30,
+            vcpus_offered: 8,
+            memory_offered_bytes: 16 << 30,
             vcpus_used: 2,
             memory_used_bytes: 256 << 20,
             vm_count: 1,
