@@ -299,6 +299,7 @@ impl Planner {
         match key {
             Key::Node(node) => self.book.sync_node(&self.state, *node),
             Key::Vm(vm) => self.book.sync_vm(&self.state, *vm),
+            Key::Pool(_) => self.book.sync_nodes(&self.state),
             Key::Policy(_) | Key::Project(_) | Key::Settings => self.book.sync_policies(&self.state),
             _ => {}
         }

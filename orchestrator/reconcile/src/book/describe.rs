@@ -57,7 +57,7 @@ pub fn host_spec(state: &ClusterState, node: &Node) -> HostSpec {
             .map(|(key, value)| (key.to_string(), value.to_string()))
             .collect::<BTreeMap<_, _>>(),
         taints: node.taints().into_iter().map(taint).collect(),
-        pools: node.pools.iter().map(ToString::to_string).collect(),
+        pools: state.reached_pools(node).iter().map(ToString::to_string).collect(),
         networks: node.facts.networks.iter().map(ToString::to_string).collect(),
     }
 }

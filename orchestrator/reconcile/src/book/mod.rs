@@ -198,6 +198,13 @@ impl Book {
         }
     }
 
+    /// What nodes reach has changed for all of them.
+    pub(crate) fn sync_nodes(&mut self, state: &ClusterState) {
+        for node in state.nodes.keys() {
+            self.sync_node(state, *node);
+        }
+    }
+
     /// Whether a node is heard has changed. Cheaper than [`Self::sync_node`].
     pub(crate) fn sync_node_state(&mut self, state: &ClusterState, node: NodeId) {
         if let Some(stored) = state.nodes.get(&node) {
