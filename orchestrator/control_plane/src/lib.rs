@@ -14,6 +14,7 @@
 )]
 
 mod agents;
+mod background;
 mod blocklist_keeper;
 mod ceph;
 mod clock;

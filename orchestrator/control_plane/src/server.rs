@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     agents::AgentConnections,
+    background::Background,
     blocklist_keeper,
     ceph::CephClusters,
     clock::SystemClock,
@@ -74,7 +75,8 @@ pub struct ControlPlane {
     stop: watch::Sender<bool>,
     driver: JoinHandle<Result<(), DriverError>>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
-    // Held until both tasks have ended: nobody else may use the store before.
+    background: Background,
+    // Held until all tasks have ended: nobody else may use the store before.
     _state_dir: Arc<StateDir>,
 }
 
@@ -101,12 +103,13 @@ impl ControlPlane {
         let storage = StorageWorker::default();
         let api =
             Api { cluster, pools, agents, timers: config.timers, state_dir: Arc::clone(&state_dir), storage };
-        tokio::spawn(remember_pools(api.clone()));
-        tokio::spawn(blocklist_keeper::keep(api.cluster.clone(), api.pools.clone()));
+        let background = api.storage.background.clone();
+        background.spawn(remember_pools(api.clone()));
+        background.spawn(blocklist_keeper::keep(api.cluster.clone(), api.pools.clone()));
         let server = serve(api.clone(), listener, raised(stopped)).await?;
         // Storage may be slow, or away: agents do not wait for what a predecessor left.
-        tokio::spawn(resume(api));
-        Ok(Self { address, stop, driver, server, _state_dir: state_dir })
+        background.spawn(resume(api));
+        Ok(Self { address, stop, driver, server, background, _state_dir: state_dir })
     }
 
     /// Where it serves.
@@ -130,6 +133,7 @@ impl ControlPlane {
             Some(ended) => ended,
             None => self.driver.await,
         };
+        self.background.end().await;
         match tokio::time::timeout(DRAIN, &mut self.server).await {
             Ok(served) => served??,
             Err(_) => {

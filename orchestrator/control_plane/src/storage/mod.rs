@@ -32,6 +32,7 @@ use drover_storage_pools::{StorageError, StoragePool, Unobserved};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use crate::{
+    background::Background,
     pools::{Place, blocking},
     services::Api,
     status::describe,
@@ -52,6 +53,7 @@ pub(crate) struct StorageWorker {
     permits: Arc<Mutex<BTreeMap<Name, Arc<Semaphore>>>>,
     objects: Arc<Mutex<BTreeMap<(Name, ImageDigest), Arc<tokio::sync::Mutex<()>>>>>,
     pub(crate) uploads: Uploads,
+    pub(crate) background: Background,
 }
 
 /// Ends an operation's being under way.
@@ -101,7 +103,7 @@ impl<S: Store> Api<S> {
             return;
         }
         let api = self.clone();
-        tokio::spawn(async move {
+        self.storage.background.spawn(async move {
             let _active = Active(&api.storage, id);
             api.work_on(id).await;
         });
