@@ -449,3 +449,64 @@ async fn reflection_and_health_are_served() {
         "{names:?}"
     );
 }
+
+#[tokio::test]
+async fn placement_is_steered_and_explained() {
+    use drover_wire::placement::v1 as shared;
+    let cluster = Cluster::start().await;
+    let (_agent, _tasks) = FakeAgent::start(&cluster, 1).await;
+    cluster.event("node.ready", "n1").await;
+    let mut nodes = cluster.nodes().await;
+    let mut placement = api::placement_client::PlacementClient::new(cluster.channel().await);
+
+    let label = |key: &str, value: &str| shared::Label { key: key.to_owned(), value: value.to_owned() };
+    let change = api::UpdateNodeRequest {
+        node: "n1".to_owned(),
+        set_labels: vec![label("rack", "r1")],
+        cordoned: Some(true),
+        vcpu_overcommit_percent: Some(200),
+        ..Default::default()
+    };
+    let node = nodes.update_node(change.clone()).await.unwrap().into_inner();
+    assert_eq!((node.cordoned, node.vcpus, node.vcpus_offered), (true, 4, 8));
+    assert_eq!(node.labels, [label("rack", "r1")]);
+    let wrong = api::UpdateNodeRequest { vcpu_overcommit_percent: Some(1), ..change.clone() };
+    refused(nodes.update_node(wrong).await, Code::InvalidArgument, "vcpu_overcommit_percent: it is 1");
+
+    let spec = api::VmSpec { vcpus: 6, memory_bytes: 64 << 20, ..api::VmSpec::default() };
+    let question = api::ExplainRequest { spec: Some(spec.clone()), ..Default::default() };
+    let answer = placement.explain(question.clone()).await.unwrap().into_inner();
+    let said = &answer.explanations[0];
+    assert_eq!((said.considered, said.feasible, said.chosen.is_some()), (1, 0, false));
+    assert!(said.nearest[0].remedy.contains("uncordon"), "{said:?}");
+    let uncordon =
+        api::UpdateNodeRequest { node: "n1".to_owned(), cordoned: Some(false), ..Default::default() };
+    nodes.update_node(uncordon).await.unwrap();
+    let answer = placement.explain(question).await.unwrap().into_inner();
+    assert_eq!(answer.explanations[0].chosen.as_ref().map(|chosen| chosen.node_name.as_str()), Some("n1"));
+
+    let policy =
+        |base: &str| shared::Policy { name: "mine".to_owned(), base: base.to_owned(), ..Default::default() };
+    let set = |policy| api::SetPolicyRequest { policy: Some(policy) };
+    refused(
+        placement.set_policy(set(policy("best"))).await,
+        Code::InvalidArgument,
+        "policy: there is no policy 'best'",
+    );
+    placement.set_policy(set(policy("energy"))).await.unwrap();
+    let use_it = api::UpdateSettingsRequest { policy: Some("mine".to_owned()), ..Default::default() };
+    let settings = placement.update_settings(use_it).await.unwrap().into_inner();
+    assert_eq!((settings.policy.as_str(), settings.rebalance()), ("mine", shared::RebalanceMode::Manual));
+    let policies = placement.list_policies(api::ListPoliciesRequest {}).await.unwrap().into_inner().policies;
+    assert_eq!(policies.len(), 7);
+    let mine = policies.iter().find(|one| !one.built_in).unwrap();
+    assert_eq!(mine.used_by, ["the cluster"]);
+    let delete = api::DeletePolicyRequest { name: "mine".to_owned() };
+    refused(placement.delete_policy(delete).await, Code::FailedPrecondition, "is used by the cluster");
+
+    let nowhere = api::DrainRequest { rack: "r9".to_owned(), ..Default::default() };
+    refused(placement.drain(nowhere).await, Code::NotFound, "rack: there is no rack 'r9'; there is: r1");
+    let empty = api::DrainRequest { rack: "r1".to_owned(), ..Default::default() };
+    let drained = placement.drain(empty).await.unwrap().into_inner();
+    assert_eq!((drained.moves.len(), drained.operation.map(|o| o.kind)), (0, Some("rack.drain".to_owned())));
+}
