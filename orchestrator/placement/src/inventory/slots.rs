@@ -95,6 +95,8 @@ pub(crate) struct VmSlot {
     /// 0: nobody knows.
     pub(crate) ends: u32,
     pub(crate) numa: u8,
+    /// Its project is charged for it here. Of the places of a VM that is being moved, one is.
+    pub(crate) charged: bool,
 }
 
 impl Default for VmSlot {
@@ -108,6 +110,7 @@ impl Default for VmSlot {
             profile: NONE,
             ends: 0,
             numa: FLOATS,
+            charged: false,
         }
     }
 }

@@ -64,12 +64,8 @@ impl Inventory {
     pub fn hold(&mut self, host: NodeId, request: &Request) -> Result<(), InventoryError> {
         let slot = self.host_slot(host).ok_or(InventoryError::NoHost(host))?;
         let id = request.vm.as_u128();
-        let mut held = false;
-        for vm in self.slots_of_vm(id) {
-            held = true;
-            if self.vms[vm as usize].host == slot {
-                return Err(InventoryError::AlreadyThere { vm: request.vm, host });
-            }
+        if self.slots_of_vm(id).any(|vm| self.vms[vm as usize].host == slot) {
+            return Err(InventoryError::AlreadyThere { vm: request.vm, host });
         }
         let demand = request.profile.demand;
         if demand.vcpus.get() > DEMAND_VCPUS_MAX || demand.memory.get() > DEMAND_MEMORY_MAX {
@@ -88,6 +84,7 @@ impl Inventory {
             profile,
             ends: request.ends.map_or(0, |ends| ends.0.max(1)),
             numa,
+            charged: false,
         };
         if first != NONE {
             self.vms[first as usize].previous = vm;
@@ -97,9 +94,7 @@ impl Inventory {
         let vms = &self.vms;
         self.vm_table.insert(mix(id), vm, |slot| mix(vms[slot as usize].id));
         self.held += 1;
-        if !held {
-            self.count_in_project(profile, true);
-        }
+        self.charge(vm);
         self.account(vm, true);
         self.reindex(slot);
         self.touch(slot);
@@ -126,7 +121,7 @@ impl Inventory {
 
     fn release_slot(&mut self, vm: u32) {
         self.account(vm, false);
-        let VmSlot { id, host, next, previous, profile, ends, .. } = self.vms[vm as usize];
+        let VmSlot { id, host, next, previous, profile, ends, charged, .. } = self.vms[vm as usize];
         match previous {
             NONE => self.hosts[host as usize].first_vm = next,
             previous => self.vms[previous as usize].next = next,
@@ -144,9 +139,11 @@ impl Inventory {
             let last = self.slots_on(host).map(|vm| self.vms[vm as usize].ends).max();
             self.hosts[host as usize].ends = last.unwrap_or(0);
         }
-        let elsewhere = self.slots_of_vm(id).next().is_some();
-        if !elsewhere {
+        if charged {
             self.count_in_project(profile, false);
+            // Whoever is left of the same VM in the same project is charged instead.
+            let others: Vec<u32> = self.slots_of_vm(id).collect();
+            others.into_iter().for_each(|other| self.charge(other));
         }
         if let Some(wanted) = self.profiles.leave(profile) {
             wanted.groups_spoken_of().for_each(|group| self.groups.forget(group));
@@ -165,6 +162,20 @@ impl Inventory {
                 self.vms.push(VmSlot::default());
                 self.vms.len() as u32 - 1
             }
+        }
+    }
+
+    /// Charges a VM's project for it, unless that is charged for another place of the VM.
+    fn charge(&mut self, vm: u32) {
+        let project =
+            |slot: u32| self.profiles.resolved(self.vms[slot as usize].profile).map(|wanted| wanted.project);
+        let mut same =
+            self.slots_of_vm(self.vms[vm as usize].id).filter(|slot| project(*slot) == project(vm));
+        let first = same.all(|slot| !self.vms[slot as usize].charged);
+        drop(same);
+        if first {
+            self.vms[vm as usize].charged = true;
+            self.count_in_project(self.vms[vm as usize].profile, true);
         }
     }
 

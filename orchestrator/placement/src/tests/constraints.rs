@@ -363,6 +363,25 @@ fn a_project_takes_no_more_than_it_may() {
 }
 
 #[test]
+fn each_project_is_charged_once_for_a_vm_whichever_place_goes_first() {
+    let of = |project: &str, vcpus| Profile { project: project.to_owned(), ..profile(vcpus, 1) };
+    let mut inventory = cluster([host(1, 8, 32), host(2, 8, 32), host(3, 8, 32)]);
+    let used = |inventory: &Inventory, project| {
+        let usage = inventory.project_usage(project);
+        (usage.vms, usage.vcpus)
+    };
+    hold(&mut inventory, 1, 7, of("a", 1));
+    hold(&mut inventory, 2, 7, of("b", 2));
+    hold(&mut inventory, 3, 7, of("a", 3));
+    assert_eq!((used(&inventory, "a"), used(&inventory, "b")), ((1, 1), (1, 2)));
+    inventory.release(vm(7), node(1)).unwrap();
+    assert_eq!((used(&inventory, "a"), used(&inventory, "b")), ((1, 3), (1, 2)));
+    inventory.release(vm(7), node(3)).unwrap();
+    inventory.release(vm(7), node(2)).unwrap();
+    assert_eq!((used(&inventory, "a"), used(&inventory, "b")), ((0, 0), (0, 0)));
+}
+
+#[test]
 fn a_vm_on_both_ends_of_a_move_counts_on_both_and_once_for_its_project() {
     let mut inventory = cluster([host(1, 8, 32), host(2, 8, 32)]);
     let member = Profile { project: "p".to_owned(), ..apart(2, "db", Scope::Host) };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use drover_invariants::PlainNuma;
 use drover_placement::{Decider, Inventory};
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
 
@@ -49,8 +50,9 @@ proptest! {
         for project in world.plain.limits.keys() {
             prop_assert_eq!(world.inventory.project_usage(project), rebuilt.project_usage(project));
         }
-        // Which NUMA node a VM was bound to depends on what else was bound when it came, and so may what fits since.
-        if world.plain.standing.iter().all(|standing| standing.numa_node.is_none()) {
+        // Which NUMA node a VM that wants one was bound to, if any, depends on what else was bound when it came and on
+        // what its host was then, and so may what fits since.
+        if world.plain.standing.iter().all(|standing| standing.vm.numa == PlainNuma::Anywhere) {
             for host in &world.plain.hosts {
                 let said = |inventory: &Inventory| {
                     let reasons = inventory.check(&request, host.id).expect("it is there");
