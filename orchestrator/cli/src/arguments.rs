@@ -100,6 +100,7 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "parsed once")]
 pub(crate) enum VmCommand {
     /// Creates a VM and starts it; with --count, several of one kind
     Create {

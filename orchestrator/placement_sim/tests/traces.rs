@@ -1,4 +1,5 @@
 //! Short generated traces, by every policy and heuristic.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use drover_placement::NAMED;
 use drover_placement_sim::{

@@ -91,6 +91,10 @@ pub enum HeartbeatAnswer {
 
 /// Something to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made one at a time and moved once: an allocation would cost more than the bytes"
+)]
 pub enum Effect {
     /// Submit a transaction.
     Commit {
@@ -225,6 +229,10 @@ impl AgentCommand {
 
 /// An agent's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made one at a time and moved once: an allocation would cost more than the bytes"
+)]
 pub enum AgentAnswer {
     /// To EnsureVm, MigrateOut, CancelMigration, GrantEpoch: how the VM is now.
     Status(VmReport),

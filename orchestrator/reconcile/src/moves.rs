@@ -157,11 +157,13 @@ impl Planner {
                 continue;
             }
             left += 1;
-            if room > 0 && !busy.contains(&mv.vm) && self.has_room(mv) {
-                if self.begin_move(operation.id, mv.vm, mv.from, mv.to) {
-                    room -= 1;
-                    begun += 1;
-                }
+            if room > 0
+                && !busy.contains(&mv.vm)
+                && self.has_room(mv)
+                && self.begin_move(operation.id, mv.vm, mv.from, mv.to)
+            {
+                room -= 1;
+                begun += 1;
             }
         }
         if left == 0 {

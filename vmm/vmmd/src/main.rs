@@ -80,6 +80,7 @@ fn end_with_any_panic() {
     }));
 }
 
+#[expect(clippy::print_stdout, reason = "what this host can do is what the node agent asks for")]
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.capabilities {
         print!("{}", capabilities::report());

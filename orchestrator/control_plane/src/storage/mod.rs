@@ -46,12 +46,15 @@ const WORK_PER_POOL_MAX: usize = 8;
 /// Before the end of an operation is written again.
 const WRITE_PAUSE: Duration = Duration::from_millis(200);
 
+/// One for each image that is being made or removed.
+type ObjectLocks = BTreeMap<(Name, ImageDigest), Arc<tokio::sync::Mutex<()>>>;
+
 /// What is under way. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StorageWorker {
     active: Arc<Mutex<BTreeSet<OperationId>>>,
     permits: Arc<Mutex<BTreeMap<Name, Arc<Semaphore>>>>,
-    objects: Arc<Mutex<BTreeMap<(Name, ImageDigest), Arc<tokio::sync::Mutex<()>>>>>,
+    objects: Arc<Mutex<ObjectLocks>>,
     pub(crate) uploads: Uploads,
     pub(crate) background: Background,
 }

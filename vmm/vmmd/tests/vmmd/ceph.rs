@@ -107,7 +107,7 @@ impl Ceph {
     }
 
     /// Lets the fenced in again, now that they are gone, and makes sure that nothing is left behind.
-    pub(crate) fn is_clean(self, fenced: &[ClientAddress]) {
+    pub(crate) fn assert_clean(self, fenced: &[ClientAddress]) {
         unfence(self.admin.cluster(), fenced).expect("let in again");
         for image in self.admin.images().expect("listed") {
             self.admin.remove_image(&image, &mut |_, _| true).expect("nobody has it open");

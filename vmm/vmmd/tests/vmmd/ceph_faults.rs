@@ -36,7 +36,7 @@ async fn goes_on(ceph: Ceph, mut vmmd: Vmmd) {
     let report = ceph.verify(console.acked_max());
     assert!(report.is_clean() && report.lives.len() == 1, "{report}");
     vmmd.exits().await;
-    ceph.is_clean(&[]);
+    ceph.assert_clean(&[]);
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn a_vm_may_end_when_its_storage_is_away() {
     let proof = ceph.fence(2, &own);
     let report = ceph.verify(vmmd.console().acked_max());
     assert!(report.is_clean(), "{report}");
-    ceph.is_clean(&proof.entries);
+    ceph.assert_clean(&proof.entries);
 }
 
 #[tokio::test]

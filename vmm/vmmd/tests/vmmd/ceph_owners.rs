@@ -19,6 +19,7 @@ fn hops() -> u64 {
 }
 
 /// A stopped process is fenced while it has writes under way, the VM goes on elsewhere, and the process wakes up.
+#[expect(clippy::print_stdout, reason = "the figure that this is measured for")]
 async fn fence_a_stopped_owner(options: &CephOptions, label: &str) {
     let Some(ceph) = Ceph::with_volume(options) else { return };
     let mut old = ceph.spawn("old").await;
@@ -62,7 +63,7 @@ async fn fence_a_stopped_owner(options: &CephOptions, label: &str) {
     assert_eq!(report.double_writes.count, 0, "{report}");
     assert!(new.console().acked_max() > before);
     new.exits().await;
-    ceph.is_clean(&proof.entries);
+    ceph.assert_clean(&proof.entries);
 }
 
 #[tokio::test]
@@ -100,7 +101,7 @@ async fn a_client_blocklisted_under_load_stops_its_vm_and_the_guest_sees_no_erro
     let report = ceph.verify(next.console().acked_max().max(console.acked_max()));
     assert!(report.is_clean(), "{report}");
     next.exits().await;
-    ceph.is_clean(&proof.entries);
+    ceph.assert_clean(&proof.entries);
 }
 
 #[tokio::test]
@@ -116,7 +117,7 @@ async fn an_image_in_use_is_refused_by_the_name_of_its_owner() {
     other.stop(2).await.expect("stopped");
     holder.exits().await;
     other.exits().await;
-    ceph.is_clean(&[]);
+    ceph.assert_clean(&[]);
 }
 
 /// How long the locks took to change hands at each hop, as both ends log it.
@@ -193,7 +194,7 @@ async fn a_busy_vm_moves_back_and_forth_and_nothing_is_lost() {
         locks[locks.len() - 1],
         blackouts[blackouts.len() / 2]
     );
-    ceph.is_clean(&[]);
+    ceph.assert_clean(&[]);
 }
 
 #[tokio::test]
@@ -216,7 +217,7 @@ async fn librbd_is_paid_for_once_however_many_volumes_there_are() {
     let [(_, none, _), (_, one, _), (_, four, _)] = cost[..] else { panic!("three measurements") };
     // A volume has a queue's worker at most; librbd's threads come once.
     assert!(one > none && four - one <= 3, "{cost:?}");
-    ceph.is_clean(&[]);
+    ceph.assert_clean(&[]);
 }
 
 fn threads(vmmd: &Vmmd) -> usize {
