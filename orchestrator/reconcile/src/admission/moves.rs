@@ -258,17 +258,17 @@ pub(crate) fn stored_plan(
 /// What a VM that does not exist would ask for. Its image and its volumes need not exist either; those that do bring
 /// their pools with them.
 pub fn question_of(state: &ClusterState, request: &CreateVm, now: WallTime) -> Request {
-    let placeholder = Name::new("none").expect("a constant that is a name");
+    let unnamed = Name::new("none").expect("a constant that is a name");
     let image = Name::new(&request.image).ok().and_then(|name| state.images.get(&name));
     let volumes = request.volumes.iter().filter_map(|text| find_volume(state, "spec.volumes", text).ok());
     let mut pools: BTreeSet<String> = volumes.map(|volume| volume.pool.to_string()).collect();
     pools.extend(image.map(|image| image.pool.to_string()));
     let spec = drover_cluster_state::VmSpec {
-        name: Name::new(&request.name).unwrap_or_else(|_| placeholder.clone()),
+        name: Name::new(&request.name).unwrap_or_else(|_| unnamed.clone()),
         vcpus: drover_units::VcpuCount::new(request.vcpus),
         memory: drover_units::Bytes::new(request.memory_bytes),
-        image: placeholder.clone(),
-        image_pool: placeholder,
+        image: unnamed.clone(),
+        image_pool: unnamed,
         cmdline: String::new(),
         volumes: Vec::new(),
         anti_affinity_group: Name::new(&request.anti_affinity_group).ok(),
