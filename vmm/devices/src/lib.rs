@@ -32,6 +32,8 @@ pub use serial::{ConsoleSink, Serial};
 pub use virtio::{
     ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt,
     blk::{BlkConfig, BlkMetrics, BlkMetricsSnapshot, VirtioBlk},
+    console::{ConsoleConfig, ConsolePort, ConsoleSize, VirtioConsole},
     mmio::{MmioConfig, VirtioMmio},
     pci::{PciConfig, VirtioPci},
+    rng::{RngConfig, RngMetrics, VirtioRng},
 };

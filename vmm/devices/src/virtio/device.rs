@@ -33,6 +33,10 @@ pub trait VirtioDevice: fmt::Debug + Send {
     /// Fills `data` from the configuration space; beyond its end with zeros.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
+    /// Takes what the driver writes to the configuration space. Most devices have no field that a driver may write:
+    /// such a write is ignored (2.5.1), which is what this does where a device has none.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
     /// A number that is another one after the configuration space has changed (4.2.2.1), on every host the same for the
     /// same content.
     fn config_generation(&self) -> u32;

@@ -1,9 +1,15 @@
 //! Virtio: the seam between transports and devices. Section numbers are of virtio 1.2.
 
 pub(crate) mod blk;
+mod chain;
+pub(crate) mod console;
+mod control;
 mod device;
 pub(crate) mod mmio;
 mod negotiation;
 pub(crate) mod pci;
+mod ring;
+pub(crate) mod rng;
+mod service;
 
 pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};

@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "waits for the device with a deadline")]
 #![allow(dead_code, reason = "no test uses all of it")]
 
+pub(crate) mod driver;
+
 use std::{
     io,
     sync::{Arc, Condvar, Mutex},

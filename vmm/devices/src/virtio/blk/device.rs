@@ -19,12 +19,14 @@ use virtio_queue::QueueT;
 use super::{
     announcer::Announcer,
     config,
-    control::{Control, Doing, Order},
     metrics::BlkMetrics,
     state::BlkState,
     worker::{ID_LEN, Setup, Worker},
 };
-use crate::{ActivateError, Activation, ActiveQueue, DeviceError, DeviceEvents, VirtioDevice};
+use crate::{
+    ActivateError, Activation, ActiveQueue, DeviceError, DeviceEvents, VirtioDevice,
+    virtio::control::{Control, Doing, Order},
+};
 
 /// Largest size of a queue. What Linux and others use: deep enough for any storage, 12 KiB of rings.
 const QUEUE_SIZE: u16 = 256;

@@ -11,7 +11,6 @@
 
 mod announcer;
 mod config;
-mod control;
 mod device;
 mod metrics;
 mod ranges;

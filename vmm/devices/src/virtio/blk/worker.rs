@@ -22,12 +22,14 @@ use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{
-    control::{Control, Doing, Order},
     metrics::{self, BlkMetrics},
     ranges::{Range, SEGMENTS_MAX},
     request::{self, Action, Malformed, Parsed},
 };
-use crate::{ActiveQueue, DeviceEvent, DeviceEvents, VirtioInterrupt};
+use crate::{
+    ActiveQueue, DeviceEvent, DeviceEvents, VirtioInterrupt,
+    virtio::control::{Control, Doing, Order},
+};
 
 /// How many failed requests are logged one by one. A broken disk fails every request of every guest for days; the
 /// counter goes on.

@@ -154,6 +154,8 @@ impl VirtioMmio {
             }),
             Write::Status(status) => registers.set_status(status),
             Write::InterruptAck(_) | Write::QueueNotify(_) => unreachable!("answered above"),
+            // Answered where its bytes are.
+            Write::Config(_) => {}
         }
     }
 
@@ -176,8 +178,10 @@ impl BusDevice for VirtioMmio {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let Some(register) = parse_write(offset, data) {
-            self.write_register(register);
+        match parse_write(offset, data) {
+            Some(Write::Config(offset)) => self.registers().device_mut().write_config(offset, data),
+            Some(register) => self.write_register(register),
+            None => {}
         }
     }
 }

@@ -164,6 +164,7 @@ impl VirtioPci {
             Some(WriteAccess::Notify(queue)) => {
                 let _ = self.bells.get(queue).map(|bell| bell.write(1));
             }
+            Some(WriteAccess::Device(offset)) => self.registers().device_mut().write_config(offset, data),
             Some(WriteAccess::Table(offset)) => self.interrupt.msix.write_table(offset, data),
             None => {}
         }
@@ -181,8 +182,8 @@ impl VirtioPci {
             Read::ConfigVector => self.interrupt.config_vector().into(),
             Read::QueueCount => self.bells.len() as u64,
             Read::Status => registers.status().into(),
-            // No field of a configuration space changes while the machine runs.
-            Read::ConfigGeneration => 0,
+            // One byte of it is to be had here; neighbouring numbers differ in that.
+            Read::ConfigGeneration => (registers.device().config_generation() & 0xff).into(),
             Read::QueueSelect => selected.into(),
             // Zero says that there is no such queue.
             Read::QueueSize => queue.map_or(0, |queue| queue.size).into(),

@@ -56,6 +56,7 @@ pub(super) enum WriteAccess {
     Common(Write),
     /// The queue with this number has something new.
     Notify(usize),
+    Device(u64),
     Table(u64),
 }
 
@@ -83,7 +84,8 @@ pub(super) fn parse_write(at: u64, data: &[u8]) -> Option<WriteAccess> {
         let queue = usize::try_from(offset / NOTIFY_MULTIPLIER).ok()?;
         return offset.is_multiple_of(NOTIFY_MULTIPLIER).then_some(WriteAccess::Notify(queue));
     }
-    TABLE.offset(at, data.len()).map(WriteAccess::Table)
+    let device = DEVICE.offset(at, data.len()).map(WriteAccess::Device);
+    device.or_else(|| TABLE.offset(at, data.len()).map(WriteAccess::Table))
 }
 
 #[cfg(test)]
@@ -102,6 +104,7 @@ mod tests {
         assert_eq!(parse_write(0x3004, &[0, 0]), Some(WriteAccess::Notify(1)));
         assert_eq!(parse_write(0x3006, &[0, 0]), None);
         assert_eq!(parse_write(0x1000, &[0]), None);
+        assert_eq!(parse_write(0x2008, &[0; 4]), Some(WriteAccess::Device(8)));
         assert_eq!(parse_write(0x6000, &[0; 8]), None, "pending bits are read only");
         assert_eq!(parse_write(0x8010, &[0; 4]), Some(WriteAccess::Table(0x10)));
     }

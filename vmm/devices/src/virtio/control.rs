@@ -1,4 +1,4 @@
-//! How a disk's device tells its workers what to do, and learns that they have done it.
+//! How a device tells its threads what to do, and learns that they have done it.
 
 use std::{
     io,
@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// What a worker is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(in crate::virtio) enum Order {
     /// Serve the queue.
     Run,
     /// Take nothing more from the queue; report when everything taken has been answered.
@@ -21,7 +21,7 @@ pub(super) enum Order {
 
 /// What a worker is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Doing {
+pub(in crate::virtio) enum Doing {
     /// Serving the queue, or on the way out of it.
     Running,
     /// Nothing, with nothing under way.
@@ -36,31 +36,31 @@ pub(super) enum Doing {
 
 /// Shared by the device and one worker.
 #[derive(Debug)]
-pub(super) struct Control {
+pub(in crate::virtio) struct Control {
     shared: Mutex<(Order, Doing)>,
     changed: Condvar,
     wake: EventFd,
 }
 
 impl Control {
-    pub(super) fn new(order: Order) -> io::Result<Self> {
+    pub(in crate::virtio) fn new(order: Order) -> io::Result<Self> {
         let shared = Mutex::new((order, Doing::Running));
         Ok(Self { shared, changed: Condvar::new(), wake: EventFd::new(EFD_NONBLOCK)? })
     }
 
     /// Readable when there is a new order. The worker's side.
-    pub(super) fn wake(&self) -> &EventFd {
+    pub(in crate::virtio) fn wake(&self) -> &EventFd {
         &self.wake
     }
 
     /// The current order; takes note that it was seen. The worker's side.
-    pub(super) fn order(&self) -> Order {
+    pub(in crate::virtio) fn order(&self) -> Order {
         let _ = self.wake.read();
         self.lock().0
     }
 
     /// The worker's side. `doing` answers the order that was seen: where there is a newer one, it is not reported.
-    pub(super) fn report(&self, seen: Order, doing: Doing) {
+    pub(in crate::virtio) fn report(&self, seen: Order, doing: Doing) {
         let mut shared = self.lock();
         let final_word = matches!(doing, Doing::Fenced | Doing::Stopped | Doing::Died);
         if final_word || shared.0 == seen {
@@ -70,7 +70,7 @@ impl Control {
     }
 
     /// Gives an order. The device's side.
-    pub(super) fn give(&self, order: Order) {
+    pub(in crate::virtio) fn give(&self, order: Order) {
         let mut shared = self.lock();
         shared.0 = order;
         if shared.1 == Doing::Paused && order != Order::Pause {
@@ -81,7 +81,7 @@ impl Control {
     }
 
     /// Waits until the worker is not running any more. The device's side.
-    pub(super) fn wait(&self, limit: Duration) -> Doing {
+    pub(in crate::virtio) fn wait(&self, limit: Duration) -> Doing {
         let (shared, _) = self
             .changed
             .wait_timeout_while(self.lock(), limit, |shared| shared.1 == Doing::Running)
@@ -89,7 +89,7 @@ impl Control {
         shared.1
     }
 
-    pub(super) fn doing(&self) -> Doing {
+    pub(in crate::virtio) fn doing(&self) -> Doing {
         self.lock().1
     }
 
