@@ -32,6 +32,7 @@ const VM: u128 = 0xbe;
 const NODE: u128 = 0x0d;
 
 pub(crate) struct Drover<'a> {
+    name: String,
     vmmd: PathBuf,
     target: &'a Target,
     wait: Option<Wait>,
@@ -52,8 +53,8 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
 }
 
 impl<'a> Drover<'a> {
-    pub(crate) fn new(vmmd: PathBuf, target: &'a Target, wait: Option<Wait>) -> Self {
-        Self { vmmd, target, wait }
+    pub(crate) fn new(name: String, vmmd: PathBuf, target: &'a Target, wait: Option<Wait>) -> Self {
+        Self { name, vmmd, target, wait }
     }
 
     fn config(&self, case: &Case, length: Duration) -> wire::VmConfig {
@@ -80,8 +81,8 @@ impl<'a> Drover<'a> {
 }
 
 impl Contender for Drover<'_> {
-    fn name(&self) -> &'static str {
-        "drover"
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn run(&self, case: &Case, length: Duration) -> anyhow::Result<Figures> {

@@ -25,7 +25,7 @@ impl<'a> Fio<'a> {
 }
 
 impl Contender for Fio<'_> {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "fio"
     }
 

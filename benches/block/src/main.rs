@@ -46,9 +46,12 @@ struct Arguments {
     /// Only cases whose name holds this
     #[arg(long, default_value = "")]
     only: String,
-    /// A vmmd to measure instead of this tree's release build
+    /// A vmmd to measure instead of this tree's release build; given again, another one beside it, named by its file
     #[arg(long, value_name = "PATH")]
-    vmmd: Option<PathBuf>,
+    vmmd: Vec<PathBuf>,
+    /// Leave this peer out
+    #[arg(long, value_name = "NAME")]
+    without: Vec<String>,
     /// How guests wait for completions: by default they poll at depth 1 and sleep otherwise
     #[arg(long, value_enum)]
     wait: Option<GuestWait>,
@@ -72,7 +75,7 @@ impl From<GuestWait> for Wait {
 
 /// Something that runs a case.
 trait Contender {
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
     /// Runs `case` and returns what it reached.
     fn run(&self, case: &case::Case, length: Duration) -> anyhow::Result<Figures>;
 }
@@ -141,15 +144,23 @@ fn contenders<'a>(
 ) -> anyhow::Result<Vec<Box<dyn Contender + 'a>>> {
     let wait = arguments.wait.map(Wait::from);
     let mut contenders: Vec<Box<dyn Contender>> = Vec::new();
-    let vmmd = match &arguments.vmmd {
-        Some(path) => path.clone(),
-        None => drover::build()?,
+    let (first, others) = match arguments.vmmd.split_first() {
+        Some((first, others)) => (first.clone(), others),
+        None => (drover::build()?, [].as_slice()),
     };
-    contenders.push(Box::new(drover::Drover::new(vmmd, target, wait)));
+    contenders.push(Box::new(drover::Drover::new("drover".to_owned(), first, target, wait)));
+    for path in others {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        contenders.push(Box::new(drover::Drover::new(name, path.clone(), target, wait)));
+    }
     for (peer, absent) in [
         (qemu::Qemu::find(target, wait).map(|peer| Box::new(peer) as Box<dyn Contender>), "qemu"),
         (fio::Fio::find(target).map(|peer| Box::new(peer) as Box<dyn Contender>), "fio"),
     ] {
+        if arguments.without.iter().any(|name| name == absent) {
+            report.leave_out(absent, "not asked for");
+            continue;
+        }
         match peer {
             Ok(peer) => contenders.push(peer),
             Err(why) => {

@@ -37,7 +37,7 @@ impl<'a> Qemu<'a> {
 }
 
 impl Contender for Qemu<'_> {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "qemu"
     }
 
