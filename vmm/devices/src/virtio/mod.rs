@@ -11,5 +11,7 @@ pub(crate) mod pci;
 mod ring;
 pub(crate) mod rng;
 mod service;
+mod throttle;
 
 pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
+pub use throttle::Throttle;

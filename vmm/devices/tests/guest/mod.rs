@@ -14,7 +14,8 @@ use std::{
 use drover_block::{Backend, MemoryImage, Owner};
 use drover_bus::{BusDevice, Doorbell, DoorbellAddress, Doorbells, IrqLine};
 use drover_devices::{
-    BlkConfig, BlkMetrics, Device, DeviceEvent, DeviceEvents, MmioConfig, Saved, VirtioBlk, VirtioMmio,
+    BlkConfig, BlkMetrics, Device, DeviceEvent, DeviceEvents, MmioConfig, Saved, Throttle, VirtioBlk,
+    VirtioMmio,
 };
 use drover_guest_memory::GuestMemory;
 use drover_ids::{NodeId, OwnerEpoch, VmId};
@@ -148,6 +149,7 @@ pub(crate) struct Guest {
     pub(crate) disk: VirtioMmio,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) metrics: Arc<BlkMetrics>,
+    pub(crate) throttle: Arc<Throttle>,
     pub(crate) line: Arc<Line>,
     pub(crate) bells: Arc<Bells>,
     pub(crate) events: Arc<Events>,
@@ -180,7 +182,7 @@ impl Guest {
             (Arc::<Line>::default(), Arc::<Bells>::default(), Arc::<Events>::default());
         let config = BlkConfig { name: "disk0".into(), id: "a-disk".into(), events: events.clone() };
         let blk = VirtioBlk::new(config, backend.clone());
-        let metrics = blk.metrics();
+        let (metrics, throttle) = (blk.metrics(), blk.throttle());
         let config = MmioConfig {
             name: "disk0".into(),
             instance: 0,
@@ -190,7 +192,19 @@ impl Guest {
             doorbells: bells.clone(),
         };
         let disk = VirtioMmio::new(config, Box::new(blk)).unwrap();
-        Self { memory, disk, backend, metrics, line, bells, events, available: 0, used: 0, requests: 0 }
+        Self {
+            memory,
+            disk,
+            backend,
+            metrics,
+            throttle,
+            line,
+            bells,
+            events,
+            available: 0,
+            used: 0,
+            requests: 0,
+        }
     }
 
     /// A machine on another node that takes over this one's disk and RAM, both of which stay where they are.

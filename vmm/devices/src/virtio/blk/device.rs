@@ -24,8 +24,11 @@ use super::{
     worker::{ID_LEN, Setup, Worker},
 };
 use crate::{
-    ActivateError, Activation, ActiveQueue, DeviceError, DeviceEvents, VirtioDevice,
-    virtio::control::{Control, Doing, Order},
+    ActivateError, Activation, ActiveQueue, DeviceError, DeviceEvents, Throttle, VirtioDevice,
+    virtio::{
+        control::{Control, Doing, Order},
+        throttle::Gate,
+    },
 };
 
 /// Largest size of a queue. What Linux and others use: deep enough for any storage, 12 KiB of rings.
@@ -53,6 +56,7 @@ pub struct VirtioBlk {
     backend: Arc<dyn Backend>,
     events: Arc<dyn DeviceEvents>,
     metrics: Arc<BlkMetrics>,
+    throttle: Arc<Throttle>,
     announcer: Arc<Announcer>,
     /// What the driver of a restored disk has been told of its size.
     restored: Option<Sectors>,
@@ -93,6 +97,7 @@ impl VirtioBlk {
             backend,
             events: config.events,
             metrics: Arc::default(),
+            throttle: Arc::default(),
             announcer,
             restored: None,
             paused: false,
@@ -103,6 +108,12 @@ impl VirtioBlk {
     /// The disk's counters.
     pub fn metrics(&self) -> Arc<BlkMetrics> {
         Arc::clone(&self.metrics)
+    }
+
+    /// The disk's limits: none at first. A read is inbound; writes, flushes, discards and writes of zeros are outbound,
+    /// and only reads and writes have bytes.
+    pub fn throttle(&self) -> Arc<Throttle> {
+        Arc::clone(&self.throttle)
     }
 
     fn start(&self, activation: &Activation, queue: ActiveQueue) -> Result<Running, ActivateError> {
@@ -123,6 +134,7 @@ impl VirtioBlk {
             interrupt: Arc::clone(&activation.interrupt),
             metrics: Arc::clone(&self.metrics),
             events: Arc::clone(&self.events),
+            gate: Gate::new(Arc::clone(&self.throttle)).map_err(refused("make a timer"))?,
             control: Arc::clone(&control),
         };
         // Linux cuts a thread's name off after 15 bytes.

@@ -7,6 +7,7 @@
 
 use drover_block::Segments;
 use drover_guest_memory::{GuestMemory, MemoryError};
+use drover_rate_limit::{Cost, Direction};
 use drover_units::{Gpa, Sectors};
 use smallvec::SmallVec;
 use virtio_bindings::virtio_blk::{
@@ -72,6 +73,26 @@ pub(super) enum Malformed {
     /// No byte to write the status to, or one that is not RAM.
     #[error("a request without a status byte")]
     NoStatus,
+}
+
+impl Action {
+    /// What the disk's limits count it as. What moves nothing and changes nothing is free.
+    pub(super) fn cost(&self) -> Option<Cost> {
+        let (direction, bytes) = match self {
+            Self::Read(_, segments) => (Direction::Inbound, length(segments)),
+            Self::Write(_, segments) => (Direction::Outbound, length(segments)),
+            Self::Flush | Self::Discard(_) | Self::WriteZeroes(..) => (Direction::Outbound, 0),
+            _ => return None,
+        };
+        Some(Cost { direction, bytes: bytes.into() })
+    }
+}
+
+/// How much data a request moves. A chain is shorter than 2^32 bytes (2.7.5.2), which virtio-queue sees to.
+pub(super) fn length(segments: &Segments) -> u32 {
+    segments
+        .iter()
+        .fold(0, |sum: u32, segment| sum.saturating_add(u32::try_from(segment.len()).unwrap_or(u32::MAX)))
 }
 
 /// A buffer as a descriptor names it. Never empty.

@@ -1,7 +1,7 @@
 //! The thread of one queue.
 //!
-//! It waits for three things: the doorbell (the driver has something), the backend's event (the storage has), and its
-//! orders. All work happens between two waits and is bounded by the queue's size, so that a driver which never stops
+//! It waits for four things: the doorbell (the driver has something), the backend's event (the storage has), its orders,
+//! and the timer of its limits. All work happens between two waits and is bounded by the queue's size, so that a driver which never stops
 //! asking cannot keep the worker from its orders.
 
 use std::{
@@ -28,7 +28,10 @@ use super::{
 };
 use crate::{
     ActiveQueue, DeviceEvent, DeviceEvents, VirtioInterrupt,
-    virtio::control::{Control, Doing, Order},
+    virtio::{
+        control::{Control, Doing, Order},
+        throttle::Gate,
+    },
 };
 
 /// How many failed requests are logged one by one. A broken disk fails every request of every guest for days; the
@@ -52,6 +55,7 @@ pub(super) struct Setup {
     pub(super) interrupt: Arc<dyn VirtioInterrupt>,
     pub(super) metrics: Arc<BlkMetrics>,
     pub(super) events: Arc<dyn DeviceEvents>,
+    pub(super) gate: Gate,
     pub(super) control: Arc<Control>,
 }
 
@@ -152,7 +156,7 @@ impl Worker {
         let control = Arc::clone(&self.setup.control);
         let _died =
             ReportDeath { control, name: self.setup.name.clone(), events: Arc::clone(&self.setup.events) };
-        // Three descriptors are waited for.
+        // Four descriptors are waited for.
         let mut manager =
             EventManager::new_with_capacity(4).expect("a process that makes disks may make an epoll");
         let id = manager.add_subscriber(self);
@@ -185,14 +189,24 @@ impl Worker {
     /// There is an order. The first comes with the start.
     fn on_order(&mut self) {
         self.order = self.setup.control.order();
+        self.setup.gate.open();
+        if self.order != Order::Run {
+            self.setup.gate.forget();
+        }
         // Notifications may have come while nobody looked, or to another process before a restore.
         self.starved = true;
         self.advance();
     }
 
+    /// A request that was held back may pass, or the limits are others.
+    fn on_timer(&mut self) {
+        self.setup.gate.on_timer();
+        self.advance();
+    }
+
     /// Moves everything on as far as it goes without waiting.
     fn advance(&mut self) {
-        if self.starved && self.order == Order::Run && self.halted.is_none() {
+        if self.starved && self.order == Order::Run && self.halted.is_none() && self.setup.gate.is_open() {
             self.take();
         }
         self.backend.submit(&mut self.batch);
@@ -236,6 +250,13 @@ impl Worker {
                 budget -= 1;
                 let head = chain.head_index();
                 let parsed = request::parse(chain, queue.max_size(), &memory)?;
+                if let Some(cost) = parsed.action.cost()
+                    && !self.setup.gate.admit(cost)
+                {
+                    // It stays at the head of the ring, to be parsed again when it may pass.
+                    queue.go_to_previous_position();
+                    return Ok(());
+                }
                 self.begin(head, parsed);
             }
             if budget == 0 {
@@ -261,11 +282,11 @@ impl Worker {
             |operation, length| Pending { head, status, operation, length, parts: 1, failed: false };
         match action {
             Action::Read(sector, segments) => {
-                let token = self.pend(pending(Pended::Read, length(&segments)));
+                let token = self.pend(pending(Pended::Read, request::length(&segments)));
                 self.batch.push(Request::read(sector, segments, token));
             }
             Action::Write(sector, segments) => {
-                let token = self.pend(pending(Pended::Write, length(&segments)));
+                let token = self.pend(pending(Pended::Write, request::length(&segments)));
                 self.batch.push(Request::write(sector, segments, token));
             }
             Action::Flush => {
@@ -450,13 +471,6 @@ fn lock(queue: &std::sync::Mutex<Queue>) -> MutexGuard<'_, Queue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How much data a request moves. A chain is shorter than 2^32 bytes (2.7.5.2), which virtio-queue sees to.
-fn length(segments: &Segments) -> u32 {
-    segments
-        .iter()
-        .fold(0, |sum: u32, segment| sum.saturating_add(u32::try_from(segment.len()).unwrap_or(u32::MAX)))
-}
-
 /// Spreads the id over the segments as far as they go. Returns how many bytes that was.
 fn write_id(id: &[u8], segments: &Segments) -> u32 {
     let mut rest = id;
@@ -474,17 +488,19 @@ fn write_id(id: &[u8], segments: &Segments) -> u32 {
 impl MutEventSubscriber for Worker {
     fn init(&mut self, ops: &mut EventOps) {
         let add = |ops: &mut EventOps, fd| {
-            ops.add(Events::new_raw(fd, EventSet::IN)).expect("a new epoll takes three descriptors");
+            ops.add(Events::new_raw(fd, EventSet::IN)).expect("a new epoll takes four descriptors");
         };
         add(ops, self.queue.doorbell.as_raw_fd());
         add(ops, self.backend.completion_event().as_raw_fd());
         add(ops, self.setup.control.wake().as_raw_fd());
+        add(ops, self.setup.gate.timer());
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         match events.fd() {
             fd if fd == self.queue.doorbell.as_raw_fd() => self.on_doorbell(),
             fd if fd == self.setup.control.wake().as_raw_fd() => self.on_order(),
+            fd if fd == self.setup.gate.timer() => self.on_timer(),
             _ => self.on_completion(),
         }
     }
