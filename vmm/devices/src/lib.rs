@@ -30,7 +30,7 @@ pub use pci::{Address as PciAddress, PciError, PciFunction, PciRoot};
 pub use power::Power;
 pub use serial::{ConsoleSink, Serial};
 pub use virtio::{
-    ActivateError, Activation, ActiveQueue, Throttle, VirtioDevice, VirtioInterrupt,
+    ActivateError, Activation, ActiveQueue, Throttle, VirtioDevice, VirtioInterrupt, VirtioKind,
     blk::{BlkConfig, BlkMetrics, BlkMetricsSnapshot, VirtioBlk},
     console::{ConsoleConfig, ConsolePort, ConsoleSize, VirtioConsole},
     mmio::{MmioConfig, VirtioMmio},

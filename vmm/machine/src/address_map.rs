@@ -18,36 +18,33 @@ use drover_devices::{PciAddress, VirtioPci};
 use drover_hypervisor::Gsi;
 use drover_units::Gpa;
 
-/// Most disks of one machine: interrupts 5 to 20, each its own pin of the I/O APIC.
-pub const DISKS_MAX: usize = 16;
-const FIRST_DISK_GSI: u32 = 5;
-const FIRST_DISK_WINDOW: u64 = 0xd000_0000;
+use crate::Slot;
+
+/// Interrupts of virtio-mmio devices: each its own pin of the I/O APIC, from this one to the last but one.
+const FIRST_MMIO_GSI: u32 = 5;
+const FIRST_MMIO_WINDOW: u64 = 0xd000_0000;
 /// Device 0 is the host bridge.
-const FIRST_DISK_FUNCTION: u8 = 1;
+const FIRST_FUNCTION: u8 = 1;
 /// A virtio-mmio device's window: one page, of which it uses the first 0x200 bytes.
-pub(crate) const DISK_WINDOW_LEN: u64 = 0x1000;
+pub(crate) const MMIO_WINDOW_LEN: u64 = 0x1000;
+/// Places for virtio-mmio devices: interrupts 5 to 22. The last pin is the power button's.
+pub(crate) const MMIO_SLOTS: u8 = 18;
+/// Places on the PCI bus beside the host bridge.
+pub(crate) const PCI_SLOTS: u8 = PciAddress::DEVICES - FIRST_FUNCTION;
 
-/// The place of one virtio-mmio device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DiskSlot {
-    pub(crate) window: Gpa,
-    pub(crate) gsi: Gsi,
+/// Where the virtio-mmio device in this slot is, and its interrupt. The slot is below [`MMIO_SLOTS`].
+pub(crate) fn mmio_place(slot: Slot) -> (Gpa, Gsi) {
+    let number = slot.number();
+    let window = Gpa::new(FIRST_MMIO_WINDOW + u64::from(number) * MMIO_WINDOW_LEN);
+    (window, Gsi(FIRST_MMIO_GSI + u32::from(number)))
 }
 
-/// The place of the `index`-th disk; `index` is below [`DISKS_MAX`].
-pub(crate) fn disk_slot(index: usize) -> DiskSlot {
-    let number = u32::try_from(index).expect("disks are counted against DISKS_MAX");
-    DiskSlot {
-        window: Gpa::new(FIRST_DISK_WINDOW + u64::from(number) * DISK_WINDOW_LEN),
-        gsi: Gsi(FIRST_DISK_GSI + number),
-    }
-}
-
-/// Where the `index`-th disk is on the PCI bus: its device number and its memory at first.
-pub(crate) fn disk_function(index: usize) -> (PciAddress, Gpa) {
-    let number = u8::try_from(index).expect("disks are counted against DISKS_MAX");
-    let address = PciAddress::device(FIRST_DISK_FUNCTION + number).expect("DISKS_MAX and one fit a bus");
-    (address, Gpa::new(PCI_MEMORY.get() + u64::from(number) * VirtioPci::LEN))
+/// Where the device in this slot is on the PCI bus: its device number and its memory at first. The slot is below
+/// [`PCI_SLOTS`].
+pub(crate) fn pci_place(slot: Slot) -> (PciAddress, Gpa) {
+    let address =
+        PciAddress::device(FIRST_FUNCTION + slot.number()).expect("slots are counted against PCI_SLOTS");
+    (address, Gpa::new(PCI_MEMORY.get() + u64::from(slot.number()) * VirtioPci::LEN))
 }
 
 /// Boot structures, where a kernel that loads from 1 MiB on does not overwrite them, nor the real-mode structures of

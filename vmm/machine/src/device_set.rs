@@ -1,19 +1,20 @@
 //! The devices of a machine, in the order in which they are made.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use drover_bus::{Doorbells, IrqLine, MsiLines};
 use drover_devices::{
     BlkConfig, ConsoleSink, Device, DeviceEvents, I8042, MmioConfig, PciConfig, PciRoot, Power, Serial,
-    VirtioBlk, VirtioMmio, VirtioPci,
+    VirtioBlk, VirtioDevice, VirtioKind, VirtioMmio, VirtioPci,
 };
 use drover_guest_memory::GuestMemory;
 use drover_hypervisor::{Gsi, Vm};
 
 use crate::{
-    BuildError, DeviceBus, Disk, MachineError, Panel,
-    address_map::{PCI_CONFIG, PCI_MEMORY, PCI_MEMORY_END, disk_function, disk_slot},
+    BuildError, DeviceBus, DeviceContext, Disk, MachineError, NewDevice, Panel, Slot, VirtioShape,
+    address_map::{PCI_CONFIG, PCI_MEMORY, PCI_MEMORY_END, mmio_place, pci_place},
     pause::FreezeFault,
+    slot,
     vcpu_thread::Buses,
     wiring::{VmDoorbells, VmIrqLine, VmMsiLines},
 };
@@ -23,6 +24,7 @@ use crate::{
 pub(crate) struct DeviceSet {
     devices: Vec<Arc<dyn Device>>,
     lines: Vec<Arc<VmIrqLine>>,
+    virtio: Vec<VirtioShape>,
     panel: Panel,
 }
 
@@ -33,36 +35,47 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) events: Arc<dyn DeviceEvents>,
 }
 
-impl Surroundings<'_> {
-    fn block(&self, index: usize, disk: &Disk) -> VirtioBlk {
-        let config =
-            BlkConfig { name: disk_name(index), id: disk.id.clone(), events: Arc::clone(&self.events) };
-        VirtioBlk::new(config, Arc::clone(&disk.backend))
+/// The virtio devices that a machine is to have.
+pub(crate) struct Wanted<'a> {
+    pub(crate) bus: DeviceBus,
+    pub(crate) disks: &'a [Disk],
+    pub(crate) others: Vec<NewDevice>,
+}
+
+/// A virtio device on its way to its transport.
+struct Made {
+    name: String,
+    kind: VirtioKind,
+    slot: Slot,
+    device: Box<dyn VirtioDevice>,
+}
+
+impl Made {
+    fn failed<E: std::error::Error + Send + Sync + 'static>(name: &str) -> impl FnOnce(E) -> BuildError {
+        let device = name.to_owned();
+        move |source| BuildError::Device { device, source: Box::new(source) }
     }
 }
 
-/// Mass storage of a kind that the class codes do not know.
-const PCI_CLASS_STORAGE: u32 = 0x01_8000;
+/// Names devices by their kind and a number.
+#[derive(Default)]
+struct Names(BTreeMap<VirtioKind, usize>);
 
-fn disk_name(index: usize) -> String {
-    format!("disk{index}")
-}
-
-fn disk_instance(index: usize) -> u16 {
-    u16::try_from(index).expect("disks are counted against DISKS_MAX")
-}
-
-fn device_error(index: usize) -> impl FnOnce(std::io::Error) -> BuildError {
-    move |source| BuildError::Device { device: disk_name(index), source: Box::new(source) }
+impl Names {
+    fn next(&mut self, kind: VirtioKind) -> String {
+        let count = self.0.entry(kind).or_default();
+        let name = format!("{}{count}", kind.name());
+        *count += 1;
+        name
+    }
 }
 
 impl DeviceSet {
     /// Makes the devices and puts them on the buses.
     pub(crate) fn new(
         around: &Surroundings<'_>,
-        bus: DeviceBus,
         buses: &mut Buses,
-        disks: &[Disk],
+        wanted: Wanted<'_>,
         console: Box<dyn ConsoleSink>,
     ) -> Result<Self, BuildError> {
         let line = VmIrqLine::new(around.vm, Gsi(Serial::GSI))?;
@@ -75,73 +88,119 @@ impl DeviceSet {
         let mut set = Self {
             devices: vec![serial.clone(), i8042, power],
             lines: vec![line],
+            virtio: Vec::new(),
             panel: Panel { serial, disk_metrics: Arc::default() },
         };
-        let blocks: Vec<_> =
-            disks.iter().enumerate().map(|(index, disk)| around.block(index, disk)).collect();
-        set.panel.disk_metrics = blocks.iter().map(|block| block.metrics()).collect();
+        let bus = wanted.bus;
+        let made = set.make_virtio(around, wanted)?;
         match bus {
-            DeviceBus::VirtioMmio => set.add_on_mmio(around, buses, blocks)?,
-            DeviceBus::VirtioPci => set.add_on_pci(around, buses, blocks)?,
+            DeviceBus::VirtioMmio => set.add_on_mmio(around, buses, made)?,
+            DeviceBus::VirtioPci => set.add_on_pci(around, buses, made)?,
         }
         Ok(set)
     }
 
-    /// Gives each disk a window and an interrupt line.
+    /// Makes the virtio devices, the disks first, and gives each its slot.
+    fn make_virtio(
+        &mut self,
+        around: &Surroundings<'_>,
+        wanted: Wanted<'_>,
+    ) -> Result<Vec<Made>, BuildError> {
+        let Wanted { bus, disks, others } = wanted;
+        let slots = slot::assign(bus, disks.len(), others.iter().map(|device| device.slot))?;
+        let mut slots = slots.into_iter();
+        let mut next_slot = || slots.next().expect("every device has been given one");
+        let mut names = Names::default();
+        let mut made = Vec::with_capacity(disks.len() + others.len());
+        let mut metrics = Vec::with_capacity(disks.len());
+        for disk in disks {
+            let (kind, slot) = (VirtioKind::Block, next_slot());
+            let name = names.next(kind);
+            let config =
+                BlkConfig { name: name.clone(), id: disk.id.clone(), events: Arc::clone(&around.events) };
+            let block = VirtioBlk::new(config, Arc::clone(&disk.backend));
+            metrics.push(block.metrics());
+            self.note(kind, slot, disk.id.clone(), &block);
+            made.push(Made { name, kind, slot, device: Box::new(block) });
+        }
+        for NewDevice { kind, identity, make, .. } in others {
+            let slot = next_slot();
+            let name = names.next(kind);
+            let context = DeviceContext { name: name.clone(), events: Arc::clone(&around.events) };
+            let device =
+                make(context).map_err(|source| BuildError::Device { device: name.clone(), source })?;
+            debug_assert_eq!(device.device_id(), kind.id(), "a device is of the kind it is announced as");
+            self.note(kind, slot, identity, device.as_ref());
+            made.push(Made { name, kind, slot, device });
+        }
+        self.panel.disk_metrics = metrics.into();
+        Ok(made)
+    }
+
+    /// Takes down what a machine must have for this device's state.
+    fn note(&mut self, kind: VirtioKind, slot: Slot, identity: String, device: &dyn VirtioDevice) {
+        // What it would save says in which form it does.
+        let state = device.save();
+        self.virtio.push(VirtioShape {
+            kind,
+            slot,
+            identity,
+            state: state.kind().as_str().to_owned(),
+            state_version: state.version(),
+        });
+    }
+
+    /// Gives each device a window and an interrupt line.
     fn add_on_mmio(
         &mut self,
         around: &Surroundings<'_>,
         buses: &mut Buses,
-        blocks: Vec<VirtioBlk>,
+        made: Vec<Made>,
     ) -> Result<(), BuildError> {
         let doorbells: Arc<dyn Doorbells> = Arc::new(VmDoorbells(around.vm.clone()));
-        for (index, block) in blocks.into_iter().enumerate() {
-            let slot = disk_slot(index);
-            let line = VmIrqLine::new(around.vm, slot.gsi)?;
+        for Made { name, slot, device, .. } in made {
+            let (base, gsi) = mmio_place(slot);
+            let line = VmIrqLine::new(around.vm, gsi)?;
             self.lines.push(Arc::clone(&line));
             let config = MmioConfig {
-                name: disk_name(index),
-                instance: disk_instance(index),
-                base: slot.window,
+                name: name.clone(),
+                instance: slot.number().into(),
+                base,
                 memory: around.memory.clone(),
                 line,
                 doorbells: Arc::clone(&doorbells),
             };
-            let device = VirtioMmio::new(config, Box::new(block)).map_err(device_error(index))?;
-            let device = Arc::new(device);
-            buses.mmio.insert("disk", slot.window, VirtioMmio::LEN, device.clone())?;
+            let device = Arc::new(VirtioMmio::new(config, device).map_err(Made::failed(&name))?);
+            buses.mmio.insert("virtio device", base, VirtioMmio::LEN, device.clone())?;
             self.devices.push(device);
         }
         Ok(())
     }
 
-    /// Makes a PCI bus and each disk a function on it.
+    /// Makes a PCI bus and each device a function on it.
     fn add_on_pci(
         &mut self,
         around: &Surroundings<'_>,
         buses: &mut Buses,
-        blocks: Vec<VirtioBlk>,
+        made: Vec<Made>,
     ) -> Result<(), BuildError> {
         let doorbells: Arc<dyn Doorbells> = Arc::new(VmDoorbells(around.vm.clone()));
         let lines: Arc<dyn MsiLines> = Arc::new(VmMsiLines(around.vm.clone()));
         let mut root = PciRoot::new();
-        let mut functions: Vec<Arc<dyn Device>> = Vec::with_capacity(blocks.len());
-        for (index, block) in blocks.into_iter().enumerate() {
-            let (address, base) = disk_function(index);
+        let mut functions: Vec<Arc<dyn Device>> = Vec::with_capacity(made.len());
+        for Made { name, kind, slot, device } in made {
+            let (address, base) = pci_place(slot);
             let config = PciConfig {
-                name: disk_name(index),
-                instance: disk_instance(index),
-                class: PCI_CLASS_STORAGE,
+                name: name.clone(),
+                instance: slot.number().into(),
+                class: kind.pci_class(),
                 base,
                 memory: around.memory.clone(),
                 lines: Arc::clone(&lines),
                 doorbells: Arc::clone(&doorbells),
             };
-            let device = Arc::new(VirtioPci::new(config, Box::new(block)).map_err(device_error(index))?);
-            root.insert(address, device.clone()).map_err(|source| BuildError::Device {
-                device: disk_name(index),
-                source: Box::new(source),
-            })?;
+            let device = Arc::new(VirtioPci::new(config, device).map_err(Made::failed(&name))?);
+            root.insert(address, device.clone()).map_err(Made::failed(&name))?;
             functions.push(device);
         }
         let root = Arc::new(root);
@@ -152,6 +211,11 @@ impl DeviceSet {
         self.devices.push(root);
         self.devices.append(&mut functions);
         Ok(())
+    }
+
+    /// The virtio devices, disks first, in the order in which they were given.
+    pub(crate) fn virtio(&self) -> &[VirtioShape] {
+        &self.virtio
     }
 
     /// Its console input and counters.

@@ -9,7 +9,7 @@ use drover_hypervisor::HypervisorError;
 use drover_saved_state::StateError;
 use drover_units::{Bytes, VcpuCount};
 
-use crate::{DISKS_MAX, FreezeFault, MEMORY_MAX, MEMORY_MIN, MachineEvent};
+use crate::{DISKS_MAX, FreezeFault, MEMORY_MAX, MEMORY_MIN, MachineEvent, Slot};
 
 /// Why a machine could not be built. Nothing of it is left: memory is gone, volumes are released.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,28 @@ pub enum BuildError {
     TooManyDisks {
         /// What was asked for.
         asked: usize,
+    },
+    /// More virtio devices than the machine's bus has slots.
+    #[error("devices: {asked} are too many, the machine's bus has {count} slots")]
+    TooManyDevices {
+        /// What was asked for, disks included.
+        asked: usize,
+        /// How many there are.
+        count: u8,
+    },
+    /// A slot that the machine's bus does not have.
+    #[error("devices: there is no slot {asked}, the machine's bus has slots 0 to {}", count - 1)]
+    NoSuchSlot {
+        /// What was asked for.
+        asked: Slot,
+        /// How many there are.
+        count: u8,
+    },
+    /// A slot that another device has.
+    #[error("devices: slot {asked} is taken by another device")]
+    SlotTaken {
+        /// What was asked for.
+        asked: Slot,
     },
     /// A disk could not be acquired.
     #[error("disks: cannot acquire '{disk}'")]

@@ -16,7 +16,7 @@ use drover_saved_state::Envelope;
 use drover_units::VcpuCount;
 
 use crate::{
-    Holder, MachineError, MachineEvent, Panel, PauseError, PauseGuard,
+    Holder, MachineError, MachineEvent, Panel, PauseError, PauseGuard, VirtioShape,
     device_set::DeviceSet,
     gate::{Gate, StillInside},
     pause::{Freeze, FreezeFault, Freezer},
@@ -121,6 +121,12 @@ impl Machine {
     /// Number of vCPUs.
     pub fn vcpus(&self) -> VcpuCount {
         VcpuCount::new(u32::try_from(self.shared.vcpus.len()).expect("checked when it was planned"))
+    }
+
+    /// Its virtio devices, disks first, in the order in which they were given. A guest moves to a machine where this is
+    /// the same, save that the other may know newer versions of states.
+    pub fn virtio_devices(&self) -> &[VirtioShape] {
+        self.shared.devices.virtio()
     }
 
     /// Why the machine has ended, if it has. It does not run again.

@@ -12,11 +12,12 @@ use std::{
 use drover_block::Backend;
 
 use drover_guest_memory::{DirtyPages, GuestMemory};
-use drover_ids::{OwnerEpoch, VolumeId};
+use drover_ids::OwnerEpoch;
 use drover_lifecycle::StopReason;
 use drover_machine::{
     BuildError, ConsoleSink, DeviceBus, DevicesReady, EventSink, HypervisorError, KernelImage, Machine,
-    MachineConfig, MachineEvent, Ownership, PauseError, PauseGuard, Planned,
+    MachineConfig, MachineEvent, Ownership, PauseError, PauseGuard, Planned, VirtioShape,
+    devices::VirtioKind,
 };
 use drover_migration::{
     GuestError, MigratableGuest,
@@ -29,7 +30,7 @@ use tracing::info;
 use crate::{
     clusters::Clusters,
     console::Console,
-    courtesy, disks,
+    courtesy, devices, disks,
     hosted::{EndSink, HostedVm, Hypervisor, Instruments, Owner},
     order::{DiskPlace, InvalidField, VmConfig},
     refused::{Refused, chain},
@@ -52,7 +53,6 @@ pub(crate) struct KvmVm {
     machine: Machine,
     held: Held,
     owner: drover_block::Owner,
-    disks: Vec<String>,
     cpu: CpuShape,
 }
 
@@ -101,11 +101,12 @@ impl Kvm {
         }
         let console = Box::new(GuestOutput(Arc::clone(&self.console)));
         let events = EventSink::new(move |event| ended(stop_reason(&event), event.to_string()));
-        let ready = planned.allocate_memory()?.open_volumes(disks, ownership)?.attach_devices(
-            &hypervisor,
-            console,
-            events,
-        )?;
+        let others = devices::from_config(config)?;
+        let ready = planned
+            .allocate_memory()?
+            .open_volumes(disks, ownership)?
+            .with_devices(others)
+            .attach_devices(&hypervisor, console, events)?;
         let processor = hypervisor.processor().map_err(BuildError::from)?;
         let cpu = CpuShape { vendor: processor.vendor, features: processor.features };
         Ok(Assembled { ready, cpu, backends })
@@ -119,7 +120,6 @@ impl Kvm {
         (machine, guard): (Machine, PauseGuard),
     ) -> Result<KvmVm, Refused> {
         let volumes: Vec<_> = config.disks.iter().map(|disk| disk.volume).collect();
-        let disks = volumes.iter().map(VolumeId::to_string).collect();
         // A file of this host answers, or the host has worse problems.
         if config.disks.iter().any(|disk| matches!(disk.place, DiskPlace::Rbd(_))) {
             let watched = Watched {
@@ -132,7 +132,7 @@ impl Kvm {
                 .map_err(|error| Refused::Failed(format!("cannot start a thread: {error}")))?;
         }
         self.instruments.connect(machine.panel(), machine.holder(), volumes);
-        Ok(KvmVm { machine, held: Held::Whole(guard), owner, disks, cpu })
+        Ok(KvmVm { machine, held: Held::Whole(guard), owner, cpu })
     }
 }
 
@@ -179,17 +179,12 @@ impl HostedVm for KvmVm {
 
 impl MigratableGuest for KvmVm {
     fn shape(&self) -> MachineShape {
-        let disk = |identity: &String| DeviceShape {
-            kind: "virtio-blk".to_owned(),
-            identity: identity.clone(),
-            version: 1,
-        };
         MachineShape {
             vm: self.owner.vm,
             vcpus: self.machine.vcpus(),
             memory: self.machine.memory().layout().ranges().iter().map(Into::into).collect(),
             page_size: PAGE_SIZE as u32,
-            devices: self.disks.iter().map(disk).collect(),
+            devices: self.machine.virtio_devices().iter().map(device_shape).collect(),
             cpu: self.cpu.clone(),
         }
     }
@@ -281,6 +276,15 @@ impl MigratableGuest for KvmVm {
     fn discard(&mut self) {}
 }
 
+/// A disk is known by its volume, and where it is by the order of the disks; anything else by its slot, too.
+fn device_shape(device: &VirtioShape) -> DeviceShape {
+    let identity = match device.kind {
+        VirtioKind::Block => device.identity.clone(),
+        _ => format!("{}/{}", device.slot, device.identity),
+    };
+    DeviceShape { kind: device.state.clone(), identity, version: device.state_version }
+}
+
 /// The guest's serial port writes to the console.
 struct GuestOutput(Arc<Console>);
 
@@ -322,6 +326,9 @@ impl From<BuildError> for Refused {
                 invalid("config.cmdline")
             }
             BuildError::TooManyDisks { .. } => invalid("config.disks"),
+            BuildError::TooManyDevices { .. }
+            | BuildError::NoSuchSlot { .. }
+            | BuildError::SlotTaken { .. } => invalid("config"),
             BuildError::NotAnElf { .. } | BuildError::NoPvhNote { .. } | BuildError::KernelLayout { .. } => {
                 invalid("config.kernel_path")
             }

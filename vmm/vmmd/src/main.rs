@@ -23,6 +23,7 @@ mod cli;
 mod clusters;
 mod console;
 mod courtesy;
+mod devices;
 mod disks;
 mod hold;
 mod hosted;

@@ -5,6 +5,7 @@ mod chain;
 pub(crate) mod console;
 mod control;
 mod device;
+mod kind;
 pub(crate) mod mmio;
 mod negotiation;
 pub(crate) mod pci;
@@ -14,4 +15,5 @@ mod service;
 mod throttle;
 
 pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
+pub use kind::VirtioKind;
 pub use throttle::Throttle;

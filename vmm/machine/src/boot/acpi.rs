@@ -26,10 +26,10 @@ use drover_guest_memory::GuestMemory;
 use drover_units::{Bytes, Gpa, VcpuCount};
 
 use crate::{
-    BuildError, DeviceBus,
+    BuildError, DeviceBus, Slot,
     address_map::{
-        ACPI, ACPI_END, DISK_WINDOW_LEN, IO_APIC, LOCAL_APIC, PCI_CONFIG, PCI_MEMORY, PCI_MEMORY_END,
-        disk_slot,
+        ACPI, ACPI_END, IO_APIC, LOCAL_APIC, MMIO_WINDOW_LEN, PCI_CONFIG, PCI_MEMORY, PCI_MEMORY_END,
+        mmio_place,
     },
 };
 
@@ -42,10 +42,11 @@ const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_CLOCK: u16 = 1 << 5;
 
 /// What the tables describe.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Platform {
     pub(crate) vcpus: VcpuCount,
-    pub(crate) disks: usize,
+    /// Of the virtio devices.
+    pub(crate) slots: Vec<Slot>,
     pub(crate) bus: DeviceBus,
 }
 
@@ -138,7 +139,7 @@ fn dsdt(platform: &Platform) -> Sdt {
     serial_port().to_aml_bytes(&mut aml);
     match platform.bus {
         DeviceBus::VirtioMmio => {
-            (0..platform.disks).for_each(|index| mmio_device(index).to_aml_bytes(&mut aml));
+            platform.slots.iter().for_each(|slot| mmio_device(*slot).to_aml_bytes(&mut aml));
         }
         DeviceBus::VirtioPci => pci_bridge().to_aml_bytes(&mut aml),
     }
@@ -182,14 +183,14 @@ fn serial_port() -> Raw {
 }
 
 /// A virtio device on MMIO, by the name that Linux's virtio_mmio driver goes by.
-fn mmio_device(index: usize) -> Raw {
-    let slot = disk_slot(index);
-    let base = u32::try_from(slot.window.get()).expect("below 4 GiB");
-    let window = Memory32Fixed::new(true, base, u32::try_from(DISK_WINDOW_LEN).expect("a page"));
-    let interrupt = Interrupt::new(true, true, false, false, slot.gsi.0);
-    let uid = u8::try_from(index).expect("disks are counted against DISKS_MAX");
+fn mmio_device(slot: Slot) -> Raw {
+    let (window, gsi) = mmio_place(slot);
+    let base = u32::try_from(window.get()).expect("below 4 GiB");
+    let window = Memory32Fixed::new(true, base, u32::try_from(MMIO_WINDOW_LEN).expect("a page"));
+    let interrupt = Interrupt::new(true, true, false, false, gsi.0);
+    let uid = slot.number();
     aml(&Device::new(
-        format!("VD{index:02}").as_str().into(),
+        format!("VD{uid:02}").as_str().into(),
         vec![
             &Name::new("_HID".into(), &"LNRO0005"),
             &Name::new("_UID".into(), &uid),
@@ -245,7 +246,8 @@ mod tests {
 
     fn check(bus: DeviceBus, vcpus: u32, expect: &[&[u8; 4]]) -> Vec<u8> {
         let memory = GuestMemory::anonymous(Bytes::mib(4));
-        let platform = Platform { vcpus: VcpuCount::new(vcpus), disks: 3, bus };
+        let platform =
+            Platform { vcpus: VcpuCount::new(vcpus), slots: [0, 1, 16].map(Slot::new).to_vec(), bus };
         let root = write(&memory, &platform).unwrap();
         let rsdp = read(&memory, root, 36);
         assert_eq!(&rsdp[..8], b"RSD PTR ");

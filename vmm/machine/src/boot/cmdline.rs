@@ -5,8 +5,8 @@ use linux_loader::cmdline::{Cmdline, Error};
 use vm_memory::GuestAddress;
 
 use crate::{
-    BuildError,
-    address_map::{DISK_WINDOW_LEN, disk_slot},
+    BuildError, Slot,
+    address_map::{MMIO_WINDOW_LEN, mmio_place},
 };
 
 /// Longest command line, its terminating zero included: what Linux on x86 takes (COMMAND_LINE_SIZE).
@@ -20,12 +20,12 @@ pub(crate) fn check_given(given: &str) -> Result<(), BuildError> {
 /// The whole command line.
 ///
 /// Devices are announced as Linux's virtio_mmio driver wants it (`virtio_mmio.device=4K@0xd0000000:5`).
-pub(crate) fn build(given: &str, disks: usize, tsc_khz: Option<u32>) -> Result<Cmdline, BuildError> {
+pub(crate) fn build(given: &str, slots: &[Slot], tsc_khz: Option<u32>) -> Result<Cmdline, BuildError> {
     let mut cmdline = with_given(given)?;
-    for index in 0..disks {
-        let slot = disk_slot(index);
+    for slot in slots {
+        let (window, gsi) = mmio_place(*slot);
         cmdline
-            .add_virtio_mmio_device(DISK_WINDOW_LEN, GuestAddress(slot.window.get()), slot.gsi.0, None)
+            .add_virtio_mmio_device(MMIO_WINDOW_LEN, GuestAddress(window.get()), gsi.0, None)
             .map_err(|error| explain(given, &error))?;
     }
     if let Some(khz) = tsc_khz {
@@ -66,28 +66,29 @@ fn explain(given: &str, error: &Error) -> BuildError {
 mod tests {
     use super::*;
 
-    fn check(given: &str, disks: usize, tsc_khz: Option<u32>, expect: &str) {
-        let cmdline = build(given, disks, tsc_khz).unwrap();
+    fn check(given: &str, slots: &[u8], tsc_khz: Option<u32>, expect: &str) {
+        let slots: Vec<_> = slots.iter().copied().map(Slot::new).collect();
+        let cmdline = build(given, &slots, tsc_khz).unwrap();
         assert_eq!(cmdline.as_cstring().unwrap().to_str().unwrap(), expect);
     }
 
     #[test]
     fn the_machine_adds_what_it_alone_knows() {
-        check("", 0, None, "");
-        check(" probe.seed=7 ", 0, None, "probe.seed=7");
+        check("", &[], None, "");
+        check(" probe.seed=7 ", &[], None, "probe.seed=7");
         check(
             "quiet",
-            2,
+            &[0, 17],
             Some(2_400_000),
-            "quiet virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 tsc_khz=2400000",
+            "quiet virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0011000:22 tsc_khz=2400000",
         );
     }
 
     #[test]
     fn a_line_that_grows_too_long_says_so() {
         let given = "x".repeat(CMDLINE_MAX - 10);
-        assert!(build(&given, 0, None).is_ok());
-        let error = build(&given, 1, None).unwrap_err();
+        assert!(build(&given, &[], None).is_ok());
+        let error = build(&given, &[Slot::new(0)], None).unwrap_err();
         assert!(matches!(error, BuildError::CmdlineTooLong { .. }), "{error}");
         assert!(error.to_string().starts_with("cmdline: "), "{error}");
     }

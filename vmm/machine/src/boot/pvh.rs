@@ -141,11 +141,11 @@ mod tests {
     }
 
     fn no_cmdline() -> Cmdline {
-        cmdline::build("probe.seed=1", 0, None).unwrap()
+        cmdline::build("probe.seed=1", &[], None).unwrap()
     }
 
     fn load_kernel(memory: &GuestMemory, kernel: &mut KernelImage) -> Result<ProtectedModeEntry, BuildError> {
-        let platform = Platform { vcpus: VcpuCount::new(1), disks: 0, bus: DeviceBus::VirtioMmio };
+        let platform = Platform { vcpus: VcpuCount::new(1), slots: Vec::new(), bus: DeviceBus::VirtioMmio };
         load(memory, Boot { kernel, initrd: None, cmdline: &no_cmdline(), platform })
     }
 

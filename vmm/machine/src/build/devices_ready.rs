@@ -49,11 +49,11 @@ impl DevicesReady {
         kernel: &mut KernelImage,
         initrd: Option<&mut Initrd>,
     ) -> Result<(Machine, PauseGuard), BuildError> {
-        let disks = self.volumes.disks().len();
-        let announced = if self.bus == DeviceBus::VirtioMmio { disks } else { 0 };
+        let slots: Vec<_> = self.devices.virtio().iter().map(|device| device.slot).collect();
+        let announced = if self.bus == DeviceBus::VirtioMmio { &slots[..] } else { &[] };
         let cmdline = boot::cmdline::build(&self.cmdline, announced, self.tsc_khz)?;
         let vcpus = VcpuCount::new(u32::try_from(self.vcpus.len()).expect("checked when it was planned"));
-        let platform = Platform { vcpus, disks, bus: self.bus };
+        let platform = Platform { vcpus, slots, bus: self.bus };
         let entry = boot::load(&self.memory, Boot { kernel, initrd, cmdline: &cmdline, platform })?;
         if let Some(first) = self.vcpus.first() {
             first.lock().unwrap_or_else(PoisonError::into_inner).enter_protected_mode(entry)?;

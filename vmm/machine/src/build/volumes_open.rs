@@ -7,8 +7,8 @@ use drover_guest_memory::GuestMemory;
 use drover_hypervisor::{Hypervisor, HypervisorError, Kicker, VmOptions};
 
 use crate::{
-    BuildError, ConsoleSink, DevicesReady, EventSink, MachineConfig,
-    device_set::{DeviceSet, Surroundings},
+    BuildError, ConsoleSink, DevicesReady, EventSink, MachineConfig, NewDevice,
+    device_set::{DeviceSet, Surroundings, Wanted},
     gate::Gate,
     vcpu_thread::{Buses, Ender},
     volumes::Volumes,
@@ -20,14 +20,23 @@ pub struct VolumesOpen {
     pub(super) config: MachineConfig,
     pub(super) memory: GuestMemory,
     pub(super) volumes: Volumes,
+    pub(super) others: Vec<NewDevice>,
 }
 
 impl VolumesOpen {
+    /// Adds virtio devices that are no disks, after those added before; [`NewDevice`] says how they get their slots.
+    #[must_use]
+    pub fn with_devices(mut self, devices: impl IntoIterator<Item = NewDevice>) -> Self {
+        self.others.extend(devices);
+        self
+    }
+
     /// Makes the virtual machine, its vCPUs and its devices. The guest's console output goes to `console`, the
     /// machine's one event to `events`.
     ///
     /// # Errors
-    /// [`BuildError::Hypervisor`], [`BuildError::Device`].
+    /// [`BuildError::Hypervisor`], [`BuildError::Device`]; [`BuildError::TooManyDevices`], [`BuildError::NoSuchSlot`] or
+    /// [`BuildError::SlotTaken`] where devices do not find their places.
     pub fn attach_devices(
         self,
         hypervisor: &Hypervisor,
@@ -52,7 +61,8 @@ impl VolumesOpen {
             memory: &self.memory,
             events: Arc::clone(&ender) as Arc<dyn DeviceEvents>,
         };
-        let devices = DeviceSet::new(&around, self.config.bus, &mut buses, self.volumes.disks(), console)?;
+        let wanted = Wanted { bus: self.config.bus, disks: self.volumes.disks(), others: self.others };
+        let devices = DeviceSet::new(&around, &mut buses, wanted, console)?;
         let vcpus = vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         Ok(DevicesReady {
             cmdline: self.config.cmdline,
