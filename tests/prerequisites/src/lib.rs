@@ -53,6 +53,23 @@ pub fn ceph() -> bool {
     missing.is_empty()
 }
 
+/// Moves the running test's thread, and the threads it starts from now on, into a network namespace of its own in which
+/// tap interfaces can be made. Where that is not possible, the running test is recorded as skipped.
+#[must_use]
+pub fn network_namespace() -> bool {
+    if !Path::new("/dev/net/tun").exists() {
+        skipped("no /dev/net/tun on this machine");
+        return false;
+    }
+    match nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+        Ok(()) => true,
+        Err(error) => {
+            skipped(&format!("no network namespace of its own ({error}): needs CAP_SYS_ADMIN"));
+            false
+        }
+    }
+}
+
 /// Whether `program` lies in one of the folders of `PATH`.
 #[must_use]
 pub fn is_installed(program: &str) -> bool {
