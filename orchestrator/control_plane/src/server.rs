@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc, 
 
 use drover_driver::{Driver, DriverError, LoadError, Ports};
 use drover_ports::Store;
-use drover_store_embedded::{EmbeddedStore, OpenError, Options};
+use drover_store_embedded::{Closed, EmbeddedStore, OpenError, Options};
 use drover_wire::{
     DESCRIPTORS, MAX_MESSAGE_BYTES,
     control::v1::{
@@ -76,6 +76,7 @@ pub struct ControlPlane {
     driver: JoinHandle<Result<(), DriverError>>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     background: Background,
+    store_closed: Closed,
     // Held until all tasks have ended: nobody else may use the store before.
     _state_dir: Arc<StateDir>,
 }
@@ -89,6 +90,7 @@ impl ControlPlane {
         let state_dir = Arc::new(StateDir::open(&config.state_dir)?);
         let pools = Pools::open(config.pools, CephClusters::new(config.ceph))?;
         let store = open_store(state_dir.store()).await?;
+        let store_closed = store.closed();
         let listener = TcpListener::bind(config.listen).await;
         let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
         let (address, listener) =
@@ -109,7 +111,7 @@ impl ControlPlane {
         let server = serve(api.clone(), listener, raised(stopped)).await?;
         // Storage may be slow, or away: agents do not wait for what a predecessor left.
         background.spawn(resume(api));
-        Ok(Self { address, stop, driver, server, background, _state_dir: state_dir })
+        Ok(Self { address, stop, driver, server, background, store_closed, _state_dir: state_dir })
     }
 
     /// Where it serves.
@@ -140,6 +142,10 @@ impl ControlPlane {
                 tracing::info!("some requests did not end in time");
                 self.server.abort();
             }
+        }
+        // What was given up may have left a read under way: whoever starts next finds the file free.
+        if tokio::time::timeout(DRAIN, self.store_closed.wait()).await.is_err() {
+            tracing::warn!("the store is still in use");
         }
         Ok(ended??)
     }

@@ -12,6 +12,7 @@ use drover_ports::{Entry, Key, Listing, Revision, StoreError};
 use redb::{
     Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase as _, ReadableTable, TableDefinition,
 };
+use tokio::sync::watch;
 
 use crate::{OpenError, stored_key};
 
@@ -41,8 +42,30 @@ pub(crate) const META_OLDEST: &str = "oldest";
 /// Bytes of keys and values in [`HISTORY`].
 pub(crate) const META_HISTORY_BYTES: &str = "history_bytes";
 
+/// An open store, and what tells that it no longer is.
+pub(crate) struct Open {
+    // Declared first, so dropped first: closed before anybody hears of it.
+    database: Database,
+    closing: watch::Sender<()>,
+}
+
+impl Open {
+    pub(crate) fn new(database: Database) -> Self {
+        Self { database, closing: watch::Sender::new(()) }
+    }
+
+    pub(crate) fn get(&self) -> &Database {
+        &self.database
+    }
+
+    /// Its sender goes once the file is closed.
+    pub(crate) fn closed(&self) -> watch::Receiver<()> {
+        self.closing.subscribe()
+    }
+}
+
 /// Opens or creates the store.
-pub(crate) fn open(path: &Path) -> Result<(Database, Revision), OpenError> {
+pub(crate) fn open(path: &Path) -> Result<(Open, Revision), OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
     if !path.try_exists().map_err(io)? {
         create(path)?;
@@ -54,7 +77,7 @@ pub(crate) fn open(path: &Path) -> Result<(Database, Revision), OpenError> {
     };
     let (format, revision) = read().map_err(|error| unreadable(path, error))?;
     match format {
-        Some(FORMAT) => Ok((database, Revision::new(revision))),
+        Some(FORMAT) => Ok((Open::new(database), Revision::new(revision))),
         other => Err(OpenError::Format { path: path.to_owned(), found: other.unwrap_or(0) }),
     }
 }

@@ -31,7 +31,7 @@ use drover_ports::{
 use redb::Database;
 use tokio::sync::watch;
 
-use crate::writer::Writer;
+use crate::{database::Open, writer::Writer};
 
 /// How much history is kept: whatever limit is met first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ pub struct EmbeddedStore {
 struct Shared {
     // Declared first, so dropped first: the writer finishes and lets go of the database before it is closed.
     writer: Writer,
-    database: Arc<Database>,
+    database: Arc<Open>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -117,14 +117,32 @@ impl EmbeddedStore {
             .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
         Ok(Self { shared: Arc::new(Shared { writer, database }) })
     }
+
+    /// What tells that the file is closed. A task that was given up may have left a read under way behind it: whoever
+    /// opens the file again waits for this first.
+    pub fn closed(&self) -> Closed {
+        Closed(self.shared.database.closed())
+    }
+}
+
+/// Tells when the file of an [`EmbeddedStore`] is closed. It does not keep it open.
+#[derive(Debug)]
+pub struct Closed(watch::Receiver<()>);
+
+impl Closed {
+    /// Waits until nobody has the store and no read of it is under way. Cancel safe.
+    pub async fn wait(mut self) {
+        // Nothing is ever sent: the sender goes with the database.
+        while self.0.changed().await.is_ok() {}
+    }
 }
 
 /// Runs `read` where it may wait for the disk.
 async fn blocking<T: Send + 'static>(
-    database: Arc<Database>,
+    database: Arc<Open>,
     read: impl FnOnce(&Database) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    let task = tokio::task::spawn_blocking(move || read(&database));
+    let task = tokio::task::spawn_blocking(move || read(database.get()));
     task.await.unwrap_or_else(|source| Err(StoreError::Unavailable { source: source.into() }))
 }
 
@@ -168,7 +186,7 @@ impl Store for EmbeddedStore {
 /// A reader of an [`EmbeddedStore`]'s changes. It does not keep the store open.
 #[derive(Debug)]
 pub struct EmbeddedWatch {
-    database: Weak<Database>,
+    database: Weak<Open>,
     prefix: String,
     /// Everything up to here has been delivered, or did not match.
     cursor: Revision,

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     Options,
-    database::{ENTRIES, unavailable},
+    database::{ENTRIES, Open, unavailable},
     history::Recorder,
 };
 
@@ -32,12 +32,12 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn spawn(database: Arc<Database>, revision: Revision, options: Options) -> io::Result<Self> {
+    pub(crate) fn spawn(database: Arc<Open>, revision: Revision, options: Options) -> io::Result<Self> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (publish, latest) = watch::channel(revision);
         let thread = thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || run(&database, queue, &publish, options))?;
+            .spawn(move || run(database.get(), queue, &publish, options))?;
         Ok(Self { jobs: Some(jobs), latest, thread: Some(thread) })
     }
 

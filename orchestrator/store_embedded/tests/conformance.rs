@@ -171,3 +171,17 @@ async fn count(store: &EmbeddedStore) -> u64 {
         }
     }
 }
+
+#[tokio::test]
+async fn a_read_that_was_given_up_is_waited_for() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("store.redb");
+    for _ in 0..50 {
+        let store = EmbeddedStore::open(&path, Options::default()).expect("it was closed");
+        let closed = store.closed();
+        let reading = tokio::spawn(async move { store.list("", None, 1).await });
+        tokio::task::yield_now().await;
+        reading.abort();
+        closed.wait().await;
+    }
+}
