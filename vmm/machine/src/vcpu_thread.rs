@@ -11,6 +11,7 @@ use std::{
 use drover_bus::{MmioBus, Port, PortBus};
 use drover_devices::{DeviceEvent, DeviceEvents};
 use drover_hypervisor::{Exit, HypervisorError, SystemEvent, Vcpu};
+use drover_thread_role::{Role, spawn};
 
 use crate::{EventSink, MachineEvent, gate::Gate};
 
@@ -63,7 +64,8 @@ pub(crate) struct VcpuThread {
 impl VcpuThread {
     /// Starts the thread; it waits at the gate.
     pub(crate) fn spawn(self) -> io::Result<thread::JoinHandle<()>> {
-        thread::Builder::new().name(format!("vcpu{}", self.number)).spawn(move || self.main())
+        let builder = thread::Builder::new().name(format!("vcpu{}", self.number));
+        spawn(Role::Vcpu, builder, move || self.main())
     }
 
     fn main(self) {

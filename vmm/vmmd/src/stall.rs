@@ -15,6 +15,7 @@ use drover_block::Backend;
 use drover_ids::VolumeId;
 use drover_lifecycle::StopReason;
 use drover_machine::{Holder, PauseError, PauseGuard};
+use drover_thread_role::{Role, spawn};
 use drover_wire::vm::v1::StorageStall;
 use tracing::{error, info, warn};
 
@@ -47,7 +48,7 @@ type Standing = Result<PauseGuard, PauseError>;
 
 /// Starts the thread. It ends when the last disk has gone.
 pub(crate) fn watch(watched: Watched) -> io::Result<()> {
-    thread::Builder::new().name("stalls".to_owned()).spawn(move || watched.run())?;
+    spawn(Role::Watch, thread::Builder::new().name("stalls".to_owned()), move || watched.run())?;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use std::{
 
 use drover_ids::OwnerEpoch;
 use drover_lifecycle::{BootTime, Lease, LeaseVerdict, Refusal, State, Verb};
+use drover_thread_role::{Role, spawn};
 use nix::sys::{
     time::TimeSpec,
     timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
@@ -69,7 +70,8 @@ impl Watchdog {
     /// Starts the thread.
     pub(crate) fn start(&self, fencing: impl Fencing) -> io::Result<()> {
         let inner = Arc::clone(&self.inner);
-        thread::Builder::new().name("lease".to_owned()).spawn(move || inner.watch(&fencing))?;
+        let builder = thread::Builder::new().name("lease".to_owned());
+        spawn(Role::Lease, builder, move || inner.watch(&fencing))?;
         Ok(())
     }
 

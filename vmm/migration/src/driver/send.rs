@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use drover_thread_role::{Role, spawn};
 use tracing::{info, info_span, warn};
 
 use super::{
@@ -199,7 +200,7 @@ struct Link {
 impl Link {
     fn open(reader: Box<dyn Read + Send>, closer: Arc<dyn Close>, inbox: Inbox) -> Self {
         let thread = std::thread::Builder::new().name("migration-reader".to_owned());
-        let spawned = thread.spawn({
+        let spawned = spawn(Role::Migration, thread, {
             let mut reader = reader;
             move || read_messages(reader.as_mut(), &inbox)
         });

@@ -27,6 +27,7 @@ use std::{
 
 use drover_ids::OwnerEpoch;
 use drover_lifecycle::BootTime;
+use drover_thread_role::{Role, spawn};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -94,8 +95,8 @@ impl Console {
         });
         let file = LogFile::open(run_dir)?;
         let follow = Arc::clone(&console);
-        let thread =
-            thread::Builder::new().name("console-log".to_owned()).spawn(move || follow.keep_log(file))?;
+        let builder = thread::Builder::new().name("console-log".to_owned());
+        let thread = spawn(Role::Console, builder, move || follow.keep_log(file))?;
         Ok((Arc::clone(&console), ConsoleLog { console, thread: Some(thread) }))
     }
 

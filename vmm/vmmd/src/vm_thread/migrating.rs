@@ -17,6 +17,7 @@ use drover_migration::{
     target::{self, TargetPlan},
     transport::{TcpConnector, TcpTarget},
 };
+use drover_thread_role::{Role, spawn};
 use drover_wire::vm::v1 as wire;
 
 use super::{Input, Machine, VmHandle, VmThread};
@@ -62,7 +63,7 @@ fn lend<M: HostedVm>(
             work(machine);
         }
     };
-    match thread::Builder::new().name(name.to_owned()).spawn(body) {
+    match spawn(Role::Migration, thread::Builder::new().name(name.to_owned()), body) {
         Ok(_) => {
             let sent = sender.send(machine);
             debug_assert!(sent.is_ok(), "the thread waits for the machine");

@@ -25,6 +25,7 @@ use std::{
 };
 
 use drover_lifecycle::{Admission, Lifecycle, Observation, Outcome, State};
+use drover_thread_role::{Role, spawn};
 use tokio::sync::oneshot;
 use tracing::info;
 
@@ -97,7 +98,7 @@ pub(crate) fn start<H: Hypervisor>(
         machine: Machine::None,
         waiting: Vec::new(),
     };
-    thread::Builder::new().name("vm".to_owned()).spawn(move || vm.run())?;
+    spawn(Role::Vm, thread::Builder::new().name("vm".to_owned()), move || vm.run())?;
     Ok(handle)
 }
 

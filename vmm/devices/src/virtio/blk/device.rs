@@ -9,6 +9,7 @@ use std::{
 
 use drover_block::{Backend, QueueConfig};
 use drover_saved_state::{Envelope, SavedState};
+use drover_thread_role::{Role, spawn};
 use drover_units::Sectors;
 use virtio_bindings::{
     virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES},
@@ -142,11 +143,8 @@ impl VirtioBlk {
         let worker = Worker::new(setup, queue, backend);
         // The order it was made with counts as the first.
         control.give(order);
-        let thread = thread::Builder::new()
-            .name(name)
-            .stack_size(STACK_BYTES)
-            .spawn(move || worker.run())
-            .map_err(refused("start a thread"))?;
+        let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
+        let thread = spawn(Role::Device, builder, move || worker.run()).map_err(refused("start a thread"))?;
         Ok(Running { control, thread })
     }
 

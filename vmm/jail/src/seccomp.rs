@@ -1,0 +1,138 @@
+//! System calls by role, and the last words of a thread that made another one.
+#![expect(unsafe_code, reason = "a handler of SIGSYS")]
+
+use std::{
+    io,
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use drover_thread_role::{Role, confine_with};
+use seccompiler::{BpfProgram, SeccompAction, apply_filter};
+use syscalls::Sysno;
+
+use crate::{JailError, lists::Allowed};
+
+/// What becomes of a thread that makes a system call that is not in its list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seccomp {
+    /// The process ends by SIGSYS, after the call's name has been written to standard error.
+    Kill,
+    /// The kernel's log names it (`dmesg`, or the audit log), and it goes on: for whoever completes a list.
+    Log,
+    /// There are no filters.
+    Off,
+}
+
+/// How every thread is confined, once that is decided.
+#[derive(Debug)]
+struct Chosen {
+    others: SeccompAction,
+    rbd: bool,
+    /// Programs that have been compiled, by role.
+    programs: Mutex<Vec<(Role, BpfProgram)>>,
+}
+
+static CHOSEN: OnceLock<Chosen> = OnceLock::new();
+
+/// Confines the process, and every thread that takes a role from now on. Must be called before there are threads.
+pub(crate) fn confine(seccomp: Seccomp, rbd: bool) -> Result<(), JailError> {
+    let others = match seccomp {
+        Seccomp::Kill => SeccompAction::Trap,
+        Seccomp::Log => SeccompAction::Log,
+        Seccomp::Off => return Ok(()),
+    };
+    install_handler().map_err(|source| JailError::Io { attempt: "catch SIGSYS", source })?;
+    let process = Allowed::of_process(rbd)?.compile(others.clone())?;
+    let chosen = Chosen { others, rbd, programs: Mutex::default() };
+    if CHOSEN.set(chosen).is_err() {
+        return Err(JailError::Twice);
+    }
+    apply_filter(&process).map_err(|error| JailError::Seccomp(error.to_string()))?;
+    confine_with(confine_thread);
+    Ok(())
+}
+
+/// What a thread does when it takes its role. One that cannot be confined must not run.
+fn confine_thread(role: Role) {
+    let Some(chosen) = CHOSEN.get() else { return };
+    if let Err(error) = chosen.apply(role) {
+        tracing::error!(role = role.name(), %error, "a thread cannot be confined: ending the process");
+        std::process::exit(EXIT_NOT_CONFINED);
+    }
+}
+
+/// Exit status of a process with a thread that could not be confined.
+const EXIT_NOT_CONFINED: i32 = 5;
+
+impl Chosen {
+    fn apply(&self, role: Role) -> Result<(), JailError> {
+        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        if !programs.iter().any(|(known, _)| *known == role) {
+            programs.push((role, Allowed::of(role, self.rbd)?.compile(self.others.clone())?));
+        }
+        let program = programs.iter().find(|(known, _)| *known == role).map(|(_, program)| program.clone());
+        drop(programs);
+        let program = program.unwrap_or_default();
+        apply_filter(&program).map_err(|error| JailError::Seccomp(error.to_string()))
+    }
+}
+
+fn install_handler() -> io::Result<()> {
+    // SAFETY: an all-zero sigaction is a valid one: no handler, no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = refused as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: the action is initialised, its handler has the signature of SA_SIGINFO, and nothing is read back.
+    let result = unsafe { libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Offset of `si_syscall` in siginfo_t on x86-64, in units of an int: after signo, errno, code, padding and an address.
+const SI_SYSCALL: usize = 6;
+
+/// Names the call and ends the process. Only async-signal-safe calls are made here, and only such as every list allows.
+extern "C" fn refused(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a whole siginfo_t, whose seventh int is the number of the system call for SIGSYS.
+    let number = unsafe { info.cast::<libc::c_int>().wrapping_add(SI_SYSCALL).read() };
+    let mut name = [0_u8; 16];
+    // SAFETY: PR_GET_NAME writes at most 16 bytes, its NUL included.
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    let mut line = Line::default();
+    line.add(b"seccomp: thread '");
+    line.add(name.split(|byte| *byte == 0).next().unwrap_or_default());
+    line.add(b"' made the system call ");
+    match usize::try_from(number).ok().and_then(Sysno::new) {
+        Some(call) => line.add(call.name().as_bytes()),
+        None => line.add(b"of a number that is unknown"),
+    }
+    line.add(b", which its list does not allow: ending the process\n");
+    // SAFETY: the buffer is as long as is said.
+    unsafe { libc::write(libc::STDERR_FILENO, line.text.as_ptr().cast(), line.length) };
+    // SIGSYS is blocked while its handler runs: another one ends the process as if there were no handler, which is how its
+    // parent learns why. No list has this call.
+    // SAFETY: the call takes no pointer, and is not carried out.
+    unsafe { libc::syscall(libc::SYS_ptrace, u64::MAX, 0, 0, 0) };
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(128 + libc::SIGSYS) };
+}
+
+/// A line without an allocation.
+struct Line {
+    text: [u8; 256],
+    length: usize,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { text: [0; 256], length: 0 }
+    }
+}
+
+impl Line {
+    fn add(&mut self, bytes: &[u8]) {
+        let room = &mut self.text[self.length..];
+        let taken = bytes.len().min(room.len());
+        room[..taken].copy_from_slice(&bytes[..taken]);
+        self.length += taken;
+    }
+}
