@@ -17,6 +17,7 @@ use std::{
 };
 
 use drover_guest_memory::GuestMemory;
+use drover_thread_role::{Role, spawn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{
@@ -165,11 +166,8 @@ impl ServiceThread {
             halted: false,
         };
         control.give(order);
-        let thread = thread::Builder::new()
-            .name(self.name.clone())
-            .stack_size(STACK_BYTES)
-            .spawn(move || worker.run())
-            .map_err(refused("start a thread"))?;
+        let builder = thread::Builder::new().name(self.name.clone()).stack_size(STACK_BYTES);
+        let thread = spawn(Role::Device, builder, move || worker.run()).map_err(refused("start a thread"))?;
         self.running = Some(Running { control, thread });
         Ok(())
     }
