@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! <root>/volumes/<volume id>.raw     the disk, sparse, a whole number of sectors
-//! <root>/volumes/<volume id>.owner   who may write it: the epoch floor (JSON, replaced whole, never edited)
+//! <root>/volumes/<volume id>.owner   who may write it: the epoch floor (JSON in one sector, written whole)
 //! <root>/images/<name>               boot images, immutable once there
 //! <root>/disk-images/<sha256>.raw    disk images, immutable once there
 //! <root>/snapshots/<volume id>/<snapshot id>.raw        a volume's content at some moment, immutable
@@ -36,5 +36,5 @@ pub use copies::{HeldVolume, Partial};
 pub use drover_volume_owner::{Owner, OwnerRecord, Refusal};
 pub use fence::{FenceProof, detach, fence};
 pub use lock::{LockError, VolumeLock};
-pub use owner::{RecordError, read_record};
+pub use owner::{RecordError, Sidecar, open_record, read_record};
 pub use pool::{DirPool, PoolError};

@@ -15,7 +15,7 @@ use nix::{
     libc,
 };
 
-use crate::owner::{RecordError, read_record, write_record};
+use crate::owner::{RecordError, Sidecar};
 
 /// Why a volume could not be locked. Nothing has changed on disk.
 #[derive(Debug, thiserror::Error)]
@@ -91,15 +91,23 @@ impl VolumeLock {
     /// See [`LockError`]. Repeating the call with the same owner after a release is allowed: that is how the source
     /// of an aborted migration goes on.
     pub fn acquire(file: &File, sidecar: &Path, owner: Owner) -> Result<Self, LockError> {
-        let locked = RawLock::try_lock(file, sidecar)?;
-        let record = read_record(sidecar)?;
+        Self::acquire_with(file, &Sidecar::At(sidecar.to_owned()), owner)
+    }
+
+    /// As [`acquire`](Self::acquire), also for a process that may open nothing.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn acquire_with(file: &File, sidecar: &Sidecar, owner: Owner) -> Result<Self, LockError> {
+        let locked = RawLock::try_lock_with(file, sidecar)?;
+        let record = sidecar.read()?;
         if let Some(record) = &record {
             record.admit(&owner)?;
         }
         // The source of an aborted migration comes back as who it was: its guest stands still meanwhile, and the
         // record on disk says so already.
         if record != Some(OwnerRecord::Acquired(owner)) {
-            write_record(sidecar, &OwnerRecord::Acquired(owner))?;
+            sidecar.write(&OwnerRecord::Acquired(owner))?;
         }
         Ok(Self { locked, owner })
     }
@@ -134,13 +142,17 @@ pub(crate) struct RawLock {
 
 impl RawLock {
     pub(crate) fn try_lock(file: &File, sidecar: &Path) -> Result<Self, LockError> {
-        let io_error = |source| LockError::Io { path: sidecar.with_extension("raw"), source };
+        Self::try_lock_with(file, &Sidecar::At(sidecar.to_owned()))
+    }
+
+    fn try_lock_with(file: &File, sidecar: &Sidecar) -> Result<Self, LockError> {
+        let io_error = |source| LockError::Io { path: sidecar.path().with_extension("raw"), source };
         let file = file.try_clone().map_err(io_error)?;
         match set_lock(&file, libc::F_WRLCK) {
             Ok(()) => {}
             // A record that cannot be read must not hide that the volume is in use.
             Err(Errno::EAGAIN | Errno::EACCES) => {
-                let record = read_record(sidecar).unwrap_or(None);
+                let record = sidecar.read().unwrap_or(None);
                 return Err(LockError::Held { owner: record.and_then(|record| record.last_owner()) });
             }
             Err(errno) => return Err(io_error(errno.into())),

@@ -33,7 +33,7 @@ mod request;
 pub use ages::{QueueAges, RequestAges};
 pub use backend::{Backend, BackendInfo, BackendQueue, QueueConfig, RangeLimits, ResizeListener};
 pub use capacity::Capacity;
-pub use drover_dir_volume::Owner;
+pub use drover_dir_volume::{Owner, Sidecar};
 pub use error::{BlockError, OpenError, OwnershipError};
 pub use file::{Access, FileBackend};
 pub use gate::Gate;

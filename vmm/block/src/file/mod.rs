@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use drover_dir_volume::{DirPool, VolumeLock};
+use drover_dir_volume::{DirPool, Sidecar, VolumeLock};
 use drover_units::{Bytes, SECTOR_SIZE, Sectors};
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -51,6 +51,7 @@ pub struct FileBackend {
 pub(crate) struct Volume {
     file: File,
     path: PathBuf,
+    sidecar: Sidecar,
     /// All but the capacity.
     info: BackendInfo,
     capacity: Capacity,
@@ -86,12 +87,30 @@ impl FileBackend {
             let path = path.clone();
             move |source| OpenError::Io { attempt, path, source }
         };
-        let read_only = access == Access::ReadOnly;
         let mut options = OpenOptions::new();
-        options.read(true).write(!read_only);
+        options.read(true).write(access == Access::ReadWrite);
         // A FIFO in place of the file must not make the open wait for its other end.
         std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
         let file = options.open(&path).map_err(failed("open"))?;
+        let sidecar = Sidecar::At(DirPool::sidecar_of(&path));
+        Self::of_file(file, access, (path, sidecar))
+    }
+
+    /// Takes a file that is open, for what `access` says, and the file of its owner record; for a process that may open
+    /// nothing. The path is for people.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of_file(
+        file: File,
+        access: Access,
+        (path, sidecar): (PathBuf, Sidecar),
+    ) -> Result<Self, OpenError> {
+        let read_only = access == Access::ReadOnly;
+        let failed = |attempt| {
+            let path = path.clone();
+            move |source| OpenError::Io { attempt, path, source }
+        };
         let metadata = file.metadata().map_err(failed("read the size of"))?;
         if !metadata.is_file() {
             return Err(OpenError::NotAFile { path });
@@ -117,6 +136,7 @@ impl FileBackend {
         let volume = Volume {
             file,
             path,
+            sidecar,
             info: BackendInfo { discard: ranges, write_zeroes: ranges, ..info },
             capacity: Capacity::new(capacity),
             gate: Gate::default(),
@@ -188,8 +208,8 @@ impl Backend for FileBackend {
         *ownership = Some(if self.volume.info.read_only {
             Ownership::Reader(*owner)
         } else {
-            let sidecar = DirPool::sidecar_of(&self.volume.path);
-            Ownership::Writer(VolumeLock::acquire(&self.volume.file, &sidecar, *owner)?)
+            let Volume { file, sidecar, .. } = &*self.volume;
+            Ownership::Writer(VolumeLock::acquire_with(file, sidecar, *owner)?)
         });
         self.volume.gate.open();
         Ok(())
