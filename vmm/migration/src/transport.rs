@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-pub use tcp::{TcpConnector, TcpTarget};
+pub use tcp::{MadeConnection, TcpConnector, TcpTarget};
 
 mod tcp;
 

@@ -32,8 +32,17 @@ impl KernelImage {
     /// # Errors
     /// [`BuildError::OpenKernel`], [`BuildError::NotAnElf`], or [`BuildError::KernelLayout`].
     pub fn open(path: &Path) -> Result<Self, BuildError> {
+        let file =
+            File::open(path).map_err(|source| BuildError::OpenKernel { path: path.to_owned(), source })?;
+        Self::of_file(file, path)
+    }
+
+    /// Reads the headers of an image that is open, for a process that may open nothing. The path is for people.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of_file(mut file: File, path: &Path) -> Result<Self, BuildError> {
         let open_error = |source| BuildError::OpenKernel { path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(open_error)?;
         let layout = read_layout(&mut file).map_err(open_error)?;
         let end = layout.map_err(|fault| fault.for_image(path))?;
         Ok(Self { file, path: path.to_owned(), end })

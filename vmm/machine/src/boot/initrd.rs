@@ -28,8 +28,17 @@ impl Initrd {
     /// # Errors
     /// [`BuildError::OpenInitrd`].
     pub fn open(path: &Path) -> Result<Self, BuildError> {
+        let file =
+            File::open(path).map_err(|source| BuildError::OpenInitrd { path: path.to_owned(), source })?;
+        Self::of_file(file, path)
+    }
+
+    /// Takes a file that is open, for a process that may open nothing. The path is for people.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of_file(file: File, path: &Path) -> Result<Self, BuildError> {
         let open_error = |source| BuildError::OpenInitrd { path: path.to_owned(), source };
-        let file = File::open(path).map_err(open_error)?;
         let len = Bytes::new(file.metadata().map_err(open_error)?.len());
         Ok(Self { file, path: path.to_owned(), len })
     }

@@ -4,7 +4,7 @@ use std::{
     io,
     net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     os::fd::AsFd,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -42,6 +42,27 @@ impl Connect for TcpConnector {
     }
 }
 
+/// A connection to the target that somebody else has made, for a process that may make none. It serves once.
+#[derive(Debug)]
+pub struct MadeConnection {
+    stream: Mutex<Option<TcpStream>>,
+}
+
+impl MadeConnection {
+    /// Takes the connection.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream: Mutex::new(Some(stream)) }
+    }
+}
+
+impl Connect for MadeConnection {
+    fn connect(&self, _limit: Duration) -> io::Result<Connection> {
+        let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let gone = || io::Error::new(io::ErrorKind::NotConnected, "the connection has been used");
+        split(stream.ok_or_else(gone)?)
+    }
+}
+
 /// Listens for the source.
 #[derive(Debug)]
 pub struct TcpTarget {
@@ -54,7 +75,14 @@ impl TcpTarget {
     /// # Errors
     /// Where the address cannot be listened on.
     pub fn bind(address: &str) -> io::Result<Self> {
-        let listener = TcpListener::bind(address)?;
+        Self::of_listener(TcpListener::bind(address)?)
+    }
+
+    /// Takes a socket that listens, for a process that may not make one.
+    ///
+    /// # Errors
+    /// Where it cannot be set up.
+    pub fn of_listener(listener: TcpListener) -> io::Result<Self> {
         // A connection can be gone between poll and accept: accept must not wait for the next one.
         listener.set_nonblocking(true)?;
         Ok(Self { listener })
