@@ -31,6 +31,7 @@ pub use power::Power;
 pub use serial::{ConsoleSink, Serial};
 pub use virtio::{
     ActivateError, Activation, ActiveQueue, Throttle, VirtioDevice, VirtioInterrupt, VirtioKind,
+    balloon::{Balloon, BalloonConfig, BalloonStatus, GuestStatistic, GuestStatistics, VirtioBalloon},
     blk::{BlkConfig, BlkMetrics, BlkMetricsSnapshot, VirtioBlk},
     console::{ConsoleConfig, ConsolePort, ConsoleSize, VirtioConsole},
     mmio::{MmioConfig, VirtioMmio},

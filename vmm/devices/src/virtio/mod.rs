@@ -1,5 +1,6 @@
 //! Virtio: the seam between transports and devices. Section numbers are of virtio 1.2.
 
+pub(crate) mod balloon;
 pub(crate) mod blk;
 mod chain;
 pub(crate) mod console;
