@@ -37,4 +37,5 @@ pub use virtio::{
     mmio::{MmioConfig, VirtioMmio},
     pci::{PciConfig, VirtioPci},
     rng::{RngConfig, RngMetrics, VirtioRng},
+    vsock::{VirtioVsock, VsockConfig},
 };

@@ -14,6 +14,7 @@ mod ring;
 pub(crate) mod rng;
 mod service;
 mod throttle;
+pub(crate) mod vsock;
 
 pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
 pub use kind::VirtioKind;

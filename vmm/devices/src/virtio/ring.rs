@@ -94,18 +94,6 @@ impl Ring {
         lock(&self.queue).go_to_previous_position();
     }
 
-    /// The chain taken last.
-    pub(in crate::virtio) fn chain(&self) -> &Chain {
-        &self.chain
-    }
-
-    /// Whether there is a chain to take.
-    pub(in crate::virtio) fn has_next(&self) -> Result<bool, RingError> {
-        let ram = self.memory.as_vm_memory();
-        let queue = lock(&self.queue);
-        Ok(queue.avail_idx(ram, Ordering::Acquire)?.0 != queue.next_avail())
-    }
-
     /// Answers a chain: so many bytes of it have been written.
     pub(in crate::virtio) fn answer(&mut self, head: u16, written: u32) -> Result<(), RingError> {
         lock(&self.queue).add_used(self.memory.as_vm_memory(), head, written)?;

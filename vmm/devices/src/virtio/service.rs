@@ -70,25 +70,13 @@ const QUEUES: u64 = 1 << 32;
 const ORDERS: u64 = u64::MAX;
 
 impl Sources {
-    fn new() -> io::Result<Self> {
+    pub(in crate::virtio) fn new() -> io::Result<Self> {
         Epoll::new().map(|epoll| Self(Arc::new(epoll)))
     }
 
     /// Waits for a descriptor too, under a number below 2^32. The caller removes it before it is closed.
     pub(in crate::virtio) fn add(&self, source: u64, fd: RawFd, events: EventSet) -> io::Result<()> {
         self.0.ctl(ControlOperation::Add, fd, EpollEvent::new(events, source))
-    }
-
-    /// Waits for other things of a descriptor.
-    pub(in crate::virtio) fn change(&self, source: u64, fd: RawFd, events: EventSet) -> io::Result<()> {
-        self.0.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, source))
-    }
-
-    /// Waits for it no longer.
-    pub(in crate::virtio) fn remove(&self, fd: RawFd) {
-        if let Err(error) = self.0.ctl(ControlOperation::Delete, fd, EpollEvent::default()) {
-            tracing::debug!(%error, "a descriptor was not waited for");
-        }
     }
 }
 
