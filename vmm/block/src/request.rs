@@ -98,6 +98,7 @@ impl Drop for Token {
 pub struct Completion {
     tag: Tag,
     result: Result<(), BlockError>,
+    segments: Segments,
 }
 
 impl Completion {
@@ -112,6 +113,12 @@ impl Completion {
     /// How it went, by value.
     pub fn into_result(self) -> Result<(), BlockError> {
         self.result
+    }
+    /// How it went, and an empty list with the room that the request's own had: for the next request, so that a steady
+    /// stream of long ones allocates nothing.
+    pub fn into_result_and_room(mut self) -> (Result<(), BlockError>, Segments) {
+        self.segments.clear();
+        (self.result, self.segments)
     }
 }
 
@@ -221,7 +228,7 @@ impl Request {
                 segment.mark_dirty();
             }
         }
-        Completion { tag: self.token.close(), result }
+        Completion { tag: self.token.close(), result, segments: self.segments }
     }
 
     /// Gives up on the request, on purpose. The storage must be done with its segments.

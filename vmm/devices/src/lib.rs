@@ -32,7 +32,7 @@ pub use serial::{ConsoleSink, Serial};
 pub use virtio::{
     ActivateError, Activation, ActiveQueue, Throttle, VirtioDevice, VirtioInterrupt, VirtioKind,
     balloon::{Balloon, BalloonConfig, BalloonStatus, GuestStatistic, GuestStatistics, VirtioBalloon},
-    blk::{BlkConfig, BlkMetrics, BlkMetricsSnapshot, VirtioBlk},
+    blk::{BLK_QUEUES_MAX, BlkConfig, BlkMetrics, BlkMetricsSnapshot, VirtioBlk},
     console::{ConsoleConfig, ConsolePort, ConsoleSize, VirtioConsole},
     mmio::{MmioConfig, VirtioMmio},
     pci::{PciConfig, VirtioPci},

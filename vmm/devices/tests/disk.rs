@@ -20,9 +20,9 @@ use drover_devices::{BlkMetricsSnapshot, Device, DeviceError, DeviceEvent};
 use drover_guest_memory::DirtyTracker;
 use drover_units::{Bytes, Gpa};
 use guest::{
-    AVAILABLE, DISK, DRIVER_OK, EVENT_IDX, FEATURES_OK, FLUSH, Guest, HEADERS, INDIRECT, INTERRUPT_STATUS,
-    IOERR, NEEDS_RESET, NEXT, OK, QUEUE_SIZE, READ_ONLY, SOON, STATUS, UNANSWERED, UNSUPP, USED, VERSION_1,
-    WRITE, owner,
+    AVAILABLE, CONFIG_WCE, DISK, DRIVER_OK, EVENT_IDX, FEATURES_OK, FLUSH, Guest, HEADERS, INDIRECT,
+    INTERRUPT_STATUS, IOERR, NEEDS_RESET, NEXT, OK, QUEUE_SIZE, READ_ONLY, SIZE_MAX, SOON, STATUS,
+    UNANSWERED, UNSUPP, USED, VERSION_1, WRITE, owner,
 };
 
 const FEATURES: u64 = VERSION_1 | FLUSH;
@@ -62,7 +62,8 @@ fn the_window_identifies_a_disk() {
     let mut capacity = [0; 8];
     guest.disk.read(0x100, &mut capacity);
     assert_eq!(u64::from_le_bytes(capacity), DISK.get() / 512);
-    let expected = VERSION_1 | EVENT_IDX | INDIRECT | FLUSH | 1 << 2 | 1 << 6 | 1 << 13 | 1 << 14;
+    let of_disks = SIZE_MAX | 1 << 2 | 1 << 6 | FLUSH | CONFIG_WCE | 1 << 13 | 1 << 14;
+    let expected = VERSION_1 | EVENT_IDX | INDIRECT | of_disks;
     assert_eq!(guest.offered(), expected);
     guest.disk.write(0, &[0; 4]);
     assert_eq!(guest.read_register(0), u32::from_le_bytes(*b"virt"));

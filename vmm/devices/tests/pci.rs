@@ -91,7 +91,8 @@ impl Machine {
     fn with(backend: Arc<dyn Backend>, memory: GuestMemory) -> Self {
         let (messages, bells) = (Arc::<Messages>::default(), Arc::<Bells>::default());
         let events = Arc::<Events>::default();
-        let blk = VirtioBlk::new(BlkConfig { name: "disk0".into(), id: "a-disk".into(), events }, backend);
+        let config = BlkConfig { name: "disk0".into(), id: "a-disk".into(), queues: 1, events };
+        let blk = VirtioBlk::new(config, backend);
         let config = PciConfig {
             name: "disk0".into(),
             instance: 0,

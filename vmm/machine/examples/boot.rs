@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         MachineConfig { vcpus, memory: Bytes::mib(256), cmdline: cmdline.clone(), bus: DeviceBus::VirtioPci };
     let open = |path: &String| {
         let backend = FileBackend::open(Path::new(path), Access::ReadWrite)?;
-        Ok(Disk { id: "example".to_owned(), backend: Arc::new(backend) })
+        Ok(Disk { id: "example".to_owned(), backend: Arc::new(backend), queues: 1 })
     };
     let disks = files.iter().skip(1).map(open).collect::<Result<Vec<_>, Box<dyn Error>>>()?;
     let (vm, node) = (VmId::from_u128(1), NodeId::from_u128(1));

@@ -116,8 +116,12 @@ impl DeviceSet {
         for disk in disks {
             let (kind, slot) = (VirtioKind::Block, next_slot());
             let name = names.next(kind);
-            let config =
-                BlkConfig { name: name.clone(), id: disk.id.clone(), events: Arc::clone(&around.events) };
+            let config = BlkConfig {
+                name: name.clone(),
+                id: disk.id.clone(),
+                queues: disk.queues,
+                events: Arc::clone(&around.events),
+            };
             let block = VirtioBlk::new(config, Arc::clone(&disk.backend));
             metrics.push(block.metrics());
             self.note(kind, slot, disk.id.clone(), &block);

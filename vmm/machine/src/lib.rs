@@ -62,7 +62,7 @@ pub use boot::{Initrd, KernelImage};
 pub use build::{DevicesReady, MemoryReady, Planned, VolumesOpen};
 pub use config::{DeviceBus, MEMORY_MAX, MEMORY_MIN, MachineConfig, VCPUS_MAX};
 pub use drover_devices as devices;
-pub use drover_devices::{BlkMetricsSnapshot, ConsoleSink};
+pub use drover_devices::{BLK_QUEUES_MAX as DISK_QUEUES_MAX, BlkMetricsSnapshot, ConsoleSink};
 pub use drover_hypervisor::{Hypervisor, HypervisorError};
 pub use error::{BuildError, MachineError};
 pub use event::{EventSink, MachineEvent};

@@ -14,6 +14,9 @@ pub struct Disk {
     pub id: String,
     /// The opened image.
     pub backend: Arc<dyn Backend>,
+    /// How many queues the guest may use, each with a thread of its own. Part of the guest's hardware: the machine that
+    /// a guest moves to has as many.
+    pub queues: u16,
 }
 
 /// Whose the disks are to be once they are attached.
@@ -119,8 +122,11 @@ mod tests {
     }
 
     fn disks(images: &[MemoryImage]) -> Vec<Disk> {
-        let disk =
-            |(n, image): (usize, &MemoryImage)| Disk { id: n.to_string(), backend: Arc::new(image.open()) };
+        let disk = |(n, image): (usize, &MemoryImage)| Disk {
+            id: n.to_string(),
+            backend: Arc::new(image.open()),
+            queues: 1,
+        };
         images.iter().enumerate().map(disk).collect()
     }
 

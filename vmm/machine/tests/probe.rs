@@ -223,7 +223,7 @@ fn owner(epoch: u64) -> Owner {
 }
 
 fn disk(image: &MemoryImage) -> Vec<Disk> {
-    vec![Disk { id: "test-volume".to_owned(), backend: Arc::new(image.open()) }]
+    vec![Disk { id: "test-volume".to_owned(), backend: Arc::new(image.open()), queues: 1 }]
 }
 
 #[test]

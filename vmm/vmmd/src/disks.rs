@@ -46,7 +46,7 @@ pub(crate) fn open(configs: &[DiskConfig], clusters: &mut Clusters) -> Result<Ve
                 Arc::new(RbdBackend::open(&disk).map_err(|error| refused("rbd.image", &error))?)
             }
         };
-        Ok(Disk { id: config.volume.to_string(), backend })
+        Ok(Disk { id: config.volume.to_string(), backend, queues: config.queues })
     };
     configs.iter().enumerate().map(open).collect()
 }

@@ -37,7 +37,10 @@ pub(crate) const HEADERS: u64 = 0x4000;
 pub(crate) const STATUS: u64 = 0x70;
 pub(crate) const INTERRUPT_STATUS: u64 = 0x60;
 
+pub(crate) const SIZE_MAX: u64 = 1 << 1;
 pub(crate) const FLUSH: u64 = 1 << 9;
+pub(crate) const CONFIG_WCE: u64 = 1 << 11;
+pub(crate) const MQ: u64 = 1 << 12;
 pub(crate) const DISCARD: u64 = 1 << 13;
 pub(crate) const WRITE_ZEROES: u64 = 1 << 14;
 pub(crate) const DISCARD_KIND: u32 = 11;
@@ -178,9 +181,13 @@ impl Guest {
     }
 
     pub(crate) fn with_memory(backend: Arc<dyn Backend>, memory: GuestMemory) -> Self {
+        Self::with_queues(backend, memory, 1)
+    }
+
+    pub(crate) fn with_queues(backend: Arc<dyn Backend>, memory: GuestMemory, queues: u16) -> Self {
         let (line, bells, events) =
             (Arc::<Line>::default(), Arc::<Bells>::default(), Arc::<Events>::default());
-        let config = BlkConfig { name: "disk0".into(), id: "a-disk".into(), events: events.clone() };
+        let config = BlkConfig { name: "disk0".into(), id: "a-disk".into(), queues, events: events.clone() };
         let blk = VirtioBlk::new(config, backend.clone());
         let (metrics, throttle) = (blk.metrics(), blk.throttle());
         let config = MmioConfig {
@@ -261,7 +268,11 @@ impl Guest {
     }
 
     pub(crate) fn set_up_queue(&self, size: u16, rings: [u64; 3]) {
-        self.write_register(0x30, 0);
+        self.set_up_queue_of(0, size, rings);
+    }
+
+    pub(crate) fn set_up_queue_of(&self, number: u32, size: u16, rings: [u64; 3]) {
+        self.write_register(0x30, number);
         self.write_register(0x38, size.into());
         for (register, ring) in [0x80, 0x90, 0xa0].into_iter().zip(rings) {
             self.write_register(register, ring as u32);

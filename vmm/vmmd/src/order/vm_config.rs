@@ -6,7 +6,7 @@ use std::{
 };
 
 use drover_ids::{NodeId, VmId, VolumeId};
-use drover_machine::{DISKS_MAX, MEMORY_MAX, MEMORY_MIN, VCPUS_MAX};
+use drover_machine::{DISK_QUEUES_MAX, DISKS_MAX, MEMORY_MAX, MEMORY_MIN, VCPUS_MAX};
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
 use drover_wire::vm::v1 as wire;
 
@@ -41,6 +41,7 @@ pub(crate) struct DiskConfig {
     pub(crate) volume: VolumeId,
     pub(crate) place: DiskPlace,
     pub(crate) read_only: bool,
+    pub(crate) queues: u16,
 }
 
 impl TryFrom<wire::VmConfig> for VmConfig {
@@ -99,6 +100,7 @@ fn disks(messages: Vec<wire::Disk>) -> Result<Vec<DiskConfig>, InvalidField> {
                 None => DiskPlace::File(absolute(&format!("{field}.path"), message.path)?),
             },
             read_only: message.read_only,
+            queues: queues(&field, message.queues)?,
         };
         if !volumes.insert(disk.volume) {
             let expected = "each volume attached at most once";
@@ -114,6 +116,14 @@ fn disks(messages: Vec<wire::Disk>) -> Result<Vec<DiskConfig>, InvalidField> {
         disks.push(disk);
     }
     Ok(disks)
+}
+
+fn queues(field: &str, asked: u32) -> Result<u16, InvalidField> {
+    let expected = || format!("at most {DISK_QUEUES_MAX}; 0 is 1");
+    match u16::try_from(asked) {
+        Ok(count) if count <= DISK_QUEUES_MAX => Ok(count.max(1)),
+        _ => Err(invalid(&format!("{field}.queues"), asked, &expected())),
+    }
 }
 
 fn absolute(field: &str, path: String) -> Result<PathBuf, InvalidField> {
@@ -134,6 +144,7 @@ mod tests {
             path: format!("/pool/volumes/{n}.raw"),
             read_only: false,
             rbd: None,
+            queues: 0,
         };
         wire::VmConfig {
             vm_id: id(1),

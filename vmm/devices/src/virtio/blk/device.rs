@@ -2,7 +2,10 @@
 
 use std::{
     fmt, mem,
-    sync::{Arc, PoisonError},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -12,14 +15,17 @@ use drover_saved_state::{Envelope, SavedState};
 use drover_thread_role::{Role, spawn};
 use drover_units::Sectors;
 use virtio_bindings::{
-    virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES},
+    virtio_blk::{
+        VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SIZE_MAX,
+        VIRTIO_BLK_F_WRITE_ZEROES,
+    },
     virtio_ids::VIRTIO_ID_BLOCK,
 };
 use virtio_queue::QueueT;
 
 use super::{
     announcer::Announcer,
-    config,
+    config::{self, Shape},
     metrics::BlkMetrics,
     state::BlkState,
     worker::{ID_LEN, Setup, Worker},
@@ -35,6 +41,9 @@ use crate::{
 /// Largest size of a queue. What Linux and others use: deep enough for any storage, 12 KiB of rings.
 const QUEUE_SIZE: u16 = 256;
 
+/// Most queues of a disk: one for each vCPU of a large VM. Each is a thread and two descriptors.
+pub const BLK_QUEUES_MAX: u16 = 64;
+
 /// How long requests under way may take before a reset gives up waiting for them. Storage that is alive
 /// answers within seconds; a control plane has answered otherwise by then.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
@@ -46,6 +55,8 @@ pub struct BlkConfig {
     pub name: String,
     /// How the driver finds the disk again: GET_ID, `/dev/disk/by-id/virtio-…`. Its first 20 bytes count.
     pub id: String,
+    /// How many queues the driver may use, each with a thread of its own. Taken as 1 to [`BLK_QUEUES_MAX`].
+    pub queues: u16,
     /// Where it learns that the VM must stop.
     pub events: Arc<dyn DeviceEvents>,
 }
@@ -54,11 +65,19 @@ pub struct BlkConfig {
 pub struct VirtioBlk {
     name: String,
     id: [u8; ID_LEN],
+    /// One entry per queue.
+    queue_sizes: Vec<u16>,
     backend: Arc<dyn Backend>,
     events: Arc<dyn DeviceEvents>,
     metrics: Arc<BlkMetrics>,
     throttle: Arc<Throttle>,
     announcer: Arc<Announcer>,
+    /// Written data may wait for a flush: what the driver reads, and may change where it has asked for that.
+    writeback: bool,
+    /// What follows from it for the workers, and from what was negotiated.
+    write_through: Arc<AtomicBool>,
+    /// What was negotiated, while the device is active.
+    features: u64,
     /// What the driver of a restored disk has been told of its size.
     restored: Option<Sectors>,
     paused: bool,
@@ -95,11 +114,15 @@ impl VirtioBlk {
         Self {
             name: config.name,
             id,
+            queue_sizes: vec![QUEUE_SIZE; config.queues.clamp(1, BLK_QUEUES_MAX).into()],
             backend,
             events: config.events,
             metrics: Arc::default(),
             throttle: Arc::default(),
             announcer,
+            writeback: true,
+            write_through: Arc::default(),
+            features: 0,
             restored: None,
             paused: false,
             workers: Vec::new(),
@@ -124,11 +147,12 @@ impl VirtioBlk {
         let depth = queue.queue.lock().unwrap_or_else(PoisonError::into_inner).size();
         let backend =
             self.backend.queue(QueueConfig { depth }).map_err(refused("open a queue to the storage"))?;
-        let has = |feature: u32| activation.features & 1 << feature != 0;
+        let has = |feature| has(activation.features, feature);
         let setup = Setup {
             name: self.name.clone(),
             id: self.id,
-            write_through: !has(VIRTIO_BLK_F_FLUSH),
+            write_through: Arc::clone(&self.write_through),
+            piece_bytes_max: has(VIRTIO_BLK_F_SIZE_MAX).then_some(config::PIECE_BYTES_MAX),
             discard: has(VIRTIO_BLK_F_DISCARD),
             write_zeroes: has(VIRTIO_BLK_F_WRITE_ZEROES),
             memory: activation.memory.clone(),
@@ -141,10 +165,12 @@ impl VirtioBlk {
         // Linux cuts a thread's name off after 15 bytes.
         let name = format!("{}/{}", self.name, queue.index);
         let worker = Worker::new(setup, queue, backend);
+        let waiting = worker.waiting().map_err(refused("wait for events"))?;
         // The order it was made with counts as the first.
         control.give(order);
         let builder = thread::Builder::new().name(name).stack_size(STACK_BYTES);
-        let thread = spawn(Role::Device, builder, move || worker.run()).map_err(refused("start a thread"))?;
+        let thread =
+            spawn(Role::Device, builder, move || worker.run(&waiting)).map_err(refused("start a thread"))?;
         Ok(Running { control, thread })
     }
 
@@ -182,6 +208,30 @@ impl VirtioBlk {
     fn segments_max(&self) -> u16 {
         config::segments_max(&self.backend.info(), QUEUE_SIZE)
     }
+
+    fn queues(&self) -> u16 {
+        u16::try_from(self.queue_sizes.len()).expect("at most BLK_QUEUES_MAX")
+    }
+
+    fn shape(&self) -> Shape {
+        let (queues, writeback) = (self.queues(), self.writeback);
+        Shape { info: self.backend.info(), queue_size: QUEUE_SIZE, queues, writeback }
+    }
+
+    /// When a write is answered (5.2.6.2): with a cache that the driver can turn off, as it says; otherwise early only
+    /// for a driver that knows flushes.
+    fn apply_writeback(&self) {
+        let may_wait = if has(self.features, VIRTIO_BLK_F_CONFIG_WCE) {
+            self.writeback
+        } else {
+            has(self.features, VIRTIO_BLK_F_FLUSH)
+        };
+        self.write_through.store(!may_wait, Ordering::Relaxed);
+    }
+}
+
+fn has(features: u64, feature: u32) -> bool {
+    features & 1 << feature != 0
 }
 
 /// A worker recurses nowhere and keeps its buffers on the heap; the rest is for the panic machinery and logging.
@@ -193,15 +243,25 @@ impl VirtioDevice for VirtioBlk {
     }
 
     fn features(&self) -> u64 {
-        config::features(&self.backend.info())
+        config::features(&self.backend.info(), self.queues())
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        config::read(&self.backend.info(), QUEUE_SIZE, offset, data);
+        config::read(&self.shape(), offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        // What was written before is durable with the next write or flush, as on any disk whose cache is turned off.
+        if has(self.features, VIRTIO_BLK_F_CONFIG_WCE)
+            && let Some(writeback) = config::written_writeback(offset, data)
+        {
+            self.writeback = writeback;
+            self.apply_writeback();
+        }
     }
 
     fn config_generation(&self) -> u32 {
@@ -214,6 +274,13 @@ impl VirtioDevice for VirtioBlk {
         if queues.is_empty() {
             return Err(ActivateError::QueueNotReady(0));
         }
+        self.features = activation.features;
+        // A driver that can turn the cache off and knows no flush starts with it off (5.2.5.2); a restored one has
+        // said what it wants.
+        if self.restored.is_none() {
+            self.writeback = has(self.features, VIRTIO_BLK_F_FLUSH);
+        }
+        self.apply_writeback();
         for queue in queues {
             match self.start(&activation, queue) {
                 Ok(worker) => self.workers.push(worker),
@@ -239,6 +306,8 @@ impl VirtioDevice for VirtioBlk {
             return Err(error);
         }
         self.announcer.stop();
+        self.writeback = true;
+        self.features = 0;
         for worker in self.workers.drain(..) {
             // A panic has been reported where it happened.
             let _ = worker.thread.join();
@@ -294,6 +363,8 @@ impl VirtioDevice for VirtioBlk {
             optimal_io: info.optimal_io,
             discard: info.discard,
             write_zeroes: info.write_zeroes,
+            queues: self.queues(),
+            writeback: self.writeback,
         }
         .to_envelope(0)
     }
@@ -303,9 +374,10 @@ impl VirtioDevice for VirtioBlk {
         let state = BlkState::from_envelope(envelope)
             .map_err(|source| DeviceError::State { device: device(), source })?;
         state
-            .fits(&self.backend.info(), self.segments_max(), self.id())
+            .fits(&self.shape(), self.segments_max(), self.id())
             .map_err(|reason| DeviceError::Incompatible { device: device(), reason })?;
         self.restored = Some(state.capacity);
+        self.writeback = state.writeback;
         self.announcer.pause();
         self.paused = true;
         Ok(())

@@ -18,5 +18,5 @@ mod request;
 mod state;
 mod worker;
 
-pub use device::{BlkConfig, VirtioBlk};
+pub use device::{BLK_QUEUES_MAX, BlkConfig, VirtioBlk};
 pub use metrics::{BlkMetrics, BlkMetricsSnapshot};

@@ -1,7 +1,6 @@
 //! The data of a discard or a write of zeros (section 5.2.6): up to [`SEGMENTS_MAX`] ranges of sectors.
 
 use drover_units::Sectors;
-use smallvec::SmallVec;
 
 /// Most ranges of one request. Linux merges neighbours itself; this lets it send a file's pieces together.
 pub(super) const SEGMENTS_MAX: usize = 16;
@@ -12,8 +11,8 @@ const UNMAP: u32 = 1;
 
 /// One range of sectors: where it starts, and how many there are.
 pub(super) type Range = (Sectors, Sectors);
-/// The ranges of a request, without an allocation where there is one.
-pub(super) type Ranges = SmallVec<[Range; 1]>;
+/// The ranges of a request. One list goes from request to request, so that none allocates.
+pub(super) type Ranges = Vec<Range>;
 
 /// What the data asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,25 +25,25 @@ pub(super) enum Parsed {
     Length(usize),
 }
 
-/// Parses the data of a discard. It may not have the unmap flag (5.2.6.2): giving back is what it is for.
-pub(super) fn discard(data: &[u8]) -> Parsed {
-    match parse(data) {
+/// Parses the data of a discard into `ranges`. It may not have the unmap flag (5.2.6.2): giving back is what it is for.
+pub(super) fn discard(data: &[u8], ranges: Ranges) -> Parsed {
+    match parse(data, ranges) {
         Parsed::Ranges(_, true) => Parsed::Flags,
         parsed => parsed,
     }
 }
 
-/// Parses the data of a write of zeros.
-pub(super) fn write_zeroes(data: &[u8]) -> Parsed {
-    parse(data)
+/// Parses the data of a write of zeros into `ranges`.
+pub(super) fn write_zeroes(data: &[u8], ranges: Ranges) -> Parsed {
+    parse(data, ranges)
 }
 
-fn parse(data: &[u8]) -> Parsed {
+fn parse(data: &[u8], mut ranges: Ranges) -> Parsed {
     let (segments, rest) = data.as_chunks::<SEGMENT_LEN>();
     if !rest.is_empty() || segments.is_empty() || segments.len() > SEGMENTS_MAX {
         return Parsed::Length(data.len());
     }
-    let mut ranges = Ranges::new();
+    ranges.clear();
     let mut unmap = None;
     for segment in segments {
         let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = *segment;
@@ -77,8 +76,8 @@ mod tests {
 
     fn check(data: &[Vec<u8>], as_discard: Parsed, as_zeroes: Parsed) {
         let data = data.concat();
-        assert_eq!(discard(&data), as_discard, "discard {data:x?}");
-        assert_eq!(write_zeroes(&data), as_zeroes, "write zeros {data:x?}");
+        assert_eq!(discard(&data, vec![(Sectors::ZERO, Sectors::ZERO)]), as_discard, "discard {data:x?}");
+        assert_eq!(write_zeroes(&data, Vec::new()), as_zeroes, "write zeros {data:x?}");
     }
 
     #[test]

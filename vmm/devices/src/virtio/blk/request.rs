@@ -8,8 +8,7 @@
 use drover_block::Segments;
 use drover_guest_memory::{GuestMemory, MemoryError};
 use drover_rate_limit::{Cost, Direction};
-use drover_units::{Gpa, Sectors};
-use smallvec::SmallVec;
+use drover_units::{Bytes, Gpa, Sectors};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
     VIRTIO_BLK_T_WRITE_ZEROES,
@@ -51,8 +50,64 @@ pub(super) enum Action {
     UnsupportedFlags,
     /// This many bytes are not the ranges that this type of request needs. The driver is told that the request failed.
     NotRanges(usize),
+    /// A piece of data of this many bytes, which is longer than the driver was told. The request fails.
+    TooLongPiece(u32),
     /// A buffer that is not RAM. The driver is told that the request failed.
     NotRam(MemoryError),
+}
+
+/// What chains have to keep to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Descriptors of one chain (2.7.5).
+    pub(super) descriptors_max: u16,
+    /// Bytes of one piece of data, where the driver has asked what the limit is (5.2.6.1, `size_max`).
+    pub(super) piece_bytes_max: Option<u32>,
+}
+
+/// Lists that parsing fills, kept from one request to the next: a steady stream of requests allocates nothing.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    readable: Vec<Buffer>,
+    writable: Vec<Buffer>,
+    /// Of a request that has been answered.
+    room: Vec<Segments>,
+    ranges: Ranges,
+}
+
+impl Scratch {
+    /// For a queue of this size.
+    pub(super) fn for_queue(size: u16) -> Self {
+        let buffers = || Vec::with_capacity(size.into());
+        let ranges = Vec::with_capacity(SEGMENTS_MAX);
+        Self { readable: buffers(), writable: buffers(), room: Vec::with_capacity(size.into()), ranges }
+    }
+
+    /// Takes back the list of a request that has been answered. It is empty; what counts is how long it may become
+    /// without an allocation.
+    pub(super) fn give_back(&mut self, room: Segments) {
+        // Never more than there are requests at a time, as each takes one before it gives one back.
+        if room.spilled() && self.room.len() < self.room.capacity() {
+            self.room.push(room);
+        }
+    }
+
+    /// Takes back what a request has that is not begun now.
+    pub(super) fn reclaim(&mut self, action: Action) {
+        match action {
+            Action::Read(_, mut segments) | Action::Write(_, mut segments) | Action::GetId(mut segments) => {
+                segments.clear();
+                self.give_back(segments);
+            }
+            Action::Discard(ranges) | Action::WriteZeroes(ranges, _) => self.give_back_ranges(ranges),
+            _ => {}
+        }
+    }
+
+    /// Takes back the list of a request for ranges.
+    pub(super) fn give_back_ranges(&mut self, ranges: Ranges) {
+        self.ranges = ranges;
+    }
 }
 
 /// A chain that cannot even be answered: the driver has broken the rules.
@@ -96,52 +151,59 @@ pub(super) fn length(segments: &Segments) -> u32 {
 }
 
 /// A buffer as a descriptor names it. Never empty.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Buffer {
     start: Gpa,
     len: u32,
 }
 
-type Buffers = SmallVec<[Buffer; 8]>;
-
-/// Parses one chain of at most `length_max` descriptors. `descriptors` ends early where the chain is broken.
+/// Parses one chain. `descriptors` ends early where the chain is broken.
 pub(super) fn parse(
     descriptors: impl Iterator<Item = Descriptor>,
-    length_max: u16,
+    limits: Limits,
     memory: &GuestMemory,
+    scratch: &mut Scratch,
 ) -> Result<Parsed, Malformed> {
-    let (mut readable, mut writable) = collect(descriptors, length_max)?;
-    let header = take_header(&mut readable, memory)?;
-    let status = take_status(&mut writable, memory)?;
+    collect(descriptors, limits.descriptors_max, scratch)?;
+    let (header, first) = take_header(&mut scratch.readable, memory)?;
+    let status = take_status(&mut scratch.writable, memory)?;
     let sector = Sectors::new(u64::from_le_bytes(header[8..].try_into().expect("8 bytes")));
     let kind = u32::from_le_bytes(header[..4].try_into().expect("4 bytes"));
+    let Scratch { readable, writable, room, ranges } = scratch;
+    let readable = &readable[first..];
+    let data = Data { limits, memory, room };
     let action = match kind {
-        VIRTIO_BLK_T_IN => segments(&writable, memory).map(|data| Action::Read(sector, data)),
-        VIRTIO_BLK_T_OUT => segments(&readable, memory).map(|data| Action::Write(sector, data)),
-        VIRTIO_BLK_T_FLUSH => Ok(Action::Flush),
-        VIRTIO_BLK_T_GET_ID => segments(&writable, memory).map(Action::GetId),
-        VIRTIO_BLK_T_DISCARD => copy_ranges(&readable, memory).map(|data| match ranges::discard(&data) {
-            ranges::Parsed::Ranges(ranges, _) => Action::Discard(ranges),
-            ranges::Parsed::Flags => Action::UnsupportedFlags,
-            ranges::Parsed::Length(length) => Action::NotRanges(length),
-        }),
+        VIRTIO_BLK_T_IN => data.segments(writable, |data| Action::Read(sector, data)),
+        VIRTIO_BLK_T_OUT => data.segments(readable, |data| Action::Write(sector, data)),
+        VIRTIO_BLK_T_FLUSH => Action::Flush,
+        VIRTIO_BLK_T_GET_ID => data.segments(writable, Action::GetId),
+        VIRTIO_BLK_T_DISCARD => {
+            data.ranges(readable, |data| match ranges::discard(data, std::mem::take(ranges)) {
+                ranges::Parsed::Ranges(ranges, _) => Action::Discard(ranges),
+                ranges::Parsed::Flags => Action::UnsupportedFlags,
+                ranges::Parsed::Length(length) => Action::NotRanges(length),
+            })
+        }
         VIRTIO_BLK_T_WRITE_ZEROES => {
-            copy_ranges(&readable, memory).map(|data| match ranges::write_zeroes(&data) {
+            data.ranges(readable, |data| match ranges::write_zeroes(data, std::mem::take(ranges)) {
                 ranges::Parsed::Ranges(ranges, may_unmap) => Action::WriteZeroes(ranges, may_unmap),
                 ranges::Parsed::Flags => Action::UnsupportedFlags,
                 ranges::Parsed::Length(length) => Action::NotRanges(length),
             })
         }
-        other => Ok(Action::Unsupported(other)),
+        other => Action::Unsupported(other),
     };
-    Ok(Parsed { status, action: action.unwrap_or_else(Action::NotRam) })
+    Ok(Parsed { status, action })
 }
 
 fn collect(
     descriptors: impl Iterator<Item = Descriptor>,
     length_max: u16,
-) -> Result<(Buffers, Buffers), Malformed> {
-    let (mut readable, mut writable) = (Buffers::new(), Buffers::new());
+    scratch: &mut Scratch,
+) -> Result<(), Malformed> {
+    let Scratch { readable, writable, .. } = scratch;
+    readable.clear();
+    writable.clear();
     let mut complete = false;
     for (count, descriptor) in descriptors.enumerate() {
         if count >= usize::from(length_max) {
@@ -161,64 +223,91 @@ fn collect(
         }
     }
     // The iterator ends without a word where the next descriptor cannot be had.
-    if complete { Ok((readable, writable)) } else { Err(Malformed::BrokenOff) }
+    if complete { Ok(()) } else { Err(Malformed::BrokenOff) }
 }
 
-/// Takes the first 16 bytes off the front.
-fn take_header(readable: &mut Buffers, memory: &GuestMemory) -> Result<[u8; HEADER_LEN], Malformed> {
+/// Takes the first 16 bytes off the front. Returns them, and which buffer is the first behind them.
+fn take_header(
+    readable: &mut [Buffer],
+    memory: &GuestMemory,
+) -> Result<([u8; HEADER_LEN], usize), Malformed> {
     let mut header = [0; HEADER_LEN];
-    let mut filled = 0;
+    let (mut filled, mut first) = (0, 0);
     while filled < HEADER_LEN {
-        let buffer = readable.first_mut().ok_or(Malformed::NoHeader)?;
+        let buffer = readable.get_mut(first).ok_or(Malformed::NoHeader)?;
         let piece = (HEADER_LEN - filled).min(buffer.len as usize);
         memory.read(buffer.start, &mut header[filled..filled + piece]).map_err(|_| Malformed::NoHeader)?;
         filled += piece;
         if piece == buffer.len as usize {
-            readable.remove(0);
+            first += 1;
         } else {
             // The bytes just read are RAM, so the address after them does not wrap.
             buffer.start = Gpa::new(buffer.start.get() + piece as u64);
             buffer.len -= piece as u32;
         }
     }
-    Ok(header)
+    Ok((header, first))
 }
 
 /// Takes the last byte off the end.
-fn take_status(writable: &mut Buffers, memory: &GuestMemory) -> Result<Gpa, Malformed> {
+fn take_status(writable: &mut Vec<Buffer>, memory: &GuestMemory) -> Result<Gpa, Malformed> {
     let last = writable.last_mut().ok_or(Malformed::NoStatus)?;
     last.len -= 1;
     let start = last.start.get().checked_add(u64::from(last.len)).map(Gpa::new).ok_or(Malformed::NoStatus)?;
     if last.len == 0 {
         writable.pop();
     }
-    memory.segment(start, 1).map(|_| start).map_err(|_| Malformed::NoStatus)
+    if memory.contains(start, Bytes::new(1)) { Ok(start) } else { Err(Malformed::NoStatus) }
 }
 
-/// Copies the data of a request for ranges out of guest RAM, once. At most one byte more than the longest: that is
-/// enough to see that it is too long.
-fn copy_ranges(buffers: &Buffers, memory: &GuestMemory) -> Result<SmallVec<[u8; SEGMENT_LEN]>, MemoryError> {
-    const MOST: usize = SEGMENTS_MAX * SEGMENT_LEN + 1;
-    let mut data = SmallVec::new();
-    for buffer in buffers {
-        let from = data.len();
-        let piece = (MOST - from).min(buffer.len as usize);
-        data.resize(from + piece, 0);
-        if piece > 0 {
-            memory.read(buffer.start, &mut data[from..])?;
+/// What is between header and status.
+struct Data<'a> {
+    limits: Limits,
+    memory: &'a GuestMemory,
+    room: &'a mut Vec<Segments>,
+}
+
+impl Data<'_> {
+    /// The buffers as pieces of RAM.
+    fn segments(self, buffers: &[Buffer], action: impl FnOnce(Segments) -> Action) -> Action {
+        let longest = buffers.iter().map(|buffer| buffer.len).max().unwrap_or(0);
+        if self.limits.piece_bytes_max.is_some_and(|max| longest > max) {
+            return Action::TooLongPiece(longest);
         }
+        let mut segments = Segments::new();
+        if buffers.len() > segments.inline_size() {
+            segments = self.room.pop().unwrap_or(segments);
+        }
+        for buffer in buffers {
+            match self.memory.segment(buffer.start, buffer.len as usize) {
+                Ok(segment) => segments.push(segment),
+                Err(error) => return Action::NotRam(error),
+            }
+        }
+        action(segments)
     }
-    Ok(data)
-}
 
-fn segments(buffers: &Buffers, memory: &GuestMemory) -> Result<Segments, MemoryError> {
-    buffers.iter().map(|buffer| memory.segment(buffer.start, buffer.len as usize)).collect()
+    /// Copies the data of a request for ranges out of guest RAM, once. At most one byte more than the longest: that is
+    /// enough to see that it is too long.
+    fn ranges(self, buffers: &[Buffer], action: impl FnOnce(&[u8]) -> Action) -> Action {
+        let mut data = [0; SEGMENTS_MAX * SEGMENT_LEN + 1];
+        let mut filled = 0;
+        for buffer in buffers {
+            let piece = (data.len() - filled).min(buffer.len as usize);
+            if piece == 0 {
+                break;
+            }
+            if let Err(error) = self.memory.read(buffer.start, &mut data[filled..filled + piece]) {
+                return Action::NotRam(error);
+            }
+            filled += piece;
+        }
+        action(&data[..filled])
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use drover_units::Bytes;
-
     use super::*;
 
     const NEXT: u16 = 1;
@@ -235,7 +324,8 @@ mod tests {
     fn check(kind: u32, chain: &[(u64, u32, u16)], expect: &str) {
         let descriptors =
             chain.iter().map(|(address, len, flags)| Descriptor::new(*address, *len, *flags, 0));
-        let text = match parse(descriptors, 4, &memory_with_header(kind)) {
+        let limits = Limits { descriptors_max: 4, piece_bytes_max: Some(0x4000) };
+        let text = match parse(descriptors, limits, &memory_with_header(kind), &mut Scratch::default()) {
             Ok(Parsed { status, action }) => format!("{action:?}, status at {status}"),
             Err(error) => error.to_string(),
         };
@@ -306,6 +396,37 @@ mod tests {
         check(4, &[header, (0x1_0000, 1, WRITE)], "a request without a status byte");
         check(4, &[header, (u64::MAX, 2, WRITE)], "a request without a status byte");
         check(4, &[header, (0x2000, 0, WRITE)], "a request without a status byte");
+    }
+
+    #[test]
+    fn a_piece_that_is_longer_than_the_driver_was_told_can_still_be_answered() {
+        let (header, status) = ((0x1000, 16, NEXT), (0x2000, 1, WRITE));
+        check(0, &[header, (0x4000, 0x4001, NEXT | WRITE), status], "TooLongPiece(16385), status at 0x2000");
+        check(
+            1,
+            &[header, (0x4000, 0x4000, NEXT), status],
+            "Write(Sectors(7), [Segment(0x4000 + 0x4000)]), status at 0x2000",
+        );
+    }
+
+    #[test]
+    fn a_long_list_is_used_again() {
+        let memory = memory_with_header(0);
+        let limits = Limits { descriptors_max: 16, piece_bytes_max: None };
+        let mut scratch = Scratch::for_queue(16);
+        let mut rooms = Vec::new();
+        for _ in 0..3 {
+            let pieces = (0..9).map(|n| Descriptor::new(0x3000 + n * 512, 512, NEXT | WRITE, 0));
+            let chain = [Descriptor::new(0x1000, 16, NEXT, 0)].into_iter().chain(pieces);
+            let chain = chain.chain([Descriptor::new(0x2000, 1, WRITE, 0)]);
+            let parsed = parse(chain, limits, &memory, &mut scratch).unwrap();
+            let Action::Read(_, mut segments) = parsed.action else { panic!("{:?}", parsed.action) };
+            assert_eq!(segments.len(), 9);
+            rooms.push(segments.as_ptr());
+            segments.clear();
+            scratch.give_back(segments);
+        }
+        assert_eq!(rooms, [rooms[0]; 3]);
     }
 
     #[test]

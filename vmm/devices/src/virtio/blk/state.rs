@@ -1,9 +1,11 @@
 //! The saved state of a disk: what its successor must agree with. Its queues are the transport's to save, and its data
 //! is on the storage.
 
-use drover_block::{BackendInfo, RangeLimits};
+use drover_block::RangeLimits;
 use drover_saved_state::{PayloadReader, PayloadWriter, SavedState, StateError};
 use drover_units::{Bytes, Sectors};
+
+use super::config::Shape;
 
 /// What the driver has been told about the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,11 +19,18 @@ pub(super) struct BlkState {
     pub(super) optimal_io: Option<Bytes>,
     pub(super) discard: Option<RangeLimits>,
     pub(super) write_zeroes: Option<RangeLimits>,
+    /// These two since version 3; before it there was one queue, and a driver could not turn the cache off.
+    pub(super) queues: u16,
+    pub(super) writeback: bool,
 }
 
 impl BlkState {
     /// Whether a disk with this backend can stand in, as far as its driver can tell. The error is for people.
-    pub(super) fn fits(&self, info: &BackendInfo, segments_max: u16, id: &[u8]) -> Result<(), String> {
+    pub(super) fn fits(&self, here: &Shape, segments_max: u16, id: &[u8]) -> Result<(), String> {
+        let info = &here.info;
+        if self.queues != here.queues {
+            return Err(format!("its disk has {} queues, this one {}", self.queues, here.queues));
+        }
         // A disk that has grown since is one whose driver is told so.
         if self.capacity > info.capacity {
             return Err(format!("its disk has {}, this one {}", self.capacity, info.capacity));
@@ -64,7 +73,7 @@ impl BlkState {
 
 impl SavedState for BlkState {
     const KIND: &'static str = "virtio-blk";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
     fn encode(&self, payload: &mut PayloadWriter) {
         payload.u64(self.capacity.get());
@@ -77,6 +86,8 @@ impl SavedState for BlkState {
             payload.u64(limits.map_or(Sectors::ZERO, |limits| limits.sectors_max).get());
             payload.u64(limits.map_or(Sectors::ZERO, |limits| limits.alignment).get());
         }
+        payload.u16(self.queues);
+        payload.bool(self.writeback);
     }
 
     fn decode(version: u16, payload: &mut PayloadReader<'_>) -> Result<Self, StateError> {
@@ -89,12 +100,18 @@ impl SavedState for BlkState {
             optimal_io: None,
             discard: None,
             write_zeroes: None,
+            queues: 1,
+            writeback: true,
         };
         if version >= 2 {
             let optimal_io = Bytes::new(payload.u64("optimal_io")?);
             state.optimal_io = Some(optimal_io).filter(|size| *size > Bytes::ZERO);
             state.discard = limits(payload, "discard.sectors_max", "discard.alignment")?;
             state.write_zeroes = limits(payload, "write_zeroes.sectors_max", "write_zeroes.alignment")?;
+        }
+        if version >= 3 {
+            state.queues = payload.u16("queues")?;
+            state.writeback = payload.bool("writeback")?;
         }
         Ok(state)
     }

@@ -1,30 +1,33 @@
 //! The thread of one queue.
 //!
 //! It waits for four things: the doorbell (the driver has something), the backend's event (the storage has), its orders,
-//! and the timer of its limits. All work happens between two waits and is bounded by the queue's size, so that a driver which never stops
-//! asking cannot keep the worker from its orders.
+//! and the timer of its limits. All work happens between two waits and is bounded by the queue's size, so that a driver
+//! which never stops asking cannot keep the worker from its orders.
 
 use std::{
-    fmt, iter,
+    fmt, io, iter,
     os::fd::AsRawFd,
-    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use drover_block::{BackendQueue, BlockError, Completion, Request, RequestBatch, Segments, Tag, Token};
 use drover_guest_memory::GuestMemory;
 use drover_units::Gpa;
-use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use virtio_bindings::{
     virtio_blk::{VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP},
     virtio_ring::VRING_AVAIL_F_NO_INTERRUPT,
 };
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{
     metrics::{self, BlkMetrics},
     ranges::{Range, SEGMENTS_MAX},
-    request::{self, Action, Malformed, Parsed},
+    request::{self, Action, Limits, Malformed, Parsed, Scratch},
 };
 use crate::{
     ActiveQueue, DeviceEvent, DeviceEvents, VirtioInterrupt,
@@ -45,8 +48,10 @@ pub(super) const ID_LEN: usize = VIRTIO_BLK_ID_BYTES as usize;
 pub(super) struct Setup {
     pub(super) name: String,
     pub(super) id: [u8; ID_LEN],
-    /// The driver did not negotiate FLUSH, so a write is answered when it is durable (5.2.6.2).
-    pub(super) write_through: bool,
+    /// A write is answered when it is durable (5.2.6.2): the driver knows no flush, or has turned the cache off.
+    pub(super) write_through: Arc<AtomicBool>,
+    /// The driver negotiated SIZE_MAX: no piece of data is longer.
+    pub(super) piece_bytes_max: Option<u32>,
     /// The driver negotiated DISCARD.
     pub(super) discard: bool,
     /// The driver negotiated WRITE_ZEROES.
@@ -70,11 +75,29 @@ pub(super) struct Worker {
     batch: RequestBatch,
     completions: Vec<Completion>,
     answers: Vec<Answer>,
+    scratch: Scratch,
     order: Order,
     /// The avail ring may hold chains that were left there for lack of room.
     starved: bool,
     halted: Option<Halt>,
     finished: bool,
+}
+
+/// What a worker waits for.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// The driver has rung.
+    Doorbell,
+    /// The storage has answers.
+    Backend,
+    /// The timer of the disk's limits.
+    Limits,
+    /// The device has an order. The first comes with the start.
+    Orders,
+}
+
+impl Source {
+    const ALL: [Self; 4] = [Self::Doorbell, Self::Backend, Self::Limits, Self::Orders];
 }
 
 /// Why a worker takes no more requests, whatever its orders.
@@ -143,6 +166,7 @@ impl Worker {
             batch: RequestBatch::with_capacity(size.into()),
             completions: Vec::with_capacity(size.into()),
             answers: Vec::with_capacity(size.into()),
+            scratch: Scratch::for_queue(size),
             // Until the first order has been seen.
             order: Order::Pause,
             starved: false,
@@ -152,56 +176,68 @@ impl Worker {
     }
 
     /// Serves the queue until it is told to stop. The thread's main function.
-    pub(super) fn run(self) {
+    pub(super) fn run(mut self, waiting: &Epoll) {
         let control = Arc::clone(&self.setup.control);
         let _died =
             ReportDeath { control, name: self.setup.name.clone(), events: Arc::clone(&self.setup.events) };
-        // Four descriptors are waited for.
-        let mut manager =
-            EventManager::new_with_capacity(4).expect("a process that makes disks may make an epoll");
-        let id = manager.add_subscriber(self);
-        while !manager.subscriber_mut(id).expect("added just above").finished {
-            manager
-                .run()
-                .expect("waiting on an epoll of our own fails only by a signal, which is no error here");
+        let mut events = [EpollEvent::default(); Source::ALL.len()];
+        while !self.finished {
+            let count = match waiting.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => panic!("waiting on an epoll of our own fails by a signal only: {error}"),
+            };
+            for event in &events[..count] {
+                self.note(event.data());
+            }
+            self.advance();
         }
     }
 
-    /// The driver has rung.
-    fn on_doorbell(&mut self) {
-        // Fails only where there is nothing to read.
-        let _ = self.queue.doorbell.read();
-        self.starved = true;
-        self.advance();
+    /// Everything the thread waits for.
+    ///
+    /// The doorbell is edge-triggered: each ring wakes the worker, and nobody has to read the counter.
+    pub(super) fn waiting(&self) -> io::Result<Epoll> {
+        let epoll = Epoll::new()?;
+        for source in Source::ALL {
+            let (fd, mode) = match source {
+                Source::Doorbell => (self.queue.doorbell.as_raw_fd(), EventSet::EDGE_TRIGGERED),
+                Source::Backend => (self.backend.completion_event().as_raw_fd(), EventSet::empty()),
+                Source::Limits => (self.setup.gate.timer(), EventSet::empty()),
+                Source::Orders => (self.setup.control.wake().as_raw_fd(), EventSet::empty()),
+            };
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN | mode, source as u64))?;
+        }
+        Ok(epoll)
+    }
+
+    /// Takes note of one thing that happened. [`advance`](Self::advance) follows, once for all.
+    fn note(&mut self, source: u64) {
+        match source {
+            source if source == Source::Doorbell as u64 => self.starved = true,
+            source if source == Source::Backend as u64 => self.reap(),
+            // A request that was held back may pass, or the limits are others.
+            source if source == Source::Limits as u64 => self.setup.gate.on_timer(),
+            _ => {
+                self.order = self.setup.control.order();
+                self.setup.gate.open();
+                if self.order != Order::Run {
+                    self.setup.gate.forget();
+                }
+                // Notifications may have come while nobody looked, or to another process before a restore.
+                self.starved = true;
+            }
+        }
     }
 
     /// The storage has something to say.
-    fn on_completion(&mut self) {
+    fn reap(&mut self) {
         let mut completions = std::mem::take(&mut self.completions);
         self.backend.reap(&mut completions);
         for completion in completions.drain(..) {
             self.finish(completion);
         }
         self.completions = completions;
-        self.advance();
-    }
-
-    /// There is an order. The first comes with the start.
-    fn on_order(&mut self) {
-        self.order = self.setup.control.order();
-        self.setup.gate.open();
-        if self.order != Order::Run {
-            self.setup.gate.forget();
-        }
-        // Notifications may have come while nobody looked, or to another process before a restore.
-        self.starved = true;
-        self.advance();
-    }
-
-    /// A request that was held back may pass, or the limits are others.
-    fn on_timer(&mut self) {
-        self.setup.gate.on_timer();
-        self.advance();
     }
 
     /// Moves everything on as far as it goes without waiting.
@@ -241,6 +277,8 @@ impl Worker {
         let memory = self.setup.memory.clone();
         let ram = memory.as_vm_memory();
         let mut budget = queue.size();
+        let limits =
+            Limits { descriptors_max: queue.max_size(), piece_bytes_max: self.setup.piece_bytes_max };
         loop {
             queue.disable_notification(ram)?;
             while budget > 0
@@ -249,12 +287,13 @@ impl Worker {
             {
                 budget -= 1;
                 let head = chain.head_index();
-                let parsed = request::parse(chain, queue.max_size(), &memory)?;
+                let parsed = request::parse(chain, limits, &memory, &mut self.scratch)?;
                 if let Some(cost) = parsed.action.cost()
                     && !self.setup.gate.admit(cost)
                 {
                     // It stays at the head of the ring, to be parsed again when it may pass.
                     queue.go_to_previous_position();
+                    self.scratch.reclaim(parsed.action);
                     return Ok(());
                 }
                 self.begin(head, parsed);
@@ -296,13 +335,16 @@ impl Worker {
             Action::GetId(segments) => {
                 let written = write_id(&self.setup.id, &segments);
                 self.answers.push(answer(VIRTIO_BLK_S_OK, written));
+                self.give_back(segments);
             }
             Action::Discard(ranges) if self.setup.discard => {
                 self.begin_ranges(pending(Pended::Discard, 0), &ranges, Request::discard);
+                self.scratch.give_back_ranges(ranges);
             }
             Action::WriteZeroes(ranges, may_unmap) if self.setup.write_zeroes => {
                 let make = |range, token| Request::write_zeroes(range, may_unmap, token);
                 self.begin_ranges(pending(Pended::WriteZeroes, 0), &ranges, make);
+                self.scratch.give_back_ranges(ranges);
             }
             Action::Discard(_) | Action::WriteZeroes(..) => {
                 self.note_error(&"the driver has not asked for this type of request");
@@ -318,6 +360,12 @@ impl Worker {
             }
             Action::NotRanges(length) => {
                 self.note_error(&format_args!("{length} bytes are not 1 to {SEGMENTS_MAX} ranges"));
+                self.answers.push(answer(VIRTIO_BLK_S_IOERR, 0));
+            }
+            Action::TooLongPiece(length) => {
+                self.note_error(&format_args!(
+                    "a piece of {length} bytes is longer than the driver was told"
+                ));
                 self.answers.push(answer(VIRTIO_BLK_S_IOERR, 0));
             }
             Action::NotRam(error) => {
@@ -338,6 +386,11 @@ impl Worker {
         }
     }
 
+    fn give_back(&mut self, mut segments: Segments) {
+        segments.clear();
+        self.scratch.give_back(segments);
+    }
+
     fn pend(&mut self, pending: Pending) -> Token {
         let slot = self.free.pop().expect("a chain is taken only where there is room");
         self.pending[usize::from(slot)] = Some(pending);
@@ -348,7 +401,9 @@ impl Worker {
     fn finish(&mut self, completion: Completion) {
         let slot = u16::try_from(completion.tag().0).expect("a tag is a slot's number");
         let pending = self.pending[usize::from(slot)].expect("an answer is to a request that is under way");
-        let failed = match completion.into_result() {
+        let (result, room) = completion.into_result_and_room();
+        self.scratch.give_back(room);
+        let failed = match result {
             Ok(()) => pending.failed,
             Err(error) if error.is_loss_of_ownership() => return self.fence(&error),
             Err(error) => {
@@ -361,7 +416,7 @@ impl Worker {
             return;
         }
         let writes = matches!(pending.operation, Pended::Write | Pended::WriteZeroes);
-        if !failed && writes && self.setup.write_through {
+        if !failed && writes && self.setup.write_through.load(Ordering::Relaxed) {
             self.count(pending);
             self.pending[usize::from(slot)] = Some(Pending { operation: Pended::WriteFlush, ..pending });
             self.batch.push(Request::flush(Token::new(Tag(slot.into()))));
@@ -483,27 +538,6 @@ fn write_id(id: &[u8], segments: &Segments) -> u32 {
         rest = later;
     }
     (id.len() - rest.len()) as u32
-}
-
-impl MutEventSubscriber for Worker {
-    fn init(&mut self, ops: &mut EventOps) {
-        let add = |ops: &mut EventOps, fd| {
-            ops.add(Events::new_raw(fd, EventSet::IN)).expect("a new epoll takes four descriptors");
-        };
-        add(ops, self.queue.doorbell.as_raw_fd());
-        add(ops, self.backend.completion_event().as_raw_fd());
-        add(ops, self.setup.control.wake().as_raw_fd());
-        add(ops, self.setup.gate.timer());
-    }
-
-    fn process(&mut self, events: Events, _ops: &mut EventOps) {
-        match events.fd() {
-            fd if fd == self.queue.doorbell.as_raw_fd() => self.on_doorbell(),
-            fd if fd == self.setup.control.wake().as_raw_fd() => self.on_order(),
-            fd if fd == self.setup.gate.timer() => self.on_timer(),
-            _ => self.on_completion(),
-        }
-    }
 }
 
 /// Tells the machine when the thread ends by a panic.
