@@ -70,6 +70,23 @@ pub fn network_namespace() -> bool {
     }
 }
 
+/// Debian's packages with what an emulated host is made with.
+pub const EMULATED_HOST_PACKAGES: &str = "qemu-system-x86 e2fsprogs util-linux libc-bin binutils";
+
+/// Whether an emulated host can be started here. Where it cannot, the running test is recorded as skipped.
+#[must_use]
+pub fn emulated_host() -> bool {
+    const PROGRAMS: [&str; 6] = ["qemu-system-x86_64", "setpriv", "timeout", "ldd", "apt-get", "dpkg-deb"];
+    let missing: Vec<&str> = PROGRAMS.into_iter().filter(|program| !is_installed(program)).collect();
+    if !missing.is_empty() {
+        skipped(&format!(
+            "{} not installed: `cargo xtask setup`, or the packages {EMULATED_HOST_PACKAGES}, on Debian",
+            missing.join(", ")
+        ));
+    }
+    missing.is_empty()
+}
+
 /// Whether `program` lies in one of the folders of `PATH`.
 #[must_use]
 pub fn is_installed(program: &str) -> bool {

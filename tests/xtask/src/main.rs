@@ -36,8 +36,15 @@ enum Command {
     /// Sets up what is missing and runs every test; prints how many ran and how many were skipped, and why
     Test {
         /// Only the tests that put VMs on Ceph, in their long form: fifty moves, outages of a minute
-        #[arg(long)]
+        #[arg(long, conflicts_with = "linux")]
         ceph: bool,
+        /// Only the tests that boot unmodified Linux in an emulated host, in their long form: a whole Debian, its disk, its
+        /// network, its move to another host
+        #[arg(long)]
+        linux: bool,
+        /// With --linux: the short form, which is part of all tests
+        #[arg(long, requires = "linux")]
+        short: bool,
     },
     /// Runs one side-by-side comparison in a release build; prints a table and writes target/bench/<name>.json
     Bench(bench::Options),
@@ -55,8 +62,9 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Demo(options) => demo::run(&options),
-        Command::Test { ceph: false } => test::run(),
-        Command::Test { ceph: true } => test::run_long_on_ceph(),
+        Command::Test { linux: true, short, .. } => test::run_linux(short),
+        Command::Test { ceph: true, .. } => test::run_long_on_ceph(),
+        Command::Test { .. } => test::run(),
         Command::Bench(options) => bench::run(&options),
         Command::Ci => test::ci(),
         Command::Tidy => tidy::run(),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use drover_test_prerequisites::{CEPH_PACKAGES, is_installed};
+use drover_test_prerequisites::{CEPH_PACKAGES, EMULATED_HOST_PACKAGES, is_installed};
 use nix::unistd::Uid;
 
 /// A program that Drover's build, tests or benches run, and the distribution packages that have it.
@@ -24,10 +24,26 @@ const TO_BUILD: [Needed; 1] =
 
 /// Without these, the tests on Ceph are skipped and counted. No daemon starts with these packages: their services are
 /// instances of templates, and nobody names an instance.
-const TO_TEST: [Needed; 3] = [
+const TO_TEST: [Needed; 7] = [
     Needed { program: "ceph-mon", packages: CEPH_PACKAGES, why: "tests start a Ceph cluster" },
     Needed { program: "ceph-osd", packages: CEPH_PACKAGES, why: "tests start a Ceph cluster" },
     Needed { program: "rbd", packages: CEPH_PACKAGES, why: "tests look into the images of a Ceph cluster" },
+    Needed {
+        program: "qemu-system-x86_64",
+        packages: EMULATED_HOST_PACKAGES,
+        why: "tests boot unmodified Linux in an emulated host",
+    },
+    Needed {
+        program: "setpriv",
+        packages: EMULATED_HOST_PACKAGES,
+        why: "an emulated host ends with its test",
+    },
+    Needed { program: "isoinfo", packages: "genisoimage", why: "tests have it read seed disks" },
+    Needed {
+        program: "mmdebstrap",
+        packages: "mmdebstrap",
+        why: "the long test with Linux builds a Debian guest",
+    },
 ];
 
 /// Without one of these, benches leave that peer out and say so.

@@ -17,6 +17,9 @@ use crate::{setup, tidy};
 /// Makes tests that break and move things on Ceph do so for longer: fifty moves, outages of a minute.
 const LONG_VARIABLE: &str = "DROVER_CEPH_LONG";
 
+/// Makes the tests with unmodified Linux do more: a whole Debian, and its move to another emulated host.
+const LINUX_LONG_VARIABLE: &str = "DROVER_LINUX_LONG";
+
 /// Sets up, runs every test, prints the count.
 pub(crate) fn run() -> anyhow::Result<()> {
     run_tests(&[], &[])
@@ -26,6 +29,12 @@ pub(crate) fn run() -> anyhow::Result<()> {
 pub(crate) fn run_long_on_ceph() -> anyhow::Result<()> {
     let long = (OsString::from(LONG_VARIABLE), OsString::from("1"));
     run_tests(&["--test", "vmmd"], &[long])
+}
+
+/// Sets up and runs the tests that boot unmodified Linux in an emulated host.
+pub(crate) fn run_linux(short: bool) -> anyhow::Result<()> {
+    let long = (OsString::from(LINUX_LONG_VARIABLE), OsString::from("1"));
+    run_tests(&["--test", "linux"], if short { &[] } else { std::slice::from_ref(&long) })
 }
 
 fn run_tests(selection: &[&str], more: &[(OsString, OsString)]) -> anyhow::Result<()> {

@@ -1,0 +1,46 @@
+//! File systems made and read without mounting them: no root is needed.
+
+use std::{fs::File, path::Path, process::Command};
+
+use crate::command::output_of;
+
+/// Makes an ext4 file system of `bytes` in a new file `image` with a copy of what `folder` holds.
+///
+/// # Errors
+/// If e2fsprogs is missing or fails.
+pub fn make(image: &Path, folder: &Path, bytes: u64) -> anyhow::Result<()> {
+    File::create(image)?.set_len(bytes)?;
+    output_of(
+        Command::new(e2fsprogs("mke2fs"))
+            .args(["-q", "-F", "-t", "ext4", "-E", "root_owner=0:0,lazy_itable_init=1", "-d"])
+            .args([folder, image]),
+    )?;
+    Ok(())
+}
+
+/// Reads the file `path` out of the ext4 file system in `image`.
+///
+/// # Errors
+/// If there is no such file.
+pub fn read(image: &Path, path: &str) -> anyhow::Result<Vec<u8>> {
+    // debugfs ends well whatever happens, so the file is looked for first.
+    let said =
+        output_of(Command::new(e2fsprogs("debugfs")).args(["-R", &format!("stat {path}")]).arg(image))?;
+    anyhow::ensure!(said.starts_with(b"Inode:"), "there is no {path} on {}", image.display());
+    output_of(Command::new(e2fsprogs("debugfs")).args(["-R", &format!("cat {path}")]).arg(image))
+}
+
+/// Checks the file system in `image` and repairs nothing.
+///
+/// # Errors
+/// If it is not clean.
+pub fn check(image: &Path) -> anyhow::Result<()> {
+    output_of(Command::new(e2fsprogs("e2fsck")).args(["-f", "-n"]).arg(image))?;
+    Ok(())
+}
+
+/// They lie in `/usr/sbin`, which is not in everybody's `PATH`.
+fn e2fsprogs(program: &str) -> String {
+    let sbin = format!("/usr/sbin/{program}");
+    if Path::new(&sbin).exists() { sbin } else { program.to_owned() }
+}
