@@ -21,7 +21,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     // Their Debug is written by hand: it must not show the secret.
-    tonic_prost_build::configure().skip_debug([".drover.vm.v1.RbdAccess"]).compile_fds(descriptors)?;
-    tonic_prost_build::configure().compile_fds(protox::compile(STORED, ["proto"])?)?;
+    let secret = [".drover.vm.v1.RbdAccess", ".drover.node.v1.SeedDisk", ".drover.control.v1.CloudInit"];
+    tonic_prost_build::configure().skip_debug(secret).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .skip_debug([".drover.store.v1.CloudInit"])
+        .compile_fds(protox::compile(STORED, ["proto"])?)?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+pub(crate) mod guest;
 pub(crate) mod placement;
 mod simulate;
 
@@ -191,6 +192,8 @@ pub(crate) struct CreateVm {
     /// Higher is placed and restarted first
     #[arg(long, default_value_t = 0)]
     pub(crate) priority: u32,
+    #[command(flatten)]
+    pub(crate) guest: guest::CloudInit,
     #[command(flatten)]
     pub(crate) place: placement::Where,
 }
@@ -415,6 +418,9 @@ pub(crate) enum ImageCommand {
         /// Name
         image: String,
     },
+    /// Builds a guest on this machine, of a distribution's own packages; needs no cluster
+    #[command(subcommand)]
+    Build(guest::Build),
 }
 
 // The group that clap would make of this has the name of the subcommand's own.

@@ -1,6 +1,7 @@
 //! What each command does: one call, and how its answer is shown.
 
 mod constraints;
+pub(crate) mod guest;
 mod image;
 mod import;
 mod placement;

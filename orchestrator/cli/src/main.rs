@@ -17,8 +17,8 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 use drover_client::{Client, Error, Options};
 
-use arguments::{Arguments, Command, PlacementCommand};
-use progress::Interrupted;
+use arguments::{Arguments, Command, ImageCommand, PlacementCommand};
+use progress::{BuildInterrupted, Interrupted};
 
 /// Everything a command needs.
 struct Session {
@@ -46,6 +46,12 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     if let Command::Placement(PlacementCommand::Simulate(simulation)) = &arguments.command {
         return commands::simulate::run(simulation, arguments.output);
     }
+    let arguments = match arguments {
+        Arguments { command: Command::Image(ImageCommand::Build(command)), output, .. } => {
+            return commands::guest::run_build(command, output);
+        }
+        arguments => arguments,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -79,7 +85,7 @@ fn report(error: &anyhow::Error) {
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.is::<Interrupted>() {
+    if error.is::<Interrupted>() || error.is::<BuildInterrupted>() {
         return ExitCode::from(130);
     }
     match error.downcast_ref::<Error>() {

@@ -33,6 +33,18 @@ pub(crate) async fn follow(client: &Client, operation: &Operation, wait: Wait) -
     outcome
 }
 
+/// A build was interrupted at the keyboard.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; nothing was left behind")]
+pub(crate) struct BuildInterrupted;
+
+/// For work whose steps are known and whose end is not.
+pub(crate) fn build_spinner() -> ProgressBar {
+    let bar = ProgressBar::new_spinner().with_style(style("{spinner} {elapsed} {msg}"));
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
 /// A bar for an upload of a known size.
 pub(crate) fn upload_bar(name: &str, size: Bytes) -> ProgressBar {
     let bar = ProgressBar::new(size.get()).with_style(style(

@@ -1,7 +1,8 @@
 //! VMs: what is wanted of them, who may run them, how they are.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
+use drover_cloud_init::Seed;
 use drover_ids::{Generation, OperationId, VmId, VolumeId};
 use drover_units::{Bytes, VcpuCount};
 
@@ -39,6 +40,8 @@ pub struct VmSpec {
     pub anti_affinity_group: Option<Name>,
     /// Higher is restarted first, and placed before others; see [`Constraints::preemption`].
     pub priority: u32,
+    /// What cloud-init in the guest is told; it gets a seed disk then. Shared: specifications are often copied.
+    pub cloud_init: Option<Arc<Seed>>,
     /// Where it may run, beyond what it takes.
     pub constraints: Constraints,
 }

@@ -99,6 +99,7 @@ async fn of_two_requests_for_one_name_one_stands() {
             volumes: vec![],
             anti_affinity_group: String::new(),
             priority: 0,
+            cloud_init: None,
             constraints: Default::default(),
             start: true,
         };

@@ -72,12 +72,16 @@ pub(crate) async fn launch(
 }
 
 async fn bring_up(
-    plan: Plan,
+    mut plan: Plan,
     recorded: impl Future<Output = io::Result<()>>,
     inbox: &mpsc::Sender<Message>,
 ) -> Result<Up, NotUp> {
     let never_ran = |status| NotUp { status, may_have_run: false };
     recorded.await.map_err(|error| never_ran(io_status("cannot record the VM", &error)))?;
+    // Written in the same breath as the process is started: it is small, and no other thread has to be asked for it.
+    plan.machine
+        .place_seed(&plan.dir)
+        .map_err(|error| never_ran(io_status("cannot write the seed disk", &error)))?;
     let process = start_process(&plan).map_err(never_ran)?;
     let (vm, run) = (plan.vm, plan.run);
     inbox.send(Message::Spawned { vm, run, process: Arc::clone(&process) }).await.ok();

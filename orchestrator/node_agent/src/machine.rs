@@ -1,21 +1,27 @@
 //! From what the control plane asks for to what vmmd builds: names become paths.
 
+use std::io;
+
 use drover_ids::{NodeId, VmId, VolumeId};
 use drover_wire::{
-    node::v1::{RbdAccess, VmSpec, VolumeAttachment, pool_access},
+    node::v1::{RbdAccess, SeedDisk, VmSpec, VolumeAttachment, pool_access},
     vm::v1::{Disk, RbdImage, VmConfig},
 };
 use tonic::Status;
 
-use crate::{capabilities::Librbd, config::Pool};
+use crate::{capabilities::Librbd, config::Pool, state_dir::RunDir};
 
 /// Limits of one message, so that a peer cannot make the agent do unbounded work.
 const VOLUMES_MAX: usize = 64;
+/// The control plane's limits on what goes into a seed disk keep it below this.
+const SEED_BYTES_MAX: usize = 1 << 20;
 
 /// A VM that this node could run.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) config: VmConfig,
+    /// A disk that the control plane has made; it is written before vmmd starts.
+    pub(crate) seed: Option<SeedDisk>,
 }
 
 impl Machine {
@@ -87,7 +93,22 @@ impl Machine {
             node_id: node.to_string(),
             stall: spec.stall,
         };
-        Ok(Self { config })
+        if spec.seed.as_ref().is_some_and(|seed| seed.image.len() > SEED_BYTES_MAX) {
+            return Err(invalid(format!("spec.seed has more than {SEED_BYTES_MAX} bytes")));
+        }
+        Ok(Self { config, seed: spec.seed })
+    }
+
+    /// Puts the seed disk into the VM's directory and behind its volumes.
+    pub(crate) fn place_seed(&mut self, dir: &RunDir) -> io::Result<()> {
+        let Some(seed) = self.seed.take() else { return dir.remove_seed() };
+        let path = dir.write_seed(&seed.image)?;
+        let path =
+            path.into_os_string().into_string().map_err(|_| io::Error::other("the path is not UTF-8"))?;
+        // Volumes have ids of their own, and this disk is the VM's: no volume can have the VM's id.
+        let volume_id = self.config.vm_id.clone();
+        self.config.disks.push(Disk { volume_id, path, read_only: true, ..Disk::default() });
+        Ok(())
     }
 }
 
@@ -130,6 +151,7 @@ mod tests {
                 access: None,
             }],
             stall: None,
+            seed: None,
         }
     }
 

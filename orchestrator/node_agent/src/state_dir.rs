@@ -6,6 +6,7 @@
 //! <state>/vms/<vm id>/   a VM's run directory
 //!     spec.json          the record: newest epoch, and whether the VM's end has been acknowledged
 //!     vmmd.sock  console.log  vmmd.log
+//!     seed.iso    what cloud-init in the guest is told, if anything; mode 0600
 //! ```
 //!
 //! vmmd.log is more than a log: it is locked, and the lock travels with vmmd's standard error. Whoever obtains it
@@ -14,7 +15,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -174,6 +175,28 @@ impl RunDir {
 
     fn vmmd_log(&self) -> PathBuf {
         self.path.join("vmmd.log")
+    }
+
+    fn seed(&self) -> PathBuf {
+        self.path.join("seed.iso")
+    }
+
+    /// Writes the disk that tells the guest who it is. It may hold secrets: nobody else may read it.
+    pub(crate) fn write_seed(&self, image: &[u8]) -> io::Result<PathBuf> {
+        let path = self.seed();
+        // Not over the old one: a process of this VM that is on its way out may still read it.
+        self.remove_seed()?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        file.write_all(image)?;
+        Ok(path)
+    }
+
+    /// Removes it, if there is one.
+    pub(crate) fn remove_seed(&self) -> io::Result<()> {
+        match fs::remove_file(self.seed()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn read_record(&self) -> io::Result<Option<Record>> {

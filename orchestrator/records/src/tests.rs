@@ -160,6 +160,7 @@ pub(crate) fn samples() -> Vec<Record> {
         }],
         anti_affinity_group: Some(name("pair")),
         priority: 5,
+        cloud_init: None,
         constraints: Constraints::default(),
     };
     let operation = OperationId::from_u128(0x0e);

@@ -1,5 +1,8 @@
 //! VMs.
 
+use std::sync::Arc;
+
+use drover_cloud_init::{Seed, Unchecked};
 use drover_cluster_state::{
     Constraints, Desired, Restarts, StopCause, Vm, VmSpec, VolumeAttachment, WallTime,
 };
@@ -105,6 +108,7 @@ impl StoredForm for VmSpec {
                 .map(ToString::to_string)
                 .unwrap_or_default(),
             priority: self.priority,
+            cloud_init: self.cloud_init.as_deref().map(StoredForm::to_message),
             constraints: (self.constraints != Constraints::default())
                 .then(|| constraints_message(&self.constraints, |vm| vm.to_string())),
         }
@@ -121,9 +125,31 @@ impl StoredForm for VmSpec {
             volumes: message.volumes.into_iter().map(StoredForm::from_message).collect::<Result<_, _>>()?,
             anti_affinity_group: optional_name("vm.spec.anti_affinity_group", &message.anti_affinity_group)?,
             priority: message.priority,
+            cloud_init: message.cloud_init.map(Seed::from_message).transpose()?.map(Arc::new),
             constraints: constraints_from(message.constraints.unwrap_or_default(), |vm| vm.parse().ok())
                 .map_err(placement("vm.spec.constraints"))?,
         })
+    }
+}
+
+impl StoredForm for Seed {
+    type Message = stored::CloudInit;
+
+    fn to_message(&self) -> stored::CloudInit {
+        let fields = self.fields().clone();
+        stored::CloudInit {
+            hostname: fields.hostname,
+            ssh_keys: fields.ssh_keys,
+            user_data: fields.user_data,
+            network_config: fields.network_config,
+        }
+    }
+
+    fn from_message(message: stored::CloudInit) -> Result<Self, RecordError> {
+        let stored::CloudInit { hostname, ssh_keys, user_data, network_config } = message;
+        let raw = Unchecked { hostname, ssh_keys, user_data, network_config };
+        // The error says what is wrong and does not repeat it.
+        Self::try_from(raw).map_err(|error| invalid("vm.spec.cloud_init", error))
     }
 }
 

@@ -14,6 +14,24 @@
 )]
 #![allow(clippy::all, clippy::disallowed_types, reason = "generated code")]
 
+/// Two packages have a message of this name and shape: what a client sends, and what is stored of it.
+macro_rules! debug_cloud_init {
+    () => {
+        impl std::fmt::Debug for CloudInit {
+            /// How much there is of what may be secret.
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct("CloudInit")
+                    .field("hostname", &self.hostname)
+                    .field("ssh_keys", &self.ssh_keys.len())
+                    .field("user_data_bytes", &self.user_data.len())
+                    .field("network_config_bytes", &self.network_config.len())
+                    .finish()
+            }
+        }
+    };
+}
+use debug_cloud_init;
+
 /// One vmmd process.
 pub mod vm {
     /// `drover.vm.v1`
@@ -40,6 +58,13 @@ pub mod node {
     /// `drover.node.v1`
     pub mod v1 {
         tonic::include_proto!("drover.node.v1");
+
+        impl std::fmt::Debug for SeedDisk {
+            /// Its length.
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct("SeedDisk").field("image_bytes", &self.image.len()).finish()
+            }
+        }
     }
 }
 
@@ -48,6 +73,7 @@ pub mod control {
     /// `drover.control.v1`
     pub mod v1 {
         tonic::include_proto!("drover.control.v1");
+        crate::debug_cloud_init!();
     }
 }
 
@@ -64,6 +90,7 @@ pub mod store {
     /// `drover.store.v1`
     pub mod v1 {
         tonic::include_proto!("drover.store.v1");
+        crate::debug_cloud_init!();
     }
 }
 
@@ -76,7 +103,7 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {
-    use super::{node, vm};
+    use super::{control, node, store, vm};
 
     #[test]
     fn a_message_that_is_logged_does_not_show_its_secret() {
@@ -89,5 +116,14 @@ mod tests {
         let access = node::v1::PoolAccess { kind: Some(node::v1::pool_access::Kind::Rbd(rbd)) };
         let shown = format!("{access:?}");
         assert!(shown.contains("drover-vms") && !shown.contains("c2VjcmV0"), "{shown}");
+
+        let user_data = "#!/bin/sh\n# c2VjcmV0".to_owned();
+        let asked = control::v1::CloudInit { user_data: user_data.clone(), ..Default::default() };
+        let kept = store::v1::CloudInit { user_data: user_data.clone(), ..Default::default() };
+        let sent = node::v1::SeedDisk { image: user_data.into_bytes() };
+        let spec = control::v1::VmSpec { cloud_init: Some(asked), ..Default::default() };
+        let shown = format!("{spec:?} {kept:?} {sent:?}");
+        assert!(shown.contains("user_data_bytes: 20") && !shown.contains("c2VjcmV0"), "{shown}");
+        assert!(!shown.contains("99, 50"), "{shown}");
     }
 }

@@ -47,6 +47,7 @@ pub(super) async fn run(session: &Session, command: ImageCommand) -> anyhow::Res
             let operation = client.copy_disk_image(request).await?;
             settle_and_show(session, operation).await
         }
+        ImageCommand::Build(_) => bail!("a build needs no server: this command does not come here"),
         ImageCommand::Delete { image } => {
             let deleted = || print_note(session.format, &format!("image {image} is deleted"));
             if boot_image(session, &image).await?.is_some() {

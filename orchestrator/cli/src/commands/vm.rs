@@ -90,5 +90,6 @@ pub(super) fn spec(arguments: CreateVm) -> anyhow::Result<VmSpec> {
         volumes: arguments.volumes,
         anti_affinity_group: arguments.anti_affinity,
         priority: arguments.priority,
+        cloud_init: super::guest::cloud_init(&arguments.guest)?,
     })
 }

@@ -31,6 +31,10 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess
         cmdline: spec.cmdline.clone(),
         volumes: spec.volumes.iter().map(volume).collect(),
         stall: None,
+        seed: spec
+            .cloud_init
+            .as_deref()
+            .map(|seed| wire::SeedDisk { image: seed.image(&vm.to_string(), spec.name.as_str()) }),
     }
 }
 

@@ -83,6 +83,12 @@ fn vm_spec(state: &ClusterState, vm: &Vm) -> wire::VmSpec {
         volumes: spec.volumes.iter().map(|attachment| volume_name(&attachment.volume)).collect(),
         anti_affinity_group: spec.anti_affinity_group.as_ref().map(ToString::to_string).unwrap_or_default(),
         priority: spec.priority,
+        // What may be secret is not told.
+        cloud_init: spec.cloud_init.as_deref().map(|seed| wire::CloudInit {
+            hostname: seed.fields().hostname.clone(),
+            ssh_keys: seed.fields().ssh_keys.clone(),
+            ..wire::CloudInit::default()
+        }),
         constraints: (spec.constraints != Constraints::default()).then(|| {
             constraints_message(&spec.constraints, |vm| {
                 state.vms.get(&vm).map_or_else(|| vm.to_string(), |vm| vm.spec.name.to_string())

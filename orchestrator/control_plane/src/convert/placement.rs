@@ -1,7 +1,11 @@
 //! What clients say of nodes and of VMs' places.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
+use drover_cloud_init::{Seed, Unchecked};
 use drover_cluster_state::{Capacity, ClusterState, Name, Ratio};
 use drover_ids::VmId;
 use drover_placement_messages::{MessageError, constraints_from, taint_from};
@@ -32,6 +36,7 @@ pub(crate) fn create_vm(state: &ClusterState, spec: wire::VmSpec) -> Result<Crea
         .map_err(within("spec.constraints"))?;
     // The server's to say.
     constraints.set = None;
+    let cloud_init = spec.cloud_init.map(seed).transpose()?.map(Arc::new);
     Ok(CreateVm {
         name: spec.name,
         vcpus: spec.vcpus,
@@ -41,8 +46,18 @@ pub(crate) fn create_vm(state: &ClusterState, spec: wire::VmSpec) -> Result<Crea
         volumes: spec.volumes,
         anti_affinity_group: spec.anti_affinity_group,
         priority: spec.priority,
+        cloud_init,
         constraints,
         start: true,
+    })
+}
+
+/// What cloud-init in a guest is to be told.
+fn seed(message: wire::CloudInit) -> Result<Seed, AdmissionError> {
+    let wire::CloudInit { hostname, ssh_keys, user_data, network_config } = message;
+    Seed::try_from(Unchecked { hostname, ssh_keys, user_data, network_config }).map_err(|error| {
+        let problem = format!("{}: {}", error.field, error.problem);
+        AdmissionError::Invalid { field: "spec.cloud_init", problem, valid: error.valid }
     })
 }
 

@@ -233,6 +233,7 @@ impl<S: Store + Clone> World<S> {
             volumes: vec![],
             anti_affinity_group: String::new(),
             priority: 0,
+            cloud_init: None,
             constraints: Default::default(),
             start: true,
         };

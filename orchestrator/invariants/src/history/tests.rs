@@ -23,6 +23,7 @@ fn state(ownership: &Ownership) -> ClusterState {
             volumes: vec![],
             anti_affinity_group: None,
             priority: 0,
+            cloud_init: None,
             constraints: Constraints::default(),
         },
         generation: Generation::new(1),

@@ -66,6 +66,7 @@ impl Cluster {
                 volumes: vec![],
                 anti_affinity_group: None,
                 priority: 0,
+                cloud_init: None,
                 constraints: Constraints::default(),
             },
             generation: Generation::new(1),

@@ -273,6 +273,7 @@ pub fn question_of(state: &ClusterState, request: &CreateVm, now: WallTime) -> R
         volumes: Vec::new(),
         anti_affinity_group: Name::new(&request.anti_affinity_group).ok(),
         priority: request.priority,
+        cloud_init: None,
         constraints: request.constraints.clone(),
     };
     // No VM has this id.

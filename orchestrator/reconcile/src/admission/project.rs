@@ -65,6 +65,7 @@ pub fn check_project(state: &ClusterState, request: &CreateVm) -> Result<(), Adm
         volumes: Vec::new(),
         anti_affinity_group: None,
         priority: 0,
+        cloud_init: None,
         constraints: Constraints::default(),
     };
     spec.constraints.project.clone_from(&request.constraints.project);

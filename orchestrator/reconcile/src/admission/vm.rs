@@ -1,7 +1,8 @@
 //! Create, start, stop and delete a VM.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
+use drover_cloud_init::Seed;
 use drover_cluster_state::{
     ClusterEvent, ClusterState, Constraints, Desired, Image, Key, Name, NameKind, NameRecord, NumaPolicy,
     Operation, OperationKind, OperationState, Ownership, Record, Restarts, StopCause, Stored, Subject, Txn,
@@ -46,6 +47,8 @@ pub struct CreateVm {
     pub anti_affinity_group: String,
     /// Higher is restarted first.
     pub priority: u32,
+    /// What cloud-init in the guest is told.
+    pub cloud_init: Option<Arc<Seed>>,
     /// Where it may run, beyond what it takes.
     pub constraints: Constraints,
     /// Whether it is to run at once.
@@ -107,6 +110,7 @@ pub(super) fn resolve_spec(
             group => Some(parse_name("spec.anti_affinity_group", group)?),
         },
         priority: request.priority,
+        cloud_init: request.cloud_init.clone(),
         constraints: request.constraints.clone(),
     })
 }
@@ -327,9 +331,11 @@ fn check_shape(request: &CreateVm, image: &Image) -> Result<(), AdmissionError> 
         ));
     }
     check_binding(&request.constraints)?;
-    if request.volumes.len() > VOLUMES_MAX {
+    // The seed is a disk as well.
+    let volumes_max = VOLUMES_MAX - usize::from(request.cloud_init.is_some());
+    if request.volumes.len() > volumes_max {
         let problem = format!("there are {}", request.volumes.len());
-        return Err(AdmissionError::invalid("spec.volumes", problem, format!("at most {VOLUMES_MAX}")));
+        return Err(AdmissionError::invalid("spec.volumes", problem, format!("at most {volumes_max}")));
     }
     Ok(())
 }

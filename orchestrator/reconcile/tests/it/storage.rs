@@ -143,6 +143,7 @@ fn spec() -> VmSpec {
         volumes: vec![VolumeAttachment { volume: VOLUME, pool: name("fast"), read_only: false }],
         anti_affinity_group: None,
         priority: 0,
+        cloud_init: None,
         constraints: Default::default(),
     }
 }

@@ -156,6 +156,7 @@ pub(super) fn vm() -> impl Strategy<Value = Vm> {
                 volumes,
                 anti_affinity_group,
                 priority,
+                cloud_init: None,
                 constraints: Constraints::default(),
             }
         });

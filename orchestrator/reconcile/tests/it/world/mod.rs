@@ -243,6 +243,7 @@ impl World {
             volumes: Vec::new(),
             anti_affinity_group: String::new(),
             priority: 0,
+            cloud_init: None,
             constraints: Default::default(),
             start: true,
         };
@@ -268,6 +269,7 @@ impl World {
             volumes: Vec::new(),
             anti_affinity_group: String::new(),
             priority: 0,
+            cloud_init: None,
             constraints: Default::default(),
             start: true,
         };
