@@ -14,7 +14,8 @@
 //!   I/O error.
 //! - A cluster that does not answer makes requests wait, as many as the queues are deep; librbd tries again by itself
 //!   for ever. [`oldest_request`](drover_block::Backend::oldest_request) says for how long. A dropped queue waits for
-//!   them too: a process that must end without the cluster ends with `exit`.
+//!   them too, for [`DRAIN_MAX`](drover_rbd::DRAIN_MAX); what is not answered by then keeps its memory, its image and the
+//!   lock for the rest of the process.
 //! - The image's size is followed while it is open. Its object size is advertised as the best size of a request.
 //!
 //! Not here: connecting (one [`Cluster`](drover_rbd::Cluster) per process serves all disks), policies for storage that

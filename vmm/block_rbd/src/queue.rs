@@ -5,12 +5,9 @@ use std::{io, os::fd::BorrowedFd, sync::Arc};
 use drover_block::{
     BackendQueue, BlockError, Completion, Operation, QueueAges, QueueConfig, Request, RequestBatch,
 };
-use drover_rbd::{Extent, ImageQueue, QueueOperation};
+use drover_rbd::{DRAIN_MAX, Extent, ImageQueue, QueueOperation};
 use drover_units::Bytes;
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
+use nix::errno::Errno;
 
 use crate::{buffers::InFlight, disk::Disk};
 
@@ -144,27 +141,21 @@ impl BackendQueue for RbdQueue {
 
 impl Drop for RbdQueue {
     fn drop(&mut self) {
-        let mut answers = Vec::new();
-        loop {
-            self.reap(&mut answers);
-            for completion in answers.drain(..) {
-                tracing::warn!(
-                    tag = completion.tag().0,
-                    "a block request's answer was dropped with its queue"
-                );
+        let Self { queue, disk, answers, .. } = self;
+        let mut dropped = Vec::new();
+        queue.drain(DRAIN_MAX, |_, InFlight { request }, result| {
+            let result = outcome(disk, &request, result);
+            disk.gate.leave();
+            dropped.push(request.complete(result));
+        });
+        for (completion, inside) in answers.drain(..) {
+            if inside {
+                disk.gate.leave();
             }
-            if self.under_way() == 0 {
-                return;
-            }
-            // librbd holds the addresses of guest RAM until then.
-            let mut wait = [PollFd::new(self.queue.event(), PollFlags::POLLIN)];
-            if let Err(error) = poll(&mut wait, PollTimeout::NONE)
-                && error != Errno::EINTR
-            {
-                // The queue itself then keeps the memory for good.
-                tracing::error!(%error, "cannot wait for a disk's requests");
-                return;
-            }
+            dropped.push(completion);
+        }
+        for completion in dropped {
+            tracing::warn!(tag = completion.tag().0, "a block request's answer was dropped with its queue");
         }
     }
 }

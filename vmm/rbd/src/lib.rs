@@ -41,7 +41,7 @@ pub use blocklist::BlocklistEntry;
 pub use cluster::{Cluster, ClusterUsage, OsdMapEpoch};
 pub use connect::{ConnectConfig, DISCARD_GRANULARITY, Source, Timeouts};
 pub use error::Error;
-pub use ffi::queue::Buffers;
+pub use ffi::queue::{Buffers, DRAIN_MAX};
 pub use image::{
     Access, EncryptionFormat, Extent, Image, ImageShape, LinkedImage, LockMode, LockOwner, Snapshot,
     UpdateWatch, Watcher,

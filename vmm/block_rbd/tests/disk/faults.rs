@@ -139,6 +139,43 @@ fn requests_wait_for_an_osd_that_is_stopped_and_none_is_lost() {
 }
 
 #[test]
+fn a_queue_is_dropped_while_the_cluster_is_away_and_its_client_may_be_fenced() {
+    let Some(ceph) = Ceph::start(&CephOptions::default()) else { return };
+    let name = ceph.image(SIZE);
+    let disk = ceph.open(&name, Access::ReadWrite);
+    disk.acquire(&owner(1, 1)).unwrap();
+    let mut worker = Worker::new(&disk, DEPTH);
+    ceph.cluster.kill(Daemon::Osd(0)).unwrap();
+    let requests: Vec<_> = (0..u64::from(DEPTH)).map(|block| worker.write(block, 4)).collect();
+    worker.submit(requests);
+    // On a thread of its own, so that a wait without a limit fails instead of hanging.
+    let (dropped, listen) = mpsc::channel();
+    std::thread::spawn(move || {
+        drop(worker);
+        // Not given up: the requests may still happen.
+        let kept = disk.release();
+        drop(disk);
+        dropped.send(kept).unwrap();
+    });
+    let kept = listen.recv_timeout(DEADLINE).expect("dropping does not wait for the cluster");
+    assert!(matches!(kept, Err(OwnershipError::InFlight(n)) if n == u64::from(DEPTH)), "{kept:?}");
+
+    ceph.cluster.restart(Daemon::Osd(0)).unwrap();
+    let proof = fence_below(&ceph, &name, 2);
+    assert!(!proof.entries.is_empty(), "what is left to librbd is found and refused");
+    let new = ceph.open(&name, Access::ReadWrite);
+    new.acquire(&owner(2, 2)).unwrap();
+    let mut worker = Worker::new(&new, 1);
+    let write = worker.write(0, 5);
+    worker.run(write).unwrap();
+    assert_eq!(worker.read(0), content(5));
+    drop((worker, new));
+    // The old client lives as long as this process: it is let in again when there is nothing left for it.
+    ceph.admin.remove_image(&name, &mut |_, _| true).unwrap();
+    unfence(ceph.admin.cluster(), &proof.entries).unwrap();
+}
+
+#[test]
 fn an_osd_that_is_killed_and_comes_back_finds_the_owner_as_it_was() {
     let Some(ceph) = Ceph::start(&CephOptions::default()) else { return };
     let name = ceph.image(SIZE);

@@ -17,6 +17,7 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -46,6 +47,9 @@ pub unsafe trait Buffers: Send {
 
 /// How many finished requests are taken from librbd at once. At depth 32 three to four come per wake.
 const TAKEN_AT_ONCE: usize = 64;
+/// How long a dropped queue waits for its requests. A cluster that works answers within milliseconds, one that has lost an OSD
+/// within seconds; who drops a queue while the cluster is away wants to end.
+pub const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// `EVENT_TYPE_EVENTFD`.
 const NOTIFY_BY_EVENTFD: c_int = 2;
 /// `RBD_WRITE_ZEROES_FLAG_THICK_PROVISION`.
@@ -78,8 +82,10 @@ struct Finished {
 
 /// One worker's way into an image. Requests are submitted, finish in any order, and are reaped.
 ///
-/// Neither call waits for the cluster. Dropping the queue does: librbd holds the addresses of the requests' memory
-/// until it has answered, and there is no way to call a request off.
+/// Neither call waits for the cluster. Dropping the queue does, for [`DRAIN_MAX`] at most: librbd holds the addresses of the
+/// requests' memory until it has answered, and there is no way to call a request off. What has not been answered by then is
+/// left to librbd, with its memory and the open image, for the rest of the process: [`drain`](Self::drain) first where that
+/// matters.
 pub struct ImageQueue<B: Buffers> {
     image: Arc<RawImage>,
     number: u32,
@@ -92,6 +98,8 @@ pub struct ImageQueue<B: Buffers> {
     found: Vec<Finished>,
     /// The caller has asked to be woken.
     woken: bool,
+    /// Requests have been waited for in vain.
+    given_up: bool,
 }
 
 /// A request's place while librbd has it.
@@ -186,6 +194,7 @@ impl<B: Buffers> ImageQueue<B> {
             free: (0..depth).rev().collect(),
             found: Vec::with_capacity(TAKEN_AT_ONCE),
             woken: false,
+            given_up: false,
         })
     }
 
@@ -252,6 +261,34 @@ impl<B: Buffers> ImageQueue<B> {
             self.free.push(finished.slot);
             let result = u64::try_from(finished.result).map_err(|_| error::errno(finished.result));
             each(finished.slot as usize, buffers, result);
+        }
+    }
+
+    /// [Reaps](Self::reap) until nothing is under way, for at most `limit`: whether nothing is. Where something is, dropping the
+    /// queue does not wait again.
+    #[expect(clippy::disallowed_methods, reason = "a wait for the cluster has a limit")]
+    pub fn drain(&mut self, limit: Duration, mut each: impl FnMut(usize, B, Result<u64, Errno>)) -> bool {
+        let deadline = if self.given_up { Instant::now() } else { Instant::now() + limit };
+        loop {
+            self.reap(&mut each);
+            if self.in_flight() == 0 {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.given_up = true;
+                return false;
+            }
+            // Rounded up: a wait of no time at all would keep a processor busy until the deadline.
+            let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            let mut wait = [PollFd::new(self.event(), PollFlags::POLLIN)];
+            if let Err(error) = poll(&mut wait, left)
+                && error != Errno::EINTR
+            {
+                tracing::error!(%error, "cannot wait for an image's requests");
+                self.given_up = true;
+                return false;
+            }
         }
     }
 
@@ -351,24 +388,20 @@ fn unpack(argument: *mut c_void) -> (u32, u32) {
 
 impl<B: Buffers> Drop for ImageQueue<B> {
     fn drop(&mut self) {
-        while self.in_flight() > 0 {
-            self.reap(|_, buffers, _| drop(buffers));
-            if self.in_flight() == 0 {
-                break;
+        if self.drain(DRAIN_MAX, |_, _, _| {}) {
+            if let Ok(hub) = self.image.hub() {
+                hub.leave(self.number);
             }
-            let mut wait = [PollFd::new(self.event(), PollFlags::POLLIN)];
-            if let Err(error) = poll(&mut wait, PollTimeout::NONE)
-                && error != Errno::EINTR
-            {
-                tracing::error!(%error, "cannot wait for an image's requests: their memory is never given back");
-                // The queue's number stays taken, so that late answers find an inbox.
-                std::mem::forget(std::mem::take(&mut self.slots));
-                return;
-            }
+            return;
         }
-        if let Ok(hub) = self.image.hub() {
-            hub.leave(self.number);
-        }
+        tracing::error!(
+            requests = self.in_flight(),
+            "an image's requests are not answered: their memory and the image go with the process"
+        );
+        // librbd may still read and write there, and closing an image beside a request aborts the process. The queue's
+        // number stays taken, so that late answers find an inbox.
+        std::mem::forget(std::mem::take(&mut self.slots));
+        std::mem::forget(Arc::clone(&self.image));
     }
 }
 
