@@ -1,6 +1,7 @@
 //! When the process ends.
 //!
 //! - After its VM has ended, once Stop has been answered, or [`LINGER`] later: long enough for the agent to read how.
+//!   [`FENCED_LINGER`] where it was fenced: whoever did that has given it up, and another host runs the VM.
 //! - On SIGTERM or SIGINT, which are a Stop by this host.
 //! - If nothing has been created for [`EMPTY_MAX`]: whoever spawned it is gone.
 //! - At once when the lease runs out (see [`crate::watchdog`]), or when a thread panics.
@@ -19,6 +20,8 @@ use crate::{hosted::HostedVm, status::is_terminal, vm_thread::VmHandle};
 
 /// How long a process stays after the end of its VM if nobody stops it.
 const LINGER: Duration = Duration::from_secs(10);
+/// How long a fenced process stays. An agent that still follows it has its last word within milliseconds.
+const FENCED_LINGER: Duration = Duration::from_secs(1);
 /// How long a process may stay without a VM. An agent creates one within milliseconds of the spawn.
 const EMPTY_MAX: Duration = Duration::from_secs(60);
 /// How long a signalled process may take to end its VM; longer than the machine's own limit for becoming quiet.
@@ -52,7 +55,7 @@ impl Lifetime {
             () = vm_ended(&vm) => {
                 tokio::select! {
                     () = vm.end_acknowledged() => {}
-                    () = sleep(LINGER) => {}
+                    () = sleep(linger(vm.status().info().stop_reason())) => {}
                     _ = self.signalled() => {}
                 }
             }
@@ -64,6 +67,13 @@ impl Lifetime {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+fn linger(reason: wire::StopReason) -> Duration {
+    match reason {
+        wire::StopReason::Fenced => FENCED_LINGER,
+        _ => LINGER,
     }
 }
 
@@ -88,5 +98,17 @@ async fn never_used<M: HostedVm>(vm: &VmHandle<M>) {
     let used = info.wait_for(|info| info.state() != wire::VmState::Empty);
     if timeout(EMPTY_MAX, used).await.is_ok() {
         std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_fenced_does_not_stay_for_an_agent_that_may_be_gone() {
+        assert_eq!(linger(wire::StopReason::Fenced), FENCED_LINGER);
+        assert_eq!(linger(wire::StopReason::GuestShutdown), LINGER);
+        assert!(FENCED_LINGER < LINGER);
     }
 }

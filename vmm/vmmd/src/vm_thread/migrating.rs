@@ -1,11 +1,6 @@
 //! The machine away from home: the threads that send and receive it, and what their ends mean.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, mpsc},
-    thread,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use drover_ids::{MigrationId, OwnerEpoch};
 use drover_lifecycle::{Observation, Phase};
@@ -17,10 +12,14 @@ use drover_migration::{
     target::{self, TargetPlan},
     transport::{TcpConnector, TcpTarget},
 };
-use drover_thread_role::{Role, spawn};
+use drover_thread_role::Role;
 use drover_wire::vm::v1 as wire;
+use tracing::warn;
 
-use super::{Input, Machine, VmHandle, VmThread};
+use super::{
+    Input, Machine, VmHandle, VmThread,
+    lending::{END_LIMIT, lend, within},
+};
 use crate::{
     courtesy,
     hosted::{HostedVm, Hypervisor},
@@ -50,29 +49,6 @@ pub(super) struct ReceiveEnded<M> {
     outcome: target::Outcome,
 }
 
-/// Starts a thread that works on the machine. Where there can be no thread, the machine comes back.
-fn lend<M: HostedVm>(
-    name: &str,
-    machine: M,
-    work: impl FnOnce(M) + Send + 'static,
-) -> Result<(), (M, io::Error)> {
-    // The machine follows once the thread is there, since one that cannot be started keeps what it was given.
-    let (sender, receiver) = mpsc::sync_channel(1);
-    let body = move || {
-        if let Ok(machine) = receiver.recv() {
-            work(machine);
-        }
-    };
-    match spawn(Role::Migration, thread::Builder::new().name(name.to_owned()), body) {
-        Ok(_) => {
-            let sent = sender.send(machine);
-            debug_assert!(sent.is_ok(), "the thread waits for the machine");
-            Ok(())
-        }
-        Err(error) => Err((machine, error)),
-    }
-}
-
 impl<H: Hypervisor> VmThread<H> {
     /// Hands the machine to a thread that sends it.
     pub(super) fn send_away(&mut self, outgoing: &Outgoing, machine: H::Machine) -> Result<(), Refused> {
@@ -91,7 +67,7 @@ impl<H: Hypervisor> VmThread<H> {
         };
         let connector = TcpConnector::new(outgoing.target.to_string());
         let (handle, observed) = (self.handle.clone(), progress.clone());
-        let lent = lend("migrate-out", machine, move |mut machine| {
+        let lent = lend((Role::Migration, "migrate-out"), machine, move |mut machine| {
             let outcome = driver::send(&mut machine, &connector, plan, receiver, &observed);
             handle.send(Input::SendEnded(Box::new(SendEnded { machine, outcome })));
         });
@@ -127,7 +103,7 @@ impl<H: Hypervisor> VmThread<H> {
             timeouts: target::TargetTimeouts::default(),
         };
         let handle = self.handle.clone();
-        let lent = lend("migrate-in", machine, move |mut machine| {
+        let lent = lend((Role::Migration, "migrate-in"), machine, move |mut machine| {
             // The others on this host run; this one does not yet.
             courtesy::let_guests_go_first();
             let outcome = driver::receive(&mut machine, &acceptor, plan, &receiver, &progress);
@@ -161,7 +137,9 @@ impl<H: Hypervisor> VmThread<H> {
         let observation = match outcome {
             source::Outcome::Retired => {
                 self.machine = Machine::None;
-                drop(machine);
+                if within("vm-retire", END_LIMIT, machine, drop).is_err() {
+                    warn!("storage does not answer: what it still has of this VM goes with the process");
+                }
                 self.lifecycle.observe(Observation::SendConfirmed);
                 return;
             }

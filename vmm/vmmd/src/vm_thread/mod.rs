@@ -11,6 +11,7 @@
 //! ```
 
 mod handle;
+mod lending;
 mod migrating;
 mod performing;
 

@@ -6,7 +6,10 @@ use drover_lifecycle::{Action, CancelCause, Outcome, PauseCause};
 use drover_migration::MigratableGuest as _;
 use tracing::warn;
 
-use super::{Machine, VmThread};
+use super::{
+    Machine, VmThread,
+    lending::{END_LIMIT, Overdue, within},
+};
 use crate::{
     boottime,
     hosted::{EndSink, HostedVm as _, Hypervisor, Owner, QUIESCE_LIMIT},
@@ -141,9 +144,13 @@ impl<H: Hypervisor> VmThread<H> {
 
     fn end(&mut self) -> Performed {
         let Some(machine) = self.take_machine() else { return Performed::done() };
-        match machine.end(QUIESCE_LIMIT) {
-            Ok(()) => Performed::done(),
-            Err(error) => Performed::broken(format!("ending the machine failed: {}", chain(&error))),
+        match within("vm-end", END_LIMIT, machine, |machine| machine.end(QUIESCE_LIMIT)) {
+            Ok(Ok(())) => Performed::done(),
+            Ok(Err(error)) => Performed::broken(format!("ending the machine failed: {}", chain(&error))),
+            // Its vCPUs are out. What the storage has of it falls with the process, and is fenced like that of any dead one.
+            Err(Overdue) => {
+                Performed::broken("its storage does not answer: its locks fall with the process".to_owned())
+            }
         }
     }
 

@@ -114,6 +114,23 @@ async fn a_vm_may_end_when_its_storage_is_away() {
 }
 
 #[tokio::test]
+async fn a_vm_may_be_stopped_while_its_storage_is_away() {
+    let Some((ceph, mut vmmd)) = at_work(&CephOptions::default()).await else { return };
+    let own = crate::ceph::addresses(&vmmd.info().await);
+    ceph.cluster.kill(Daemon::Osd(0)).expect("killed");
+    vmmd.reaches("a stall that is told", |info| !info.stalls.is_empty()).await;
+    let stopped = vmmd.stop(1).await.expect("it does not wait for the storage for ever");
+    assert!(stopped.detail.contains("storage") || stopped.detail.contains("ending"), "{}", stopped.detail);
+    vmmd.exits().await;
+    ceph.cluster.spawn(Daemon::Osd(0)).expect("started");
+    ceph.cluster.wait_up(Daemon::Osd(0)).expect("back");
+    let proof = ceph.fence(2, &own);
+    let report = ceph.verify(vmmd.console().acked_max());
+    assert!(report.is_clean(), "{report}");
+    ceph.assert_clean(&proof.entries);
+}
+
+#[tokio::test]
 async fn an_image_may_be_resized_snapshotted_and_flattened_under_load() {
     let Some(ceph) = Ceph::start(&CephOptions::default()) else { return };
     // A clone, so that there is something to flatten.
