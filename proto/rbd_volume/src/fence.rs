@@ -10,6 +10,7 @@ use std::{
 use drover_ids::{OwnerEpoch, VmId};
 use drover_rbd::{Access, ClientAddress, Cluster, Error, Image, OsdMapEpoch, Pool};
 use drover_volume_owner::{Owner, OwnerRecord, Refusal};
+use tracing::debug_span;
 
 use crate::{
     lock::{LockError, lock},
@@ -65,19 +66,23 @@ pub struct FenceProof {
 /// locked, and what the cluster says. Some entries may have been made then.
 pub fn fence(pool: &Pool, image: &str, fence: &Fence<'_>) -> Result<FenceProof, LockError> {
     // For writing: a handle for reading cannot see the lock. It writes nothing and locks nothing.
-    let opened = Image::open(pool, image, Access::ReadWrite).map_err(LockError::ceph("open"))?;
-    let before = update(&opened, |current| {
+    let opened = debug_span!("image opened")
+        .in_scope(|| Image::open(pool, image, Access::ReadWrite))
+        .map_err(LockError::ceph("open"))?;
+    let raise = |current: Option<&ImageRecord>| {
         let owner = current.map(|record| &record.owner);
         let raised = OwnerRecord::fenced(owner, fence.vm, fence.floor)?;
         let clients = current.map(|record| record.clients.clone()).unwrap_or_default();
         Ok::<_, LockError>(raised.map(|owner| Change::Replace(ImageRecord { owner, clients })))
-    })?;
+    };
+    let before = debug_span!("owner record raised").in_scope(|| update(&opened, raise))?;
     let mut entries: BTreeSet<ClientAddress> = fence.registered.iter().copied().collect();
     let overtaken = matches!(
         &before,
         Some(ImageRecord { owner: OwnerRecord::Acquired(owner), .. }) if owner.epoch >= fence.floor
     );
     if !overtaken {
+        let _looking = debug_span!("users found").entered();
         entries.extend(before.iter().flat_map(|record| &record.clients));
         let owners = opened.lock_owners().map_err(LockError::ceph("read the lock of"))?;
         if owners.iter().any(|owner| fence.spared.contains(&owner.address)) {
@@ -116,12 +121,17 @@ pub fn renew(cluster: &Cluster, entries: &[ClientAddress], lasts: Duration) -> R
         Ok(())
     };
     // One round of the monitors for all, instead of one for each: with Ceph's own settings a round is up to a second.
-    thread::scope(|scope| {
-        let helpers: Vec<_> = (1..entries.len().min(COMMANDS_MAX)).map(|_| scope.spawn(add)).collect();
-        let mine = add();
-        let others = helpers.into_iter().map(|helper| helper.join().expect("a helper does not panic"));
-        others.chain([mine]).collect::<Result<(), Error>>()
+    let adding = debug_span!("clients blocklisted");
+    adding.in_scope(|| {
+        thread::scope(|scope| {
+            let helpers: Vec<_> = (1..entries.len().min(COMMANDS_MAX)).map(|_| scope.spawn(add)).collect();
+            let mine = add();
+            let others = helpers.into_iter().map(|helper| helper.join().expect("a helper does not panic"));
+            others.chain([mine]).collect::<Result<(), Error>>()
+        })
     })?;
+    drop(adding);
+    let _waiting = debug_span!("newest map seen").entered();
     cluster.wait_for_latest_osdmap()?;
     cluster.osdmap_epoch()
 }

@@ -4,10 +4,11 @@
 //! memory are paid for once. Under which addresses the clusters know us is published before anything is done there, so
 //! that whoever has to fence us knows whom to name.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use drover_rbd::{Cluster, ConnectConfig, Library, Pool, Secret, Source};
 use drover_wire::vm::v1::StorageClient;
+use tracing::info;
 
 use crate::{
     order::RbdAccess,
@@ -54,7 +55,9 @@ impl Clusters {
     }
 
     fn connect(&self, source: Source) -> Result<Cluster, Refused> {
+        let began = Instant::now();
         let library = Library::load().map_err(|error| Refused::Precondition(chain(&error)))?;
+        let loaded = began.elapsed();
         let cluster = Cluster::connect(library, &ConnectConfig::new(source))
             .map_err(|error| refused("cannot connect to the Ceph cluster".to_owned(), &error))?;
         let unnamed = |error| refused("cannot tell what the Ceph cluster calls us".to_owned(), &error);
@@ -62,6 +65,11 @@ impl Clusters {
             cluster: cluster.fsid().map_err(unnamed)?,
             addresses: cluster.addresses().map_err(unnamed)?.iter().map(ToString::to_string).collect(),
         };
+        info!(
+            took_us = began.elapsed().as_micros(),
+            loading_us = loaded.as_micros(),
+            "connected to a Ceph cluster"
+        );
         self.status.update(|info| info.storage_clients.push(client));
         Ok(cluster)
     }

@@ -94,11 +94,16 @@ impl Kvm {
             bus: DeviceBus::default(),
         })?;
         let hypervisor = drover_machine::Hypervisor::open().map_err(BuildError::from)?;
+        let began = Instant::now();
         let disks = disks::open(&config.disks, &mut self.clusters)?;
+        info!(took_us = began.elapsed().as_micros(), "volumes opened");
         let backends = disks.iter().map(|disk| Arc::downgrade(&disk.backend)).collect();
         if let Ownership::Take(owner) = &ownership {
+            let began = Instant::now();
             disks::acquire(&disks, owner)?;
+            info!(took_us = began.elapsed().as_micros(), "volumes acquired");
         }
+        let began = Instant::now();
         let console = Box::new(GuestOutput(Arc::clone(&self.console)));
         let events = EventSink::new(move |event| ended(stop_reason(&event), event.to_string()));
         let others = devices::from_config(config)?;
@@ -109,6 +114,7 @@ impl Kvm {
             .attach_devices(&hypervisor, console, events)?;
         let processor = hypervisor.processor().map_err(BuildError::from)?;
         let cpu = CpuShape { vendor: processor.vendor, features: processor.features };
+        info!(took_us = began.elapsed().as_micros(), "devices attached");
         Ok(Assembled { ready, cpu, backends })
     }
 
