@@ -1,0 +1,240 @@
+//! A vmmd, spoken to as the node agent does.
+
+use std::{
+    env,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use drover_ids::{NodeId, OperationId, VmId};
+use drover_probe_record::{DiskWork, Workload};
+use drover_rbd::ClientAddress;
+use drover_test_prerequisites::{probe_image, workspace_root};
+use drover_wire::vm::v1::{self as wire, vm_client::VmClient};
+use hyper_util::rt::TokioIo;
+use nix::{
+    sys::signal::{Signal, kill},
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// Far beyond what anything here takes, on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Between two looks at something that cannot be waited for: well below what is measured.
+const LOOK: Duration = Duration::from_micros(500);
+const NODE: u128 = 0x0d;
+const SEED: u64 = 7;
+
+/// Starts processes, each in a folder of its own.
+pub(crate) struct Launcher {
+    vmmd: PathBuf,
+    folder: TempDir,
+}
+
+/// A running vmmd. Dropping it kills it.
+pub(crate) struct Vmmd {
+    child: Child,
+    client: VmClient<Channel>,
+    run_dir: PathBuf,
+}
+
+/// Builds vmmd as it is shipped, and returns its path.
+pub(crate) fn build() -> anyhow::Result<PathBuf> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let root = workspace_root();
+    let status = Command::new(cargo)
+        .args(["build", "--release", "--locked", "--package", "drover-vmmd"])
+        .current_dir(&root)
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "drover-vmmd does not build");
+    let folder = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    Ok(folder.join("release/drover-vmmd"))
+}
+
+/// A guest with one vCPU and these disks, that writes the first one all the time.
+pub(crate) fn guest(vm: VmId, disks: Vec<wire::Disk>) -> wire::VmConfig {
+    // It reads these blocks before it writes: a handful, so that what is measured is the disk's way and not its size.
+    let disk = DiskWork { slots: 64, iops: 400, queue_depth: 4 };
+    let workload = Workload {
+        seed: SEED,
+        heartbeat_ms: Some(10),
+        disk: (!disks.is_empty()).then_some(disk),
+        vcpus: Some(1),
+        ..Workload::default()
+    };
+    wire::VmConfig {
+        vm_id: vm.to_string(),
+        name: "bench".to_owned(),
+        vcpus: 1,
+        memory_bytes: 64 << 20,
+        kernel_path: probe_image().to_string_lossy().into_owned(),
+        cmdline: workload.to_string(),
+        disks,
+        node_id: NodeId::from_u128(NODE).to_string(),
+        ..wire::VmConfig::default()
+    }
+}
+
+impl Launcher {
+    pub(crate) fn new(vmmd: PathBuf) -> anyhow::Result<Self> {
+        ensure!(vmmd.exists(), "there is no {}", vmmd.display());
+        // Built now if need be, not while something is measured.
+        probe_image();
+        Ok(Self { vmmd, folder: tempfile::Builder::new().prefix("drover-bench-").tempdir()? })
+    }
+
+    /// Starts a process and waits until it serves.
+    pub(crate) async fn spawn(&self) -> anyhow::Result<Vmmd> {
+        let run_dir = tempfile::tempdir_in(self.folder.path())?.keep();
+        let now = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
+        let now_ns = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
+        let socket = run_dir.join("vmmd.sock");
+        let child = Command::new(&self.vmmd)
+            .arg("--socket")
+            .arg(&socket)
+            .arg("--run-dir")
+            .arg(&run_dir)
+            .args(["--spawned-at-boottime-ns", &now_ns.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(run_dir.join("vmmd.log"))?)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.vmmd.display()))?;
+        let deadline = Instant::now() + DEADLINE;
+        let channel = loop {
+            match connect(&socket).await {
+                Ok(channel) => break channel,
+                Err(error) if Instant::now() > deadline => bail!("vmmd does not serve: {error}"),
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        };
+        Ok(Vmmd { child, client: VmClient::new(channel), run_dir })
+    }
+}
+
+impl Vmmd {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.run_dir.join("vmmd.log")
+    }
+
+    pub(crate) async fn create(&mut self, epoch: u64, config: wire::VmConfig) -> anyhow::Result<()> {
+        let create = wire::CreateRequest { command: command(epoch), config: Some(config), lease: None };
+        self.client.create(create).await.context("Create")?;
+        Ok(())
+    }
+
+    pub(crate) async fn start(&mut self, epoch: u64) -> anyhow::Result<()> {
+        self.client.start(wire::StartRequest { command: command(epoch) }).await.context("Start")?;
+        Ok(())
+    }
+
+    /// Waits until the guest's disks have completed so many writes.
+    pub(crate) async fn writes(&mut self, wanted: u64) -> anyhow::Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let page = self.client.metrics(wire::MetricsRequest {}).await?.into_inner().text;
+            let line = page.lines().find(|line| line.starts_with("drover_vm_disk_writes_total"));
+            let count = line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).unwrap_or(0);
+            if count >= wanted {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let console = fs::read_to_string(self.run_dir.join("console.log")).unwrap_or_default();
+                bail!("{count} of {wanted} writes within {DEADLINE:?}; the guest says: {console}");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    pub(crate) async fn info(&mut self) -> anyhow::Result<wire::VmInfo> {
+        Ok(self.client.info(wire::InfoRequest {}).await?.into_inner())
+    }
+
+    /// Under which addresses it writes.
+    pub(crate) async fn addresses(&mut self) -> anyhow::Result<Vec<ClientAddress>> {
+        let info = self.info().await?;
+        let texts = info.storage_clients.iter().flat_map(|client| &client.addresses);
+        Ok(texts.map(|text| text.parse()).collect::<Result<_, _>>()?)
+    }
+
+    pub(crate) async fn reaches(&mut self, state: wire::VmState) -> anyhow::Result<wire::VmInfo> {
+        let mut changes = self.client.watch(wire::WatchRequest {}).await?.into_inner();
+        let watch = async {
+            while let Some(info) = changes.message().await? {
+                if info.state() == state {
+                    return Ok(info);
+                }
+            }
+            bail!("the VM ended before it was {}", state.as_str_name())
+        };
+        tokio::time::timeout(DEADLINE, watch).await.with_context(|| state.as_str_name())?
+    }
+
+    pub(crate) async fn migrate_in(&mut self, request: wire::MigrateInRequest) -> anyhow::Result<String> {
+        Ok(self.client.migrate_in(request).await.context("MigrateIn")?.into_inner().address)
+    }
+
+    pub(crate) async fn migrate_out(&mut self, request: wire::MigrateOutRequest) -> anyhow::Result<()> {
+        self.client.migrate_out(request).await.context("MigrateOut")?;
+        Ok(())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(self.pid().cast_signed()), signal)?)
+    }
+
+    /// Ends the VM, and waits for the process's end.
+    pub(crate) async fn stop(mut self, epoch: u64) -> anyhow::Result<()> {
+        self.client.stop(wire::StopRequest { command: command(epoch) }).await.context("Stop")?;
+        self.exits().await
+    }
+
+    /// Waits until the process has ended by itself.
+    pub(crate) async fn exits(mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "vmmd ended with {status}");
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "vmmd did not end within {DEADLINE:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+impl Drop for Vmmd {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// A command of an operation of its own.
+pub(crate) fn command(epoch: u64) -> Option<wire::Command> {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let operation = OperationId::from_u128(NEXT.fetch_add(1, Ordering::Relaxed).into());
+    Some(wire::Command { operation_id: operation.to_string(), owner_epoch: epoch })
+}
+
+async fn connect(socket: &Path) -> Result<Channel, tonic::transport::Error> {
+    let path = socket.to_owned();
+    let dial = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The address is not looked at: the connector knows the socket.
+    Endpoint::from_static("http://vmmd").connect_with_connector(dial).await
+}
