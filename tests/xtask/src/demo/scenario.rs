@@ -9,7 +9,7 @@ use drover_client::{
 };
 use drover_probe_record::{DirtyWork, DiskWork, Workload};
 use drover_test_framework::{
-    TestCluster, eventually, eventually_async,
+    CephCluster, TestCluster, eventually, eventually_async,
     ledger::{self, Verdict},
     observer::OwnershipObserver,
     overhead_pss,
@@ -67,6 +67,10 @@ pub(super) async fn run(
     timeline.say("both guests write on");
 
     let verdicts = stop_and_judge(cluster, &client, timeline, &[&first, &second]).await?;
+    if let Ok(ceph) = cluster.ceph() {
+        leave_nothing(&client, ceph, &[&first, &second]).await?;
+        timeline.say("everything was given back: no image, lock, watcher or blocklist entry is left in Ceph");
+    }
     let acked_writes = verdicts.iter().map(Verdict::acked).sum();
     let lost_writes: u64 = verdicts.iter().map(Verdict::lost).sum();
     let bad: u64 = verdicts.iter().map(Verdict::bad_in_guest).sum();
@@ -242,6 +246,21 @@ async fn stop_and_judge(
         verdicts.push(verdict);
     }
     Ok(verdicts)
+}
+
+/// Gives the VMs and their volumes back, and waits until the cluster holds nothing of them: the control plane lets the fenced in
+/// again by itself, once their node has said that they are gone.
+async fn leave_nothing(client: &Client, ceph: &CephCluster, all: &[&ProbeVm]) -> anyhow::Result<()> {
+    for running in all {
+        finish(client, client.delete_vm(running.name()).await?).await?;
+        client.delete_volume(&running.subject.volume_id).await?;
+    }
+    let mut leaks = ceph.leaks()?;
+    eventually("nothing to be left in Ceph", STEP_DEADLINE, || {
+        leaks = ceph.leaks()?;
+        Ok(leaks.is_empty().then_some(()))
+    })
+    .with_context(|| leaks.to_string())
 }
 
 fn boot_ms(vm: &Vm) -> f64 {
