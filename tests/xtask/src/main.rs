@@ -14,6 +14,7 @@
 mod bench;
 mod ceph;
 mod demo;
+mod leftovers;
 mod setup;
 mod test;
 mod tidy;
@@ -35,7 +36,7 @@ enum Command {
     Demo(demo::Options),
     /// Sets up what is missing and runs every test; prints how many ran and how many were skipped, and why
     Test {
-        /// Only the tests that put VMs on Ceph, in their long form: fifty moves, outages of a minute
+        /// Only the tests that put VMs on Ceph, in their long form: fifty moves, an outage of a minute
         #[arg(long, conflicts_with = "linux")]
         ceph: bool,
         /// Only the tests that boot unmodified Linux in an emulated host, in their long form: a whole Debian, its disk, its

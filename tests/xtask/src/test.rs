@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use drover_test_prerequisites::{PROBE_VARIABLE, SKIPPED_VARIABLE, build_probe, workspace_root};
 
-use crate::{setup, tidy};
+use crate::{leftovers::Watch, setup, tidy};
 
 /// Makes tests that break and move things on Ceph do so for longer: fifty moves, outages of a minute.
 const LONG_VARIABLE: &str = "DROVER_CEPH_LONG";
@@ -22,40 +22,55 @@ const LINUX_LONG_VARIABLE: &str = "DROVER_LINUX_LONG";
 
 /// Sets up, runs every test, prints the count.
 pub(crate) fn run() -> anyhow::Result<()> {
-    run_tests(&[], &[])
+    run_tests(&[&[]], &[])
 }
 
-/// Sets up and runs, in their long form, the tests that put VMs on Ceph.
+/// Sets up and runs, in their long form, the tests that put VMs on Ceph: those of a vmmd, and those of the whole system.
 pub(crate) fn run_long_on_ceph() -> anyhow::Result<()> {
     let long = (OsString::from(LONG_VARIABLE), OsString::from("1"));
-    run_tests(&["--test", "vmmd"], &[long])
+    // One after the other: a long form is about time, and what runs beside it takes the processors. The programs that the
+    // whole system consists of come first, with the tests of their own packages.
+    let alone = ["--test-threads", "1"];
+    run_tests(
+        &[
+            &["--no-run"],
+            &[&["--test", "vmmd", "--", "ceph"], &alone[..]].concat(),
+            &[&["--test", "ceph", "--"], &alone[..]].concat(),
+        ],
+        &[long],
+    )
 }
 
 /// Sets up and runs the tests that boot unmodified Linux in an emulated host.
 pub(crate) fn run_linux(short: bool) -> anyhow::Result<()> {
     let long = (OsString::from(LINUX_LONG_VARIABLE), OsString::from("1"));
-    run_tests(&["--test", "linux"], if short { &[] } else { std::slice::from_ref(&long) })
+    run_tests(&[&["--test", "linux"]], if short { &[] } else { std::slice::from_ref(&long) })
 }
 
-fn run_tests(selection: &[&str], more: &[(OsString, OsString)]) -> anyhow::Result<()> {
+/// One command of cargo's for each selection.
+fn run_tests(selections: &[&[&str]], more: &[(OsString, OsString)]) -> anyhow::Result<()> {
     setup::install_missing()?;
     tidy::run()?;
     let start = Instant::now();
     eprintln!("test: building the probe guest");
     let probe = build_probe().map_err(anyhow::Error::msg).context("the probe guest does not build")?;
-    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let folder = tempfile::Builder::new().prefix("dt").tempdir().context("cannot make a temporary folder")?;
     let skips = folder.path().join("skipped");
+    let watch = Watch::begin(folder.path())?;
     let mut environment = vec![
         (OsString::from(PROBE_VARIABLE), probe.into_os_string()),
         (OsString::from(SKIPPED_VARIABLE), skips.clone().into_os_string()),
     ];
+    environment.extend(watch.environment());
     environment.extend_from_slice(more);
 
     let mut total = Count::default();
     // One command for everything: another selection of packages would unify their features differently and build them again.
     // The programs that end-to-end tests start are built with their own packages' tests.
     let everything = ["test", "--workspace", "--locked", "--no-fail-fast"];
-    cargo(&[&everything, selection].concat(), &environment, &mut total)?;
+    for selection in selections {
+        cargo(&[&everything, *selection].concat(), &environment, &mut total)?;
+    }
 
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     let skipped: Vec<&str> = skipped.lines().collect();
@@ -67,8 +82,15 @@ fn run_tests(selection: &[&str], more: &[(OsString, OsString)]) -> anyhow::Resul
     // A skipped test ends as passed for cargo: it did not run.
     let ran = total.passed.saturating_sub(skipped.len());
     println!("{ran} passed, {} failed, {} skipped", total.failed, skipped.len() + total.ignored);
+    let left = watch.end();
+    for line in &left {
+        println!("left behind: {line}");
+    }
     if total.failed > 0 || total.broken {
         bail!("there are failures above");
+    }
+    if !left.is_empty() {
+        bail!("the tests have left behind what is listed above");
     }
     if ran == 0 {
         bail!("no test ran");
