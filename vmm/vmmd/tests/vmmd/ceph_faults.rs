@@ -7,7 +7,7 @@ use drover_wire::vm::v1 as wire;
 
 use crate::{
     ceph::{Ceph, DISK, name},
-    support::{VOLUME, Vmmd},
+    support::{DEADLINE, VOLUME, Vmmd},
 };
 
 /// How long the storage is away; the long form of the suite waits a minute.
@@ -119,7 +119,8 @@ async fn a_vm_may_be_stopped_while_its_storage_is_away() {
     let own = crate::ceph::addresses(&vmmd.info().await);
     ceph.cluster.kill(Daemon::Osd(0)).expect("killed");
     vmmd.reaches("a stall that is told", |info| !info.stalls.is_empty()).await;
-    let stopped = vmmd.stop(1).await.expect("it does not wait for the storage for ever");
+    let stopped = tokio::time::timeout(DEADLINE, vmmd.stop(1)).await;
+    let stopped = stopped.expect("it does not wait for the storage for ever").expect("stopped");
     assert!(stopped.detail.contains("storage") || stopped.detail.contains("ending"), "{}", stopped.detail);
     vmmd.exits().await;
     ceph.cluster.spawn(Daemon::Osd(0)).expect("started");
