@@ -35,6 +35,7 @@ pub use virtio::{
     blk::{BLK_QUEUES_MAX, BlkConfig, BlkMetrics, BlkMetricsSnapshot, VirtioBlk},
     console::{ConsoleConfig, ConsolePort, ConsoleSize, VirtioConsole},
     mmio::{MmioConfig, VirtioMmio},
+    net::{MacAddress, NetConfig, NetMetrics, NetMetricsSnapshot, NetPort, VirtioNet},
     pci::{PciConfig, VirtioPci},
     rng::{RngConfig, RngMetrics, VirtioRng},
     vsock::{VirtioVsock, VsockConfig},

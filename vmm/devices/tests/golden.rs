@@ -108,3 +108,40 @@ fn a_disk_in_use_of_a_release_that_knew_no_discards() {
 fn a_disk_in_use_of_a_release_that_knew_one_queue() {
     check_disk_of_an_older_release("virtio-mmio-blk-v2.bin");
 }
+
+#[test]
+fn an_interface_in_use() {
+    use guest::{
+        driver::{
+            Buffer::{Read, Write},
+            Driver, FREE,
+        },
+        wire::interface,
+    };
+    let (net, _wires) = interface(2);
+    let mut driver = Driver::new(net, drover_units::Bytes::mib(1));
+    // With several queues, a control queue and mergeable buffers.
+    driver.start(VERSION_1 | 1 << 22 | 1 << 17 | 1 << 15, 5);
+    // Two pairs, not promiscuous, one tag, an address of its own, and one in each table.
+    let commands: [&[u8]; 5] = [
+        &[4, 0, 2, 0],
+        &[0, 0, 0],
+        &[2, 0, 7, 0],
+        &[1, 1, 2, 3, 4, 5, 6, 7],
+        &[1, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 9, 1, 0, 0, 0, 1, 0, 0x5e, 0, 0, 1],
+    ];
+    for command in commands {
+        driver.write(FREE, command);
+        driver.send(4, &[Read(FREE, command.len() as u32), Write(FREE + 0x1000, 1)]);
+        driver.wait(4);
+        assert_eq!(driver.read(FREE + 0x1000, 1), [0]);
+    }
+    driver.wait_until("interrupt", |driver| driver.line.count() > 0);
+    driver.device.pause(SOON).unwrap();
+    let golden = golden("virtio-mmio-net-v1.bin", &driver.saved());
+    assert_eq!(driver.saved(), golden);
+    let (net, _wires) = interface(2);
+    let successor = Driver::with_memory(net, driver.memory.clone());
+    successor.device.restore(&golden).unwrap();
+    assert_eq!(successor.saved(), golden);
+}

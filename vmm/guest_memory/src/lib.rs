@@ -24,11 +24,13 @@ mod dirty;
 mod layout;
 mod mapping;
 mod memory;
+mod packet;
 mod pages;
 mod segment;
 
 pub use dirty::DirtyTracker;
 pub use layout::{HIGH_RAM_START, LOW_RAM_END, MAX_RAM, RamLayout, RamRange};
 pub use memory::{GuestMemory, GuestRam, HostRegion, MemoryError};
+pub use packet::{Received, receive, send};
 pub use pages::{DirtyPages, PageRun, is_zero};
 pub use segment::Segment;

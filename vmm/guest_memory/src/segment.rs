@@ -68,8 +68,13 @@ impl Segment {
     /// Marks every page of the segment as written. Call it after the kernel or a library has written through
     /// [`iovec`](Self::iovec), and before the guest is told: a page that is copied before its mark is copied again.
     pub fn mark_dirty(&self) {
+        self.mark_dirty_up_to(self.len);
+    }
+
+    /// The same for the first `len` bytes.
+    pub(crate) fn mark_dirty_up_to(&self, len: usize) {
         use vm_memory::bitmap::Bitmap as _;
-        self.slice().bitmap().mark_dirty(0, self.len);
+        self.slice().bitmap().mark_dirty(0, len.min(self.len));
     }
 
     /// The segment's address and length in this process, for system calls. Valid while this segment (or any other

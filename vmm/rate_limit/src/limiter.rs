@@ -106,13 +106,30 @@ impl Limiter {
     /// # Errors
     /// [`Throttled`] with the instant at which to ask again.
     pub fn take(&mut self, cost: Cost, waiting: &mut Waiting, now: Duration) -> Result<(), Throttled> {
+        self.check(cost, waiting, now)?;
+        self.charge(cost, waiting, now);
+        Ok(())
+    }
+
+    /// Says whether a request could pass, and takes nothing. For what shows its size only when it is there: a packet
+    /// that is to be received. Its whole cost is [charged](Self::charge) then, and what was too much is paid by the next.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn check(&mut self, cost: Cost, waiting: &mut Waiting, now: Duration) -> Result<(), Throttled> {
         let pairs = self.pairs(cost.direction);
         // Every bucket is asked, so that each that refuses knows that someone waits for it.
-        let ready = pairs.into_iter().filter_map(|pair| pair.check(cost.bytes, now)).max();
-        if let Some(until) = ready {
-            waiting.since.get_or_insert(now);
-            return Err(Throttled { until });
+        match pairs.into_iter().filter_map(|pair| pair.check(cost.bytes, now)).max() {
+            None => Ok(()),
+            Some(until) => {
+                waiting.since.get_or_insert(now);
+                Err(Throttled { until })
+            }
         }
+    }
+
+    /// Takes the cost of a request that passes, into debt where it is not there.
+    pub fn charge(&mut self, cost: Cost, waiting: &mut Waiting, now: Duration) {
         for pair in self.pairs(cost.direction) {
             pair.take(cost.bytes);
         }
@@ -120,16 +137,6 @@ impl Limiter {
             self.counters.requests += 1;
             self.counters.bytes = self.counters.bytes.saturating_add(cost.bytes);
             self.counters.time = self.counters.time.saturating_add(now.saturating_sub(since));
-        }
-        Ok(())
-    }
-
-    /// Takes bytes that only became known after their request had passed: those of a packet that has been received.
-    pub fn charge(&mut self, direction: Direction, bytes: u64) {
-        for pair in self.pairs(direction) {
-            if let Some(bucket) = &mut pair.bytes {
-                bucket.take(bytes);
-            }
         }
     }
 
@@ -261,9 +268,14 @@ mod tests {
         let limits =
             Limits { inbound: Limit { requests: None, bytes: rate(1000, 100) }, ..Limits::default() };
         let mut limiter = Limiter::new(limits, ms(0));
-        let packet = Cost { direction: Direction::Inbound, bytes: 1 };
-        limiter.take(packet, &mut Waiting::default(), ms(0)).unwrap();
-        limiter.charge(Direction::Inbound, 1099);
-        assert_eq!(limiter.take(packet, &mut Waiting::default(), ms(0)), Err(Throttled { until: ms(1001) }));
+        let packet = |bytes| Cost { direction: Direction::Inbound, bytes };
+        let mut waiting = Waiting::default();
+        limiter.check(packet(1), &mut waiting, ms(0)).unwrap();
+        limiter.check(packet(1), &mut waiting, ms(0)).expect("a look takes nothing");
+        limiter.charge(packet(1100), &mut waiting, ms(0));
+        assert_eq!(limiter.check(packet(1), &mut waiting, ms(0)), Err(Throttled { until: ms(1001) }));
+        limiter.check(packet(1), &mut waiting, ms(1001)).unwrap();
+        limiter.charge(packet(60), &mut waiting, ms(1001));
+        assert_eq!(limiter.counters(), Counters { requests: 1, bytes: 60, time: ms(1001) });
     }
 }

@@ -48,6 +48,8 @@ pub(crate) enum Named {
     SetMtu = 0x8922,
     /// SIOCGIFINDEX
     GetIndex = 0x8933,
+    /// SIOCBRADDBR
+    BridgeNew = 0x89a0,
     /// SIOCBRADDIF
     BridgeAdd = 0x89a2,
 }

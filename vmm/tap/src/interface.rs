@@ -33,18 +33,35 @@ impl Interface {
         Self::find(name)
     }
 
+    /// Makes a bridge, or takes the one that is there. It is down.
+    ///
+    /// # Errors
+    /// [`TapError::Refused`].
+    pub fn create_bridge(name: TapName) -> Result<Self, TapError> {
+        let interface = Self::unchecked(name)?;
+        match interface.request("make the bridge", Named::BridgeNew, Value::Number(0)) {
+            Err(TapError::Refused { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+            other => drop(other?),
+        }
+        Ok(interface)
+    }
+
     /// One that exists.
     ///
     /// # Errors
     /// [`TapError::Refused`].
     pub fn find(name: TapName) -> Result<Self, TapError> {
+        let interface = Self::unchecked(name)?;
+        interface.request("find", Named::GetIndex, Value::Number(0))?;
+        Ok(interface)
+    }
+
+    fn unchecked(name: TapName) -> Result<Self, TapError> {
         let none = SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Inet, SockType::Datagram, none, None).map_err(|source| {
             TapError::Refused { attempt: "reach", interface: name.to_string(), source: source.into() }
         })?;
-        let interface = Self { name, socket };
-        interface.request("find", Named::GetIndex, Value::Number(0))?;
-        Ok(interface)
+        Ok(Self { name, socket })
     }
 
     /// Whether there is an interface of this name in this network namespace.

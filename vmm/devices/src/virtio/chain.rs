@@ -80,6 +80,10 @@ impl Chain {
         self.head
     }
 
+    pub(in crate::virtio) fn readable(&self) -> &[Buffer] {
+        &self.readable
+    }
+
     pub(in crate::virtio) fn writable(&self) -> &[Buffer] {
         &self.writable
     }

@@ -9,6 +9,7 @@ mod device;
 mod kind;
 pub(crate) mod mmio;
 mod negotiation;
+pub(crate) mod net;
 pub(crate) mod pci;
 mod ring;
 pub(crate) mod rng;

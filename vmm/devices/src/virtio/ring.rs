@@ -1,6 +1,9 @@
 //! One queue as a device's thread works with it.
 
-use std::sync::{Arc, MutexGuard, PoisonError, atomic::Ordering};
+use std::sync::{
+    Arc, MutexGuard, PoisonError,
+    atomic::{Ordering, fence},
+};
 
 use drover_guest_memory::{GuestMemory, MemoryError};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -19,7 +22,7 @@ pub(in crate::virtio) struct Ring {
     interrupt: Arc<dyn VirtioInterrupt>,
     chain: Chain,
     /// Answers that the driver has not been told of.
-    unannounced: bool,
+    unannounced: u16,
 }
 
 /// Why the rings cannot be served any more: the driver has broken the rules.
@@ -47,7 +50,7 @@ impl Ring {
     ) -> Self {
         // An indirect table may be as long as the largest queue.
         let chain = Chain::with_capacity(lock(&queue).max_size());
-        Self { queue, memory, interrupt, chain, unannounced: false }
+        Self { queue, memory, interrupt, chain, unannounced: 0 }
     }
 
     /// The queue's number.
@@ -89,34 +92,63 @@ impl Ring {
         }
     }
 
-    /// Puts back the chain that was just taken.
+    /// The chain taken last.
+    pub(in crate::virtio) fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// Puts back the chain that was just taken; called again, the one before it.
     pub(in crate::virtio) fn put_back(&mut self) {
         lock(&self.queue).go_to_previous_position();
     }
 
     /// Answers a chain: so many bytes of it have been written.
     pub(in crate::virtio) fn answer(&mut self, head: u16, written: u32) -> Result<(), RingError> {
-        lock(&self.queue).add_used(self.memory.as_vm_memory(), head, written)?;
-        self.unannounced = true;
+        self.answer_all(&[(head, written)])
+    }
+
+    /// Answers several chains, which the driver sees together: a packet in several buffers is one (5.1.6.4). At most as
+    /// many as the queue has.
+    pub(in crate::virtio) fn answer_all(&mut self, answers: &[(u16, u32)]) -> Result<(), RingError> {
+        let ram = self.memory.as_vm_memory();
+        let mut queue = lock(&self.queue);
+        let mut next = queue.next_used();
+        for (head, written) in answers {
+            let mut element = [0; 8];
+            element[..4].copy_from_slice(&u32::from(*head).to_le_bytes());
+            element[4..].copy_from_slice(&written.to_le_bytes());
+            // The ring was checked to lie in RAM when the device was activated.
+            let at = queue.used_ring() + 4 + 8 * u64::from(next % queue.size());
+            ram.write_slice(&element, GuestAddress(at)).map_err(QueueError::GuestMemory)?;
+            next = next.wrapping_add(1);
+        }
+        ram.store(next.to_le(), GuestAddress(queue.used_ring() + 2), Ordering::Release)
+            .map_err(QueueError::GuestMemory)?;
+        queue.set_next_used(next);
+        self.unannounced = self.unannounced.saturating_add(u16::try_from(answers.len()).unwrap_or(u16::MAX));
         Ok(())
     }
 
-    /// Interrupts the driver for what has been answered, where it wants that.
+    /// Interrupts the driver for what has been answered, where it wants that (2.7.7).
     pub(in crate::virtio) fn publish(&mut self) -> Result<(), RingError> {
-        if !std::mem::take(&mut self.unannounced) {
+        let answered = std::mem::take(&mut self.unannounced);
+        if answered == 0 {
             return Ok(());
         }
         let ram = self.memory.as_vm_memory();
-        let mut queue = lock(&self.queue);
-        let mut wanted = queue.needs_notification(ram)?;
-        // virtio-queue looks at the event index only.
-        if !queue.event_idx_enabled() {
-            let flags: u16 = ram
-                .load(GuestAddress(queue.avail_ring()), Ordering::Relaxed)
-                .map(u16::from_le)
-                .map_err(QueueError::GuestMemory)?;
-            wanted = u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0;
-        }
+        let queue = lock(&self.queue);
+        // The driver must see the answers before we see what it waits for, and the other way round.
+        fence(Ordering::SeqCst);
+        let load = |at: u64| -> Result<u16, QueueError> {
+            ram.load(GuestAddress(at), Ordering::Relaxed).map(u16::from_le).map_err(QueueError::GuestMemory)
+        };
+        let wanted = if queue.event_idx_enabled() {
+            let event = load(queue.avail_ring() + 4 + 2 * u64::from(queue.size()))?;
+            // Whether the answer that it waits for is one of these.
+            queue.next_used().wrapping_sub(event).wrapping_sub(1) < answered
+        } else {
+            u32::from(load(queue.avail_ring())?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
         drop(queue);
         if wanted {
             self.interrupt.queue_used(self.queue.index);

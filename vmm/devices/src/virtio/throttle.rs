@@ -113,12 +113,37 @@ impl Gate {
 
     /// Whether the queue's next request may pass now. Where not, the gate is closed until its timer says otherwise.
     pub(crate) fn admit(&mut self, cost: Cost) -> bool {
-        if !self.throttle.limited.load(Ordering::Relaxed) && self.waiting == Waiting::default() {
+        self.ask(|limiter, waiting, now| limiter.take(cost, waiting, now))
+    }
+
+    /// The same for a packet of which nothing is known yet. Takes nothing: that is left to [`charge`](Self::charge).
+    pub(crate) fn admit_unknown(&mut self, direction: Direction) -> bool {
+        let cost = Cost { direction, bytes: 1 };
+        self.ask(|limiter, waiting, now| limiter.check(cost, waiting, now))
+    }
+
+    /// Takes what a packet costs that was admitted before it was known.
+    pub(crate) fn charge(&mut self, cost: Cost) {
+        if self.is_limited() {
+            let now = self.throttle.started.elapsed();
+            self.throttle.lock().limiter.charge(cost, &mut self.waiting, now);
+        }
+    }
+
+    fn is_limited(&self) -> bool {
+        self.throttle.limited.load(Ordering::Relaxed) || self.waiting != Waiting::default()
+    }
+
+    fn ask(
+        &mut self,
+        ask: impl FnOnce(&mut Limiter, &mut Waiting, Duration) -> Result<(), Throttled>,
+    ) -> bool {
+        if !self.is_limited() {
             return true;
         }
         let mut shared = self.throttle.lock();
         let now = self.throttle.started.elapsed();
-        match shared.limiter.take(cost, &mut self.waiting, now) {
+        match ask(&mut shared.limiter, &mut self.waiting, now) {
             Ok(()) => true,
             Err(Throttled { until }) => {
                 let timer = shared.timers[self.timer].as_mut().expect("there while the gate is");
@@ -126,14 +151,6 @@ impl Gate {
                 self.open = false;
                 false
             }
-        }
-    }
-
-    /// Takes bytes that were not known when their request passed.
-    #[expect(dead_code, reason = "for received packets")]
-    pub(crate) fn charge(&self, direction: Direction, bytes: u64) {
-        if self.throttle.limited.load(Ordering::Relaxed) {
-            self.throttle.lock().limiter.charge(direction, bytes);
         }
     }
 

@@ -1,0 +1,105 @@
+//! The other end of an interface under test: a queue of packets that is no tap, so that no rights are needed.
+
+use std::{
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixDatagram,
+    },
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use drover_devices::{MacAddress, NetConfig, NetPort, VirtioNet};
+use drover_tap::Offloads;
+
+use super::Events;
+
+pub(crate) const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0, 0, 1]);
+pub(crate) const HEADER: usize = 12;
+
+/// What the host's network sees of one queue.
+#[derive(Clone, Debug)]
+pub(crate) struct Wire {
+    far: Arc<UnixDatagram>,
+    pub(crate) attached: Arc<AtomicBool>,
+    pub(crate) offloads: Arc<Mutex<Offloads>>,
+}
+
+#[derive(Debug)]
+struct Port {
+    near: UnixDatagram,
+    wire: Wire,
+}
+
+impl AsFd for Port {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.near.as_fd()
+    }
+}
+
+impl NetPort for Port {
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        *self.wire.offloads.lock().unwrap() = offloads;
+        Ok(())
+    }
+
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        let was = self.wire.attached.swap(attached, Ordering::Relaxed);
+        if was == attached { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(()) }
+    }
+}
+
+impl Wire {
+    fn new() -> (Self, Box<dyn NetPort>) {
+        let (near, far) = UnixDatagram::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let wire =
+            Self { far: Arc::new(far), attached: Arc::new(AtomicBool::new(true)), offloads: Arc::default() };
+        (wire.clone(), Box::new(Port { near, wire }))
+    }
+
+    /// Puts a packet with an empty header on the wire to the driver.
+    pub(crate) fn put(&self, frame: &[u8]) {
+        let mut packet = vec![0; HEADER];
+        packet.extend(frame);
+        assert_eq!(self.far.send(&packet).unwrap(), packet.len());
+    }
+
+    /// The next packet from the driver, with its header.
+    pub(crate) fn take(&self) -> Vec<u8> {
+        let mut packet = vec![0; 1 << 17];
+        let len = self.far.recv(&mut packet).expect("a packet within the deadline");
+        packet.truncate(len);
+        packet
+    }
+
+    pub(crate) fn is_attached(&self) -> bool {
+        self.attached.load(Ordering::Relaxed)
+    }
+}
+
+/// A frame to an address, of this length.
+pub(crate) fn frame(to: MacAddress, len: usize) -> Vec<u8> {
+    let mut frame: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+    frame[..6].copy_from_slice(&to.0);
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    frame
+}
+
+pub(crate) fn interface(pairs: usize) -> (VirtioNet, Vec<Wire>) {
+    let (wires, ports) = (0..pairs).map(|_| Wire::new()).unzip();
+    let config = NetConfig {
+        name: "net0".into(),
+        mac: MAC,
+        mtu: Some(1500),
+        ports,
+        offloads: Offloads { checksum: true, tso4: true, tso6: true, ecn: true, uso: true },
+        events: Arc::new(Events::default()),
+    };
+    (VirtioNet::new(config).unwrap(), wires)
+}
