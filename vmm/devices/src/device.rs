@@ -9,6 +9,7 @@ use drover_saved_state::{Envelope, StateError};
 /// ```text
 /// new -> running --pause--> paused --save--> paused --resume--> running
 /// new --restore--> paused --resume--> running
+///                  paused --reset--> paused, and as new
 /// ```
 ///
 /// The vCPUs are out of the guest before `pause` is called and until `resume` has returned; device threads are not.
@@ -31,6 +32,13 @@ pub trait Device: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`DeviceError::Fenced`] or [`DeviceError::Failed`].
     fn resume(&self) -> Result<(), DeviceError>;
+
+    /// What a reset of the whole machine does to a paused device: it is as new, except for what survives the loss of
+    /// everything in RAM (the data of a disk, the date of a clock). It stays paused.
+    ///
+    /// # Errors
+    /// Where it cannot end what it does; the machine cannot start anew then.
+    fn reset(&self) -> Result<(), DeviceError>;
 
     /// The state of a paused device.
     fn save(&self) -> Saved;

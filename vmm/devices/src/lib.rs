@@ -21,6 +21,7 @@ mod device;
 mod i8042;
 mod pci;
 mod power;
+mod rtc;
 mod serial;
 mod virtio;
 
@@ -28,6 +29,7 @@ pub use device::{Device, DeviceError, DeviceEvent, DeviceEvents, Saved};
 pub use i8042::I8042;
 pub use pci::{Address as PciAddress, PciError, PciFunction, PciRoot};
 pub use power::Power;
+pub use rtc::{Rtc, WallClock};
 pub use serial::{ConsoleSink, Serial};
 pub use virtio::{
     ActivateError, Activation, ActiveQueue, Throttle, VirtioDevice, VirtioInterrupt, VirtioKind,

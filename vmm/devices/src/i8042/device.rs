@@ -78,6 +78,9 @@ impl Device for I8042 {
     fn resume(&self) -> Result<(), DeviceError> {
         Ok(())
     }
+    fn reset(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
     fn save(&self) -> Saved {
         // Each command is complete in itself: there is nothing between two of them to remember.
         Saved::Stateless

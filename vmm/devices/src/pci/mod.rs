@@ -1,7 +1,7 @@
 //! The PCI bus of a machine: one bus, whose functions are its devices. Section numbers are of PCI Local Bus 3.0 unless
 //! they say otherwise.
 
-mod config_space;
+pub(crate) mod config_space;
 mod function;
 pub(crate) mod msix;
 mod root;

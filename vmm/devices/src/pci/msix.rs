@@ -173,6 +173,12 @@ impl Msix {
         self.control.store(control & (ENABLE | MASK_ALL), Ordering::SeqCst);
     }
 
+    /// Every entry as at first, and the table not used.
+    pub(crate) fn reset(&self) {
+        let unused = vec![(Entry::default(), false); self.len()];
+        self.restore(&unused, 0);
+    }
+
     fn is_open(&self, vector: &Vector) -> bool {
         self.control.load(Ordering::SeqCst) & (ENABLE | MASK_ALL) == ENABLE
             && !vector.masked.load(Ordering::SeqCst)

@@ -124,6 +124,10 @@ impl Device for PciRoot {
     fn resume(&self) -> Result<(), DeviceError> {
         Ok(())
     }
+    fn reset(&self) -> Result<(), DeviceError> {
+        self.selected.store(0, Ordering::Relaxed);
+        Ok(())
+    }
     fn save(&self) -> Saved {
         Saved::State(RootState(self.selected.load(Ordering::Relaxed)).to_envelope(0))
     }

@@ -71,6 +71,9 @@ impl Device for Power {
     fn resume(&self) -> Result<(), DeviceError> {
         Ok(())
     }
+    fn reset(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
     fn save(&self) -> Saved {
         Saved::Stateless
     }

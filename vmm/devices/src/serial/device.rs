@@ -11,7 +11,7 @@ use std::{
 
 use drover_bus::{BusDevice, IrqLine, Port};
 use drover_saved_state::{Envelope, SavedState};
-use vm_superio::{Trigger, serial::NoEvents};
+use vm_superio::{SerialState, Trigger, serial::NoEvents};
 
 use super::state::SerialPortState;
 use crate::{Device, DeviceError, Saved};
@@ -94,6 +94,17 @@ impl Serial {
         taken.len()
     }
 
+    fn set_registers(&self, registers: &SerialState) -> Result<(), DeviceError> {
+        let mut port = self.port();
+        // vm-superio makes a port from a state and cannot change one, so line and sink move over.
+        let line = Line(Arc::clone(&port.uart.interrupt_evt().0));
+        let sink = mem::replace(&mut port.uart.writer_mut().0, Box::new(Nowhere));
+        port.uart = Uart::from_state(registers, line, NoEvents, Output(sink)).map_err(|error| {
+            DeviceError::Failed { device: self.name().to_owned(), reason: error.to_string() }
+        })?;
+        Ok(())
+    }
+
     fn port(&self) -> MutexGuard<'_, SerialPort> {
         self.port.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -152,6 +163,10 @@ impl Device for Serial {
         Ok(())
     }
 
+    fn reset(&self) -> Result<(), DeviceError> {
+        self.set_registers(&SerialState::default())
+    }
+
     fn save(&self) -> Saved {
         let port = self.port();
         let state =
@@ -163,13 +178,8 @@ impl Device for Serial {
         let device = || self.name().to_owned();
         let state = SerialPortState::from_envelope(envelope)
             .map_err(|source| DeviceError::State { device: device(), source })?;
-        let mut port = self.port();
-        // vm-superio makes a port from a state and cannot change one, so line and sink move over.
-        let line = Line(Arc::clone(&port.uart.interrupt_evt().0));
-        let sink = mem::replace(&mut port.uart.writer_mut().0, Box::new(Nowhere));
-        port.uart = Uart::from_state(&state.registers, line, NoEvents, Output(sink))
-            .map_err(|error| DeviceError::Failed { device: device(), reason: error.to_string() })?;
-        port.waiting = state.waiting.into();
+        self.set_registers(&state.registers)?;
+        self.port().waiting = state.waiting.into();
         Ok(())
     }
 }

@@ -185,7 +185,7 @@ impl<I: TransportInterrupt> Negotiation<I> {
     /// The driver's write of its status: 0 resets, other bits are only ever added.
     pub(super) fn set_status(&mut self, status: u32) {
         if status == 0 {
-            return self.reset();
+            return self.reset_for_driver();
         }
         // NEEDS_RESET is ours.
         let added = status & !self.status & !VIRTIO_CONFIG_S_NEEDS_RESET & 0xff;
@@ -210,12 +210,16 @@ impl<I: TransportInterrupt> Negotiation<I> {
         }
     }
 
-    fn reset(&mut self) {
-        if let Err(error) = self.device.reset() {
+    fn reset_for_driver(&mut self) {
+        if let Err(error) = self.reset() {
             // The status stays as it is, by which the driver sees that the device has not been reset (2.1.1).
             tracing::error!(device = self.name, %error, "the driver's reset has to wait");
-            return;
         }
+    }
+
+    /// Back to where nothing is agreed on.
+    pub(super) fn reset(&mut self) -> Result<(), DeviceError> {
+        self.device.reset()?;
         self.queues = new_queues(self.device.as_ref());
         self.active.fill(None);
         self.status = 0;
@@ -224,6 +228,7 @@ impl<I: TransportInterrupt> Negotiation<I> {
         self.driver_features = 0;
         self.queue_select = 0;
         self.interrupt.clear();
+        Ok(())
     }
 
     /// Starts the device with the queues that are set up. The error is for the log.

@@ -201,6 +201,10 @@ impl Device for VirtioMmio {
         Ok(())
     }
 
+    fn reset(&self) -> Result<(), DeviceError> {
+        self.registers().reset()
+    }
+
     fn save(&self) -> Saved {
         let negotiation = self.registers().save();
         let state = MmioState { negotiation, interrupt_status: self.interrupt.status() };

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     Device, DeviceError, PciFunction, Saved, VirtioDevice,
     pci::{
-        BarKind, ConfigSpace, Identity,
+        BarKind, ConfigSpace, Identity, config_space,
         msix::{self, Msix},
     },
     virtio::negotiation::{Negotiation, QueueSetup},
@@ -74,6 +74,8 @@ pub struct VirtioPci {
     msix_control: u8,
     window: u8,
     place: Mutex<Place>,
+    /// The guest's part of the configuration space, before it has touched it.
+    unchanged: [u8; config_space::LEN],
     registers: Mutex<Negotiation<PciInterrupt>>,
 }
 
@@ -123,6 +125,7 @@ impl VirtioPci {
             bells,
             msix_control: msix_at + 2,
             window,
+            unchanged: space.changed(),
             place: Mutex::new(Place { space, connected: None }),
             registers: Mutex::new(registers),
         })
@@ -371,6 +374,15 @@ impl Device for VirtioPci {
         self.registers().device_mut().resume()?;
         // A message may have been lost with the machine that this one stands in for; a guest ignores one too many.
         self.interrupt.msix.pulse_all();
+        Ok(())
+    }
+
+    fn reset(&self) -> Result<(), DeviceError> {
+        self.registers().reset()?;
+        let mut place = self.place();
+        place.space.restore(&self.unchanged);
+        self.interrupt.msix.reset();
+        self.follow(&mut place);
         Ok(())
     }
 
