@@ -67,7 +67,7 @@ impl<'a> Drover<'a> {
             cmdline: guest::command_line(case, length, self.wait),
             disks: vec![self.target.disk()],
             node_id: NodeId::from_u128(NODE).to_string(),
-            stall: None,
+            ..wire::VmConfig::default()
         }
     }
 

@@ -76,7 +76,13 @@ impl Target {
             fsid: self.cluster.fsid().to_owned(),
         };
         let rbd = wire::RbdImage { access: Some(access), image: IMAGE.to_owned() };
-        wire::Disk { volume_id: VOLUME.to_owned(), path: String::new(), read_only: false, rbd: Some(rbd), queues: 0 }
+        wire::Disk {
+            volume_id: VOLUME.to_owned(),
+            path: String::new(),
+            read_only: false,
+            rbd: Some(rbd),
+            queues: 0,
+        }
     }
 
     /// Removes the image and says what is left.

@@ -2,7 +2,7 @@
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 
-use crate::{HypervisorError, StateError};
+use crate::{CpuBaseline, HypervisorError, StateError, feature_names};
 
 /// Leaf of features, and its bits that depend on us. Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E.
 const FEATURES: u32 = 1;
@@ -98,8 +98,11 @@ fn topology_leaves(topology: Topology) -> [kvm_cpuid_entry2; 3] {
     [level(0, 0, 1, TYPE_THREAD), level(1, topology.id_bits(), topology.vcpus, TYPE_CORE), level(2, 0, 0, 0)]
 }
 
+/// How many words list features.
+pub(crate) const WORDS: usize = 12;
+
 /// Registers that list features: a guest may use only what its host has.
-const FEATURE_WORDS: [(u32, u32, &str); 12] = [
+pub(crate) const FEATURE_WORDS: [(u32, u32, &str); WORDS] = [
     (FEATURES, 0, "ECX"),
     (FEATURES, 0, "EDX"),
     (7, 0, "EBX"),
@@ -124,6 +127,31 @@ pub struct Processor {
     pub features: Vec<u32>,
 }
 
+impl Processor {
+    /// The features of a guest's processor that this one lacks, by name: empty where the guest can run here, as far as
+    /// features go. Makers differ too: see [`vendor`](Self::vendor).
+    ///
+    /// Of two hosts, each may lack what the other has; asking both ways says all in which they differ.
+    pub fn lacks(&self, guest: &Self) -> Vec<String> {
+        self.lacks_words(&guest.features)
+    }
+
+    pub(crate) fn lacks_words(&self, wanted: &[u32]) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (word, wanted) in wanted.iter().enumerate() {
+            let bits = wanted & !self.features.get(word).copied().unwrap_or(0);
+            missing
+                .extend((0..32).filter(|bit| bits >> bit & 1 != 0).map(|bit| feature_names::name(word, bit)));
+        }
+        missing
+    }
+
+    /// Whether a host with this processor can present the baseline.
+    pub fn can_be(&self, baseline: CpuBaseline) -> bool {
+        self.lacks_words(&baseline.required()).is_empty()
+    }
+}
+
 /// The processor behind `supported`.
 pub(crate) fn processor(supported: &CpuId) -> Processor {
     let name = ["EBX", "EDX", "ECX"].map(|register| word(supported, 0, 0, register).to_le_bytes()).concat();
@@ -145,12 +173,17 @@ pub(crate) fn check_features(guest: &CpuId, host: &CpuId) -> Result<(), StateErr
 
 fn word(cpuid: &CpuId, function: u32, index: u32, register: &str) -> u32 {
     let entry = cpuid.as_slice().iter().find(|entry| entry.function == function && entry.index == index);
-    entry.map_or(0, |entry| match register {
-        "EAX" => entry.eax,
-        "EBX" => entry.ebx,
-        "ECX" => entry.ecx,
-        _ => entry.edx,
-    })
+    entry.copied().map_or(0, |mut entry| *register_mut(&mut entry, register))
+}
+
+/// One of an entry's four registers.
+pub(crate) fn register_mut<'a>(entry: &'a mut kvm_cpuid_entry2, register: &str) -> &'a mut u32 {
+    match register {
+        "EAX" => &mut entry.eax,
+        "EBX" => &mut entry.ebx,
+        "ECX" => &mut entry.ecx,
+        _ => &mut entry.edx,
+    }
 }
 
 pub(crate) fn from_entries(entries: &[kvm_cpuid_entry2]) -> Result<CpuId, HypervisorError> {
@@ -176,6 +209,19 @@ mod tests {
             (processor.features.len(), &processor.features[..3]),
             (FEATURE_WORDS.len(), [7, 9, 0].as_slice())
         );
+    }
+
+    #[test]
+    fn what_differs_between_two_hosts_is_named_both_ways() {
+        let host = |avx2: u32, sse4a: u32| {
+            let mut features = vec![0; WORDS];
+            (features[2], features[9]) = (avx2 << 5, sse4a << 6);
+            Processor { vendor: "AuthenticAMD".to_owned(), features }
+        };
+        let (new, old) = (host(1, 0), host(0, 1));
+        assert_eq!((old.lacks(&new), new.lacks(&old)), (vec!["avx2".to_owned()], vec!["sse4a".to_owned()]));
+        assert!(new.lacks(&new).is_empty() && new.can_be(CpuBaseline::HOST));
+        assert!(!new.can_be("x86-64-v1".parse().unwrap()));
     }
 
     fn supported() -> CpuId {

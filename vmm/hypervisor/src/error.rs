@@ -6,6 +6,16 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HypervisorError {
+    /// The host's processor lacks features of a baseline.
+    #[error(
+        "this host cannot present the CPU baseline {baseline}: its processor, or its KVM, lacks {missing}"
+    )]
+    CpuBaseline {
+        /// Which.
+        baseline: &'static str,
+        /// Names of features.
+        missing: String,
+    },
     /// There is no KVM device.
     #[error(
         "{} does not exist: load the KVM module (`modprobe kvm_amd` or `modprobe kvm_intel`) and, inside a virtual \

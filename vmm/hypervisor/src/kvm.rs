@@ -12,7 +12,7 @@ use drover_guest_memory::GuestMemory;
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::{HypervisorError, Processor, Vm, VmOptions, cpuid, kick};
+use crate::{CpuBaseline, HypervisorError, Processor, Vm, VmOptions, cpuid, kick};
 
 /// Where KVM is.
 const DEVICE: &str = "/dev/kvm";
@@ -97,6 +97,15 @@ impl Hypervisor {
     /// [`HypervisorError::Call`] where KVM does not tell.
     pub fn processor(&self) -> Result<Processor, HypervisorError> {
         self.device.supported_cpuid().map(cpuid::processor)
+    }
+
+    /// The processor that guests of this baseline see on this host.
+    ///
+    /// # Errors
+    /// [`HypervisorError::CpuBaseline`] where the host cannot present it, [`HypervisorError::Call`] where KVM does not
+    /// tell.
+    pub fn processor_as(&self, baseline: CpuBaseline) -> Result<Processor, HypervisorError> {
+        Ok(cpuid::processor(&baseline.narrow(self.device.supported_cpuid()?)?))
     }
 }
 

@@ -13,9 +13,11 @@
 //! Not here: what a machine consists of, when it pauses, what its devices are (drover-machine, drover-devices).
 #![deny(unsafe_code)]
 
+mod baseline;
 mod cpuid;
 mod error;
 mod exit;
+mod feature_names;
 mod irq;
 mod kick;
 mod kvm;
@@ -31,6 +33,7 @@ mod vm;
 mod vm_state;
 mod xsave;
 
+pub use baseline::{CpuBaseline, UnknownBaseline};
 pub use cpuid::Processor;
 pub use error::{HypervisorError, StateError};
 pub use exit::{Exit, Fault, SystemEvent};
@@ -39,7 +42,7 @@ pub use kick::Kicker;
 pub use kvm::Hypervisor;
 pub use msi::{Message, MsiFd};
 pub use time::TimeSample;
-pub use vcpu::{BoundVcpu, ProtectedModeEntry, Vcpu};
+pub use vcpu::{BoundVcpu, LongModeEntry, ProtectedModeEntry, Vcpu};
 pub use vcpu_state::VcpuState;
 pub use vm::{Vm, VmOptions};
 pub use vm_state::VmState;

@@ -37,6 +37,20 @@ pub struct ProtectedModeEntry {
     pub ebx: Gpa,
 }
 
+/// The first instruction of a guest that is entered in 64-bit mode, as Linux's boot protocol has it: flat segments (0x10
+/// code, 0x18 data), paging on, interrupts off, and RSI with an address for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongModeEntry {
+    /// Address of the first instruction.
+    pub rip: Gpa,
+    /// What RSI holds.
+    pub rsi: Gpa,
+    /// The uppermost page table, which maps what it is entered with to itself.
+    pub page_table: Gpa,
+    /// Four segment descriptors: two empty ones, code, data.
+    pub gdt: Gpa,
+}
+
 impl Vcpu {
     pub(crate) fn new(shared: &Arc<Shared>, number: u32, of: VcpuCount) -> Result<Self, HypervisorError> {
         let mut fd = shared
@@ -49,7 +63,7 @@ impl Vcpu {
             tsc_khz: fd.get_tsc_khz().ok().filter(|&khz| khz > 0),
             tsc_deadline: shared.device.has_tsc_deadline_timer(),
         };
-        let cpuid = cpuid::for_vcpu(shared.device.supported_cpuid()?, topology)?;
+        let cpuid = cpuid::for_vcpu(&shared.options.cpu.narrow(shared.device.supported_cpuid()?)?, topology)?;
         fd.set_cpuid2(&cpuid).map_err(HypervisorError::call("set a virtual processor's features"))?;
         let kicker = Kicker::new(fd.get_kvm_run());
         Ok(Self { fd, shared: Arc::clone(shared), topology, cpuid, kicker })
@@ -89,6 +103,30 @@ impl Vcpu {
         let mut regs = kvm_bindings::kvm_regs::default();
         // Bit 1 of RFLAGS is always set.
         (regs.rip, regs.rbx, regs.rflags) = (entry.rip.get(), entry.ebx.get(), 2);
+        self.fd.set_regs(&regs).map_err(HypervisorError::call("set a processor's registers"))
+    }
+
+    /// Sets the registers for a guest's first instruction in 64-bit mode.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`] where KVM refuses.
+    pub fn enter_long_mode(&self, entry: LongModeEntry) -> Result<(), HypervisorError> {
+        let mut sregs = self.fd.get_sregs().map_err(HypervisorError::call("read a processor's state"))?;
+        let flat = kvm_segment { limit: 0xffff_ffff, present: 1, s: 1, g: 1, ..Default::default() };
+        // Types as for 32-bit mode; the TSS has to be there and is not used.
+        sregs.cs = kvm_segment { selector: 0x10, type_: 0xb, l: 1, ..flat };
+        let data = kvm_segment { selector: 0x18, type_: 0x3, db: 1, ..flat };
+        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        sregs.tr = kvm_segment { selector: 0x20, type_: 0xb, limit: 0x67, present: 1, ..Default::default() };
+        (sregs.gdt.base, sregs.gdt.limit) = (entry.gdt.get(), 4 * 8 - 1);
+        sregs.cr3 = entry.page_table.get();
+        // PAE; then LME and LMA; then PE, ET and PG.
+        sregs.cr4 = 1 << 5;
+        sregs.efer = 1 << 8 | 1 << 10;
+        sregs.cr0 = 1 << 31 | 0x11;
+        self.fd.set_sregs(&sregs).map_err(HypervisorError::call("set a processor's state"))?;
+        let mut regs = kvm_bindings::kvm_regs::default();
+        (regs.rip, regs.rsi, regs.rflags) = (entry.rip.get(), entry.rsi.get(), 2);
         self.fd.set_regs(&regs).map_err(HypervisorError::call("set a processor's registers"))
     }
 

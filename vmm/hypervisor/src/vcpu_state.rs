@@ -178,7 +178,9 @@ impl Vcpu {
         if let Some(known) = self.shared.saved_msrs.get() {
             return Ok(known);
         }
-        let savable = msrs::savable(&self.fd, self.shared.device.msr_indices()?)?;
+        let listed = self.shared.device.msr_indices()?.iter().copied();
+        let listed: Vec<u32> = listed.filter(|index| self.shared.options.cpu.has_msr(*index)).collect();
+        let savable = msrs::savable(&self.fd, &listed)?;
         Ok(self.shared.saved_msrs.get_or_init(|| savable))
     }
 
@@ -230,8 +232,31 @@ impl Vcpu {
         machine: &VmState,
         now: &TimeSample,
     ) -> Result<(), HypervisorError> {
-        let call = HypervisorError::call;
         self.restore_cpuid(&state.cpuid)?;
+        self.restore_registers(state, machine, now)
+    }
+
+    /// Gives a vCPU that has run the state of one that has not ([`Vm::state_at_power_on`](crate::Vm::state_at_power_on)).
+    /// Its CPUID stays: it may have come from another host with the guest.
+    ///
+    /// # Errors
+    /// As [`restore`](Self::restore).
+    pub fn reset(
+        &mut self,
+        state: &VcpuState,
+        machine: &VmState,
+        now: &TimeSample,
+    ) -> Result<(), HypervisorError> {
+        self.restore_registers(state, machine, now)
+    }
+
+    fn restore_registers(
+        &self,
+        state: &VcpuState,
+        machine: &VmState,
+        now: &TimeSample,
+    ) -> Result<(), HypervisorError> {
+        let call = HypervisorError::call;
         let khz = self.check_tsc_frequency(state.tsc.khz)?;
         let fd = &self.fd;
         fd.set_mp_state(state.mp_state).map_err(call("set a processor's run state"))?;

@@ -4,13 +4,13 @@
 use std::sync::{Arc, OnceLock};
 
 use drover_guest_memory::{GuestMemory, HostRegion};
-use drover_units::VcpuCount;
+use drover_units::{Bytes, VcpuCount};
 use kvm_bindings::{
     KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
 
-use crate::{HypervisorError, Vcpu, kvm::Device, msi::Routes};
+use crate::{CpuBaseline, HypervisorError, Vcpu, VcpuState, VmState, kvm::Device, msi::Routes};
 
 /// Three pages that KVM needs on Intel hosts to emulate real mode (KVM_SET_TSS_ADDR), below the 64 KiB of firmware
 /// under 4 GiB and inside the hole that the RAM layout leaves.
@@ -26,6 +26,8 @@ pub struct VmOptions {
     /// The PC's interval timer (8254). Costs a kernel thread; guests that know their TSC's frequency or have kvm-clock
     /// do without.
     pub pit: bool,
+    /// The processor that guests see.
+    pub cpu: CpuBaseline,
 }
 
 /// A virtual machine. Clones share it.
@@ -90,6 +92,24 @@ impl Vm {
             return Err(HypervisorError::VcpuCount { asked: of.get(), max });
         }
         Vcpu::new(&self.shared, number, of)
+    }
+
+    /// The state of such a machine and of all its vCPUs before their first instruction: what a reset goes back to.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`] where KVM refuses.
+    pub fn state_at_power_on(&self, vcpus: VcpuCount) -> Result<(VmState, Vec<VcpuState>), HypervisorError> {
+        // Asked of a machine that has never run, since this one has. It has the least memory that there can be.
+        let memory = GuestMemory::allocate(Bytes::mib(2)).map_err(|error| HypervisorError::Call {
+            attempt: "make a machine to learn a processor's first state from",
+            source: std::io::Error::other(error),
+        })?;
+        let machine = Self::new(Arc::clone(&self.shared.device), &memory, self.shared.options)?;
+        let all: Vec<_> =
+            (0..vcpus.get()).map(|number| machine.create_vcpu(number, vcpus)).collect::<Result<_, _>>()?;
+        let state = machine.save()?;
+        let vcpus = all.iter().map(|vcpu| vcpu.save(state.time())).collect::<Result<_, _>>()?;
+        Ok((state, vcpus))
     }
 
     /// Logs, from now on, which pages the guest writes. Does nothing if it does already.

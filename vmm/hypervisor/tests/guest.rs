@@ -409,13 +409,13 @@ fn interrupt_lines_pulse_and_pins_that_do_not_exist_are_refused() {
     if !kvm() {
         return;
     }
-    let guest = Guest::empty(VmOptions { pit: true });
+    let guest = Guest::empty(VmOptions { pit: true, ..Default::default() });
     guest.vm.irq_line(Gsi(5)).unwrap().pulse().unwrap();
     assert!(matches!(guest.vm.irq_line(Gsi(24)), Err(HypervisorError::NoSuchPin { .. })));
     // With an interval timer the state has one section more, and only such a machine takes it.
     let state = VmState::from_bytes(&guest.vm.save().unwrap().to_bytes()).unwrap();
     let now = TimeSample::now();
-    Guest::empty(VmOptions { pit: true }).vm.restore(&state, &now).unwrap();
+    Guest::empty(VmOptions { pit: true, ..Default::default() }).vm.restore(&state, &now).unwrap();
     assert!(Guest::empty(VmOptions::default()).vm.restore(&state, &now).is_err());
 }
 

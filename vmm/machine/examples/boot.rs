@@ -1,7 +1,10 @@
-//! Boots a guest in this process: `boot KERNEL CMDLINE [INITRD [DISK...]]`. Its console is our output, its end is ours.
+//! Boots a guest inside this process: `boot KERNEL CMDLINE [INITRD [DISK...]]`.
+//!
+//! Its console is our output, our input its keyboard; it ends when the guest switches itself off. `VCPUS`, `MEMORY_MIB` and
+//! `CPU` (a baseline, `x86-64-v2`) say what it has; a reset starts it anew.
 #![allow(clippy::print_stderr, reason = "an example talks to its user")]
 
-use std::{env, error::Error, io::Write as _, path::Path, sync::Arc, sync::mpsc, time::Duration};
+use std::{env, error::Error, io::Read as _, io::Write as _, sync::Arc, sync::mpsc, thread, time::Duration};
 
 use drover_block::{Access, FileBackend, Owner};
 use drover_ids::{NodeId, OwnerEpoch, VmId};
@@ -11,14 +14,20 @@ use drover_machine::{
 };
 use drover_units::{Bytes, VcpuCount};
 
+/// The guest's serial port writes to our output.
 #[derive(Debug)]
 struct Output;
 
 impl ConsoleSink for Output {
     fn write(&mut self, bytes: &[u8]) {
         let mut output = std::io::stdout();
-        output.write_all(bytes).and_then(|()| output.flush()).expect("somebody reads our output");
+        // Nobody reads it: then it is lost, as on a line that is not plugged in.
+        let _ = output.write_all(bytes).and_then(|()| output.flush());
     }
+}
+
+fn setting<T: std::str::FromStr>(name: &str, default: T) -> Result<T, T::Err> {
+    env::var(name).map_or(Ok(default), |text| text.parse())
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -26,25 +35,33 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [kernel, cmdline, files @ ..] = &arguments[..] else {
         return Err("usage: boot KERNEL CMDLINE [INITRD [DISK...]]".into());
     };
-    let vcpus = VcpuCount::new(env::var("VCPUS").map_or(Ok(1), |count| count.parse())?);
-    let config =
-        MachineConfig { vcpus, memory: Bytes::mib(256), cmdline: cmdline.clone(), bus: DeviceBus::VirtioPci };
-    let open = |path: &String| {
-        let backend = FileBackend::open(Path::new(path), Access::ReadWrite)?;
-        Ok(Disk { id: "example".to_owned(), backend: Arc::new(backend), queues: 1 })
-    };
-    let disks = files.iter().skip(1).map(open).collect::<Result<Vec<_>, Box<dyn Error>>>()?;
+    // What it is to be.
+    let mut config =
+        MachineConfig::new(VcpuCount::new(setting("VCPUS", 1)?), Bytes::mib(setting("MEMORY_MIB", 256)?));
+    (config.cmdline, config.bus) = (cmdline.clone(), DeviceBus::VirtioPci);
+    config.cpu = setting("CPU", config.cpu)?;
+    let kernel = KernelImage::open(kernel.as_ref())?;
+    let initrd = files.first().map(|path| Initrd::open(path.as_ref())).transpose()?;
+    // Its disks, which are ours for as long as it runs.
+    let mut disks = Vec::new();
+    for path in files.iter().skip(1) {
+        let backend = Arc::new(FileBackend::open(path, Access::ReadWrite)?);
+        disks.push(Disk { id: format!("disk{}", disks.len()), backend, queues: 1 });
+    }
     let (vm, node) = (VmId::from_u128(1), NodeId::from_u128(1));
     let owner = Owner { vm, node, epoch: OwnerEpoch::new(1), pid: std::process::id() };
+    // Step by step to a machine that is held back by `paused`, until it is resumed.
     let (sender, events) = mpsc::channel();
-    let mut initrd = files.first().map(|path| Initrd::open(path.as_ref())).transpose()?;
     let (machine, paused) = Planned::new(config)?
         .allocate_memory()?
         .open_volumes(disks, Ownership::Take(owner))?
         .attach_devices(&Hypervisor::open()?, Box::new(Output), EventSink::channel(sender))?
-        .boot_with(&mut KernelImage::open(kernel.as_ref())?, initrd.as_mut())?;
+        .boot_with(&kernel, initrd.as_ref())?;
+    let panel = machine.panel();
+    thread::spawn(move || {
+        std::io::stdin().bytes().map_while(Result::ok).for_each(|b| _ = panel.console_input(&[b]))
+    });
     paused.resume()?;
-    let event = events.recv()?;
-    eprintln!("ended: {event}");
+    eprintln!("ended: {}", events.recv()?);
     Ok(machine.stop(Duration::from_secs(5))?)
 }

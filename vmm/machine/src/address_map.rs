@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! ports        0x64        keyboard controller (reset line)
+//!              0x70..      clock
 //!              0x3f8..     COM1, interrupt 4
 //!              0x600..     ACPI's sleep and reset registers
 //!              0xcf8..     PCI configuration
 //! addresses    0           low RAM: boot structures below 1 MiB, the kernel from there
 //!              0xe_0000    ACPI tables, in RAM that the guest is told not to use
+//!              0xf_fff0    what a jump to the firmware finds: a reset
 //!              0xc800_0000 PCI configuration, where there is a PCI bus
 //!              0xd000_0000 one page per virtio-mmio device, interrupts from 5
 //!              0xe000_0000 memory of PCI devices, up to 0xf000_0000
@@ -18,7 +20,7 @@ use drover_devices::{PciAddress, VirtioPci};
 use drover_hypervisor::Gsi;
 use drover_units::Gpa;
 
-use crate::Slot;
+use crate::{Slot, boot::linux64::PAGE_TABLES_LEN};
 
 /// Interrupts of virtio-mmio devices: each its own pin of the I/O APIC, from this one to the last but one.
 const FIRST_MMIO_GSI: u32 = 5;
@@ -47,15 +49,27 @@ pub(crate) fn pci_place(slot: Slot) -> (PciAddress, Gpa) {
     (address, Gpa::new(PCI_MEMORY.get() + u64::from(slot.number()) * VirtioPci::LEN))
 }
 
+/// The power button's interrupt: the last pin of the I/O APIC.
+pub(crate) const POWER_BUTTON_GSI: Gsi = Gsi(23);
+
 /// Boot structures, where a kernel that loads from 1 MiB on does not overwrite them, nor the real-mode structures of
 /// the first page.
 pub(crate) const START_INFO: Gpa = Gpa::new(0x6000);
 pub(crate) const MEMORY_MAP: Gpa = Gpa::new(0x7000);
 pub(crate) const MODULES: Gpa = Gpa::new(0x8000);
+/// For kernels that are entered in 64-bit mode: segment descriptors, page tables, boot parameters.
+pub(crate) const GDT: Gpa = Gpa::new(0x5000);
+pub(crate) const PAGE_TABLES: Gpa = Gpa::new(0x9000);
+pub(crate) const BOOT_PARAMS: Gpa = Gpa::new(0x1_0000);
 pub(crate) const CMDLINE: Gpa = Gpa::new(0x2_0000);
 /// ACPI's tables, where a PC has its firmware: guests that are told nothing look for the first of them here.
 pub(crate) const ACPI: Gpa = Gpa::new(0xe_0000);
-pub(crate) const ACPI_END: Gpa = KERNEL_START;
+pub(crate) const ACPI_END: Gpa = Gpa::new(0xf_0000);
+/// Where a PC's processor starts, as real mode sees it (F000:FFF0).
+pub(crate) const RESET_VECTOR: Gpa = Gpa::new(0xf_fff0);
+const _: () = assert!(PAGE_TABLES.get() + PAGE_TABLES_LEN <= BOOT_PARAMS.get());
+const _: () = assert!(FIRST_MMIO_GSI + MMIO_SLOTS as u32 <= POWER_BUTTON_GSI.0);
+
 /// In the kernel's hypervisor, at the addresses of every PC.
 pub(crate) const IO_APIC: Gpa = Gpa::new(0xfec0_0000);
 pub(crate) const LOCAL_APIC: Gpa = Gpa::new(0xfee0_0000);

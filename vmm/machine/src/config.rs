@@ -2,7 +2,9 @@
 
 use drover_units::{Bytes, VcpuCount};
 
-use crate::BuildError;
+use drover_hypervisor::CpuBaseline;
+
+use crate::{BuildError, ResetAction};
 
 /// Least memory of a machine. Anything that boots by PVH needs its boot structures below 1 MiB and a kernel above.
 pub const MEMORY_MIN: Bytes = Bytes::mib(2);
@@ -22,6 +24,10 @@ pub struct MachineConfig {
     pub cmdline: String,
     /// How the guest reaches its devices.
     pub bus: DeviceBus,
+    /// What its reset does.
+    pub on_reset: ResetAction,
+    /// The processor that it sees.
+    pub cpu: CpuBaseline,
 }
 
 /// How the guest reaches its devices.
@@ -35,6 +41,18 @@ pub enum DeviceBus {
 }
 
 impl MachineConfig {
+    /// A machine of this size: an empty command line, the smallest bus, the host's processor.
+    pub fn new(vcpus: VcpuCount, memory: Bytes) -> Self {
+        Self {
+            vcpus,
+            memory,
+            cmdline: String::new(),
+            bus: DeviceBus::default(),
+            on_reset: ResetAction::default(),
+            cpu: CpuBaseline::HOST,
+        }
+    }
+
     pub(crate) fn check(&self) -> Result<(), BuildError> {
         let vcpus = self.vcpus;
         if vcpus == VcpuCount::ZERO || vcpus > VCPUS_MAX {
@@ -53,10 +71,8 @@ mod tests {
 
     fn check(vcpus: u32, memory: u64, cmdline: &str, expect: Option<&str>) {
         let config = MachineConfig {
-            vcpus: VcpuCount::new(vcpus),
-            memory: Bytes::new(memory),
             cmdline: cmdline.to_owned(),
-            bus: DeviceBus::default(),
+            ..MachineConfig::new(VcpuCount::new(vcpus), Bytes::new(memory))
         };
         let error = config.check().err().map(|error| error.to_string());
         match (&error, expect) {

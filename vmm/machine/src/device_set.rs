@@ -1,18 +1,22 @@
 //! The devices of a machine, in the order in which they are made.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use drover_bus::{Doorbells, IrqLine, MsiLines};
 use drover_devices::{
-    BlkConfig, ConsoleSink, Device, DeviceEvents, I8042, MmioConfig, PciConfig, PciRoot, Power, Serial,
-    VirtioBlk, VirtioDevice, VirtioKind, VirtioMmio, VirtioPci,
+    BlkConfig, ConsoleSink, Device, DeviceEvents, I8042, MmioConfig, PciConfig, PciRoot, Power, Rtc, Serial,
+    VirtioBlk, VirtioDevice, VirtioKind, VirtioMmio, VirtioPci, WallClock,
 };
 use drover_guest_memory::GuestMemory;
 use drover_hypervisor::{Gsi, Vm};
 
 use crate::{
     BuildError, DeviceBus, DeviceContext, Disk, MachineError, NewDevice, Panel, Slot, VirtioShape,
-    address_map::{PCI_CONFIG, PCI_MEMORY, PCI_MEMORY_END, mmio_place, pci_place},
+    address_map::{PCI_CONFIG, PCI_MEMORY, PCI_MEMORY_END, POWER_BUTTON_GSI, mmio_place, pci_place},
     pause::FreezeFault,
     slot,
     vcpu_thread::Buses,
@@ -70,6 +74,14 @@ impl Names {
     }
 }
 
+/// The host's clock, for the guest's.
+fn host_clock() -> WallClock {
+    WallClock::new(|| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    })
+}
+
 impl DeviceSet {
     /// Makes the devices and puts them on the buses.
     pub(crate) fn new(
@@ -85,11 +97,14 @@ impl DeviceSet {
         buses.ports.insert("keyboard controller", I8042::PORT, I8042::LEN, i8042.clone())?;
         let power = Arc::new(Power::new(Arc::clone(&around.events)));
         buses.ports.insert("power registers", Power::PORT, Power::LEN, power.clone())?;
+        let rtc = Arc::new(Rtc::new(host_clock()));
+        buses.ports.insert("clock", Rtc::PORT, Rtc::LEN, rtc.clone())?;
+        let button = VmIrqLine::new(around.vm, POWER_BUTTON_GSI)?;
         let mut set = Self {
-            devices: vec![serial.clone(), i8042, power],
+            devices: vec![serial.clone(), i8042, power, rtc],
             lines: vec![line],
             virtio: Vec::new(),
-            panel: Panel { serial, disk_metrics: Arc::default() },
+            panel: Panel { serial, button, disk_metrics: Arc::default() },
         };
         let bus = wanted.bus;
         let made = set.make_virtio(around, wanted)?;
@@ -237,6 +252,17 @@ impl DeviceSet {
         self.iter_back().try_for_each(|device| {
             let left = deadline.saturating_duration_since(Instant::now());
             device.pause(left).map_err(|error| FreezeFault::Device(Box::new(error)))
+        })
+    }
+
+    /// Makes them as new, those that move data first. They are paused.
+    pub(crate) fn reset(&self) -> Result<(), MachineError> {
+        self.iter_back().try_for_each(|device| {
+            device.reset().map_err(|source| MachineError::Device {
+                device: device.name().to_owned(),
+                attempt: "be reset",
+                source: Box::new(source),
+            })
         })
     }
 

@@ -109,18 +109,12 @@ pub enum BuildError {
         len: Bytes,
     },
     /// The kernel is something else.
-    #[error("kernel: {} is not an ELF kernel: {reason}", path.display())]
-    NotAnElf {
+    #[error("kernel: {} is neither an ELF kernel nor a bzImage: {reason}", path.display())]
+    NotAKernel {
         /// Its file.
         path: PathBuf,
         /// What gave it away.
         reason: &'static str,
-    },
-    /// The kernel does not say where to enter it.
-    #[error("kernel: {} has no PVH entry note: use an image with one (Linux: CONFIG_PVH, and vmlinux instead of bzImage)", path.display())]
-    NoPvhNote {
-        /// Its file.
-        path: PathBuf,
     },
     /// The kernel wants to be where it cannot.
     #[error("kernel: {} cannot be loaded: {reason}", path.display())]
@@ -165,6 +159,13 @@ pub enum BuildError {
         /// Why not.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The host gives no thread for resets.
+    #[error("cannot start the thread that carries out resets")]
+    ResetThread {
+        /// The host's answer.
+        #[source]
+        source: io::Error,
     },
     /// The host gives no thread.
     #[error("cannot start a thread for vCPU {vcpu}")]

@@ -100,6 +100,13 @@ impl Gate {
         Ok(())
     }
 
+    /// Lets nobody in any more, without waiting until nobody is inside: the caller may be.
+    pub(crate) fn shut(&self) {
+        let mut state = self.lock();
+        state.open = false;
+        self.send_out(&state);
+    }
+
     /// The machine has ended. Returns whether this was the first to say so. Does not wait: the caller may be inside.
     pub(crate) fn end(&self, event: MachineEvent) -> bool {
         let mut state = self.lock();

@@ -20,7 +20,9 @@ use crate::{
     device_set::DeviceSet,
     gate::{Gate, StillInside},
     pause::{Freeze, FreezeFault, Freezer},
+    restart::Restart,
     state,
+    vcpu_thread::{Ender, with_causes},
     volumes::Volumes,
 };
 
@@ -50,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     pub(crate) guest: GuestPresence,
     pub(crate) dirty: Mutex<Option<DirtyTracker>>,
+    pub(crate) restart: Arc<Restart>,
+    pub(crate) ender: Arc<Ender>,
 }
 
 /// Whether there is a guest to run.
@@ -89,13 +93,23 @@ struct Guest(Arc<Shared>);
 impl Freeze for Guest {
     fn freeze(&self, deadline: Instant) -> Result<(), FreezeFault> {
         self.0.gate.close(deadline).map_err(|StillInside(count)| FreezeFault::Vcpus(count))?;
-        self.0.devices.pause(deadline)
+        self.0.devices.pause(deadline)?;
+        if let Err(error) = self.0.start_anew_if_wanted() {
+            // The guest as it was is gone, and there is no other.
+            self.0.ender.end(MachineEvent::Failure(format!("cannot start anew: {}", with_causes(&error))));
+        }
+        Ok(())
     }
 
     fn thaw(&self) -> Result<(), MachineError> {
         let guest = &self.0.guest;
         if !guest.present.load(Ordering::SeqCst) {
             return Err(MachineError::NotRestored);
+        }
+        if self.0.restart.is_wanted() {
+            // The freeze before was not complete. The guest has given up what it was: it must not run on.
+            let reason = "cannot start anew: a device does not stop".to_owned();
+            self.0.ender.end(MachineEvent::Failure(reason));
         }
         self.0.devices.resume()?;
         if guest.restored.swap(false, Ordering::SeqCst) {

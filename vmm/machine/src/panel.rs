@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
+use drover_bus::IrqLine as _;
 use drover_devices::{BlkMetrics, BlkMetricsSnapshot, Serial};
+
+use crate::wiring::VmIrqLine;
 
 /// A machine's console input and counters. Clones share them. It keeps neither the guest nor its disks alive: on a
 /// machine that has gone, typing has no effect and the counters stand still.
 #[derive(Clone, Debug)]
 pub struct Panel {
     pub(crate) serial: Arc<Serial>,
+    pub(crate) button: Arc<VmIrqLine>,
     pub(crate) disk_metrics: Arc<[Arc<BlkMetrics>]>,
 }
 
@@ -16,6 +20,15 @@ impl Panel {
     /// Types on the serial console. Returns how many bytes the guest's port had room for. Never waits.
     pub fn console_input(&self, bytes: &[u8]) -> usize {
         self.serial.input(bytes)
+    }
+
+    /// Presses the power button, once and for a moment: a guest that listens shuts itself down in good order. Nothing
+    /// happens where it does not. A machine that is paused finds out when it runs again.
+    ///
+    /// # Errors
+    /// Where the host refuses to write the event.
+    pub fn press_power_button(&self) -> std::io::Result<()> {
+        self.button.pulse()
     }
 
     /// Each disk's counters, in the order in which the disks were given.

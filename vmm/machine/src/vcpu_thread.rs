@@ -13,7 +13,7 @@ use drover_devices::{DeviceEvent, DeviceEvents};
 use drover_hypervisor::{Exit, HypervisorError, SystemEvent, Vcpu};
 use drover_thread_role::{Role, spawn};
 
-use crate::{EventSink, MachineEvent, gate::Gate};
+use crate::{EventSink, MachineEvent, gate::Gate, restart::Restart};
 
 /// Both address spaces of the guest.
 #[derive(Debug, Default)]
@@ -27,6 +27,7 @@ pub(crate) struct Buses {
 pub(crate) struct Ender {
     pub(crate) gate: Arc<Gate>,
     pub(crate) events: EventSink,
+    pub(crate) restart: Arc<Restart>,
 }
 
 impl Ender {
@@ -36,12 +37,20 @@ impl Ender {
             self.events.send(event);
         }
     }
+
+    /// The guest has asked for a reset: it does not run on, and the machine starts anew or ends.
+    fn reset(&self) {
+        self.gate.shut();
+        if !self.restart.want() {
+            self.end(MachineEvent::GuestReset);
+        }
+    }
 }
 
 impl DeviceEvents for Ender {
     fn notify(&self, event: DeviceEvent) {
         self.end(match event {
-            DeviceEvent::ResetRequested => MachineEvent::GuestReset,
+            DeviceEvent::ResetRequested => return self.reset(),
             DeviceEvent::ShutdownRequested => MachineEvent::GuestShutdown,
             DeviceEvent::Fenced { .. } => MachineEvent::Fenced,
             DeviceEvent::Failed { device, reason } => MachineEvent::Failure(format!("{device}: {reason}")),
@@ -111,7 +120,10 @@ impl VcpuThread {
                 Exit::SystemEvent(SystemEvent::Shutdown) => {
                     return Ok(Stop::Ended(MachineEvent::GuestShutdown));
                 }
-                Exit::SystemEvent(SystemEvent::Reset) => return Ok(Stop::Ended(MachineEvent::GuestReset)),
+                Exit::SystemEvent(SystemEvent::Reset) => {
+                    self.ender.reset();
+                    return Ok(Stop::WantedOut);
+                }
                 Exit::SystemEvent(SystemEvent::Crash) => {
                     return Ok(self.fault("the guest says it has crashed"));
                 }
@@ -138,7 +150,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     format!("panic: {}", text.unwrap_or("without a message"))
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {

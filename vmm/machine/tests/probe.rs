@@ -17,8 +17,8 @@ use std::{
 use drover_block::{MemoryImage, Owner};
 use drover_ids::{NodeId, OwnerEpoch, VmId};
 use drover_machine::{
-    ConsoleSink, DeviceBus, Disk, EventSink, Hypervisor, KernelImage, Machine, MachineConfig, MachineError,
-    MachineEvent, Ownership, PauseGuard, Planned,
+    ConsoleSink, Disk, EventSink, Hypervisor, KernelImage, Machine, MachineConfig, MachineError,
+    MachineEvent, Ownership, PauseGuard, Planned, ResetAction,
 };
 use drover_probe_record::Event;
 use drover_saved_state::Envelope;
@@ -74,10 +74,9 @@ impl Subject {
         let (event_sender, events) = channel();
         let console = Box::new(Lines { line: Vec::new(), first_byte: None, lines: line_sender });
         let config = MachineConfig {
-            vcpus: VcpuCount::new(wanted.vcpus),
-            memory: MEMORY,
             cmdline: wanted.cmdline.to_owned(),
-            bus: DeviceBus::default(),
+            on_reset: ResetAction::End,
+            ..MachineConfig::new(VcpuCount::new(wanted.vcpus), MEMORY)
         };
         let ownership = wanted.owner.map_or(Ownership::Later, Ownership::Take);
         let ready = Planned::new(config)
@@ -89,7 +88,7 @@ impl Subject {
             .attach_devices(&Hypervisor::open().unwrap(), console, EventSink::channel(event_sender))
             .unwrap();
         let (machine, paused) = if boot {
-            ready.boot(&mut KernelImage::open(&probe_image()).unwrap()).unwrap()
+            ready.boot(&KernelImage::open(&probe_image()).unwrap()).unwrap()
         } else {
             ready.receive().unwrap()
         };
@@ -340,12 +339,7 @@ fn a_panic_in_a_vcpu_thread_ends_the_machine_with_its_message() {
         return;
     }
     let (event_sender, events) = channel();
-    let config = MachineConfig {
-        vcpus: VcpuCount::new(2),
-        memory: MEMORY,
-        cmdline: String::new(),
-        bus: DeviceBus::default(),
-    };
+    let config = MachineConfig::new(VcpuCount::new(2), MEMORY);
     let (machine, paused) = Planned::new(config)
         .unwrap()
         .allocate_memory()
@@ -354,7 +348,7 @@ fn a_panic_in_a_vcpu_thread_ends_the_machine_with_its_message() {
         .unwrap()
         .attach_devices(&Hypervisor::open().unwrap(), Box::new(Broken), EventSink::channel(event_sender))
         .unwrap()
-        .boot(&mut KernelImage::open(&probe_image()).unwrap())
+        .boot(&KernelImage::open(&probe_image()).unwrap())
         .unwrap();
     paused.resume().unwrap();
     let expect = MachineEvent::Failure("vCPU 0: panic: the console is broken".to_owned());

@@ -60,6 +60,11 @@ impl Instruments {
         }
     }
 
+    /// Presses the power button; `false` where there is no machine, or the host refuses.
+    pub(crate) fn press_power_button(&self) -> bool {
+        self.lock().as_ref().is_some_and(|instrument| instrument.panel.press_power_button().is_ok())
+    }
+
     /// Each disk's counters.
     pub(crate) fn disks(&self) -> Vec<(VolumeId, BlkMetricsSnapshot)> {
         let read = |Instrument { panel, volumes, .. }: &Instrument| {

@@ -15,7 +15,7 @@ use drover_guest_memory::{DirtyPages, GuestMemory};
 use drover_ids::OwnerEpoch;
 use drover_lifecycle::StopReason;
 use drover_machine::{
-    BuildError, ConsoleSink, DeviceBus, DevicesReady, EventSink, HypervisorError, KernelImage, Machine,
+    BuildError, ConsoleSink, DevicesReady, EventSink, HypervisorError, Initrd, KernelImage, Machine,
     MachineConfig, MachineEvent, Ownership, PauseError, PauseGuard, Planned, VirtioShape,
     devices::VirtioKind,
 };
@@ -25,7 +25,7 @@ use drover_migration::{
 };
 use drover_saved_state::Envelope;
 use drover_units::PAGE_SIZE;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     clusters::Clusters,
@@ -91,7 +91,9 @@ impl Kvm {
             vcpus: config.vcpus,
             memory: config.memory,
             cmdline: config.cmdline.clone(),
-            bus: DeviceBus::default(),
+            bus: config.platform.bus,
+            on_reset: config.platform.on_reset,
+            cpu: config.platform.cpu,
         })?;
         let hypervisor = drover_machine::Hypervisor::open().map_err(BuildError::from)?;
         let began = Instant::now();
@@ -112,7 +114,7 @@ impl Kvm {
             .open_volumes(disks, ownership)?
             .with_devices(others)
             .attach_devices(&hypervisor, console, events)?;
-        let processor = hypervisor.processor().map_err(BuildError::from)?;
+        let processor = hypervisor.processor_as(config.platform.cpu).map_err(BuildError::from)?;
         let cpu = CpuShape { vendor: processor.vendor, features: processor.features };
         info!(took_us = began.elapsed().as_micros(), "devices attached");
         Ok(Assembled { ready, cpu, backends })
@@ -148,15 +150,30 @@ impl Hypervisor for Kvm {
     fn build(&mut self, config: &VmConfig, owner: Owner, ended: EndSink) -> Result<KvmVm, Refused> {
         let owner = volume_owner(owner);
         // Before anything is taken: the likeliest mistake of all is the kernel's name.
-        let mut kernel = KernelImage::open(&config.kernel)?;
+        let (kernel, initrd) = boot_files(config)?;
         let Assembled { ready, cpu, backends } = self.assemble(config, Ownership::Take(owner), ended)?;
-        self.finish(config, owner, (cpu, backends), ready.boot(&mut kernel)?)
+        self.finish(config, owner, (cpu, backends), ready.boot_with(&kernel, initrd.as_ref())?)
     }
 
     fn build_incoming(&mut self, config: &VmConfig, owner: Owner, ended: EndSink) -> Result<KvmVm, Refused> {
         let Assembled { ready, cpu, backends } = self.assemble(config, Ownership::Later, ended)?;
-        self.finish(config, volume_owner(owner), (cpu, backends), ready.receive()?)
+        let received = match boot_files(config) {
+            Ok((kernel, initrd)) => ready.receive_with(&kernel, initrd.as_ref())?,
+            // The guest brings what it runs. Only its next reset needs the kernel, and ends it here without one.
+            Err(error) => {
+                warn!(error = chain(&error), "the guest cannot be reset here");
+                ready.receive()?
+            }
+        };
+        self.finish(config, volume_owner(owner), (cpu, backends), received)
     }
+}
+
+/// What the guest is booted with.
+fn boot_files(config: &VmConfig) -> Result<(KernelImage, Option<Initrd>), BuildError> {
+    let kernel = KernelImage::open(&config.kernel)?;
+    let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
+    Ok((kernel, initrd))
 }
 
 impl KvmVm {
@@ -335,8 +352,11 @@ impl From<BuildError> for Refused {
             BuildError::TooManyDevices { .. }
             | BuildError::NoSuchSlot { .. }
             | BuildError::SlotTaken { .. } => invalid("config"),
-            BuildError::NotAnElf { .. } | BuildError::NoPvhNote { .. } | BuildError::KernelLayout { .. } => {
-                invalid("config.kernel_path")
+            BuildError::NotAKernel { .. } | BuildError::KernelLayout { .. } => invalid("config.kernel_path"),
+            BuildError::InitrdTooLarge { .. } => invalid("config.memory_bytes"),
+            BuildError::OpenInitrd { .. } => Self::Precondition(format!("config.initrd_path: {text}")),
+            BuildError::Hypervisor(HypervisorError::CpuBaseline { .. }) => {
+                Self::Precondition(format!("config.platform.cpu_baseline: {text}"))
             }
             BuildError::OpenKernel { .. } => Self::Precondition(format!("config.kernel_path: {text}")),
             BuildError::Disk { .. } => Self::Precondition(format!("config.disks: {text}")),
@@ -381,7 +401,11 @@ mod tests {
         let too_small =
             BuildError::MemoryTooSmall { path: path.clone(), memory: small, needed: Bytes::mib(9) };
         check(too_small, Code::InvalidArgument, "config.memory_bytes");
-        check(BuildError::NoPvhNote { path }, Code::InvalidArgument, "config.kernel_path");
+        check(
+            BuildError::NotAKernel { path, reason: "it is a poem" },
+            Code::InvalidArgument,
+            "config.kernel_path",
+        );
         check(BuildError::TooManyDisks { asked: 99 }, Code::InvalidArgument, "config.disks");
     }
 }

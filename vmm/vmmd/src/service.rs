@@ -3,6 +3,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
+use drover_lifecycle::Command;
 use drover_wire::vm::v1::{self as wire, vm_server};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -52,6 +53,19 @@ impl<M: HostedVm> Service<M> {
     {
         let order = Order::try_from(request.into_inner()).map_err(Refused::Invalid)?;
         Ok(Response::new(self.vm.order(order).await?.info))
+    }
+
+    /// What the VM is, for a command of its present owner.
+    fn info_for(&self, command: Command) -> Result<wire::VmInfo, Status> {
+        let info = self.vm.status().info();
+        if command.epoch.get() != info.owner_epoch {
+            let text = format!(
+                "command.owner_epoch is {}: this VM belongs to epoch {}",
+                command.epoch, info.owner_epoch
+            );
+            return Err(Refused::Precondition(text).into());
+        }
+        Ok(info)
     }
 }
 
@@ -165,14 +179,7 @@ impl<M: HostedVm> vm_server::Vm for Service<M> {
         request: Request<wire::HoldQueuesRequest>,
     ) -> Result<Response<wire::HoldQueuesResponse>, Status> {
         let HoldOrder { command, limit } = request.into_inner().try_into().map_err(Refused::Invalid)?;
-        let info = self.vm.status().info();
-        if command.epoch.get() != info.owner_epoch {
-            let text = format!(
-                "command.owner_epoch is {}: this VM belongs to epoch {}",
-                command.epoch, info.owner_epoch
-            );
-            return Err(Refused::Precondition(text).into());
-        }
+        let info = self.info_for(command)?;
         let state = info.state();
         let holder = match state {
             wire::VmState::Running | wire::VmState::Paused => self.instruments.holder(),
@@ -196,6 +203,18 @@ impl<M: HostedVm> vm_server::Vm for Service<M> {
         let command = order::command(request.into_inner().command).map_err(Refused::Invalid)?;
         let Held { lasted, expired } = self.hold.release(command.operation)?;
         Ok(Response::new(wire::ReleaseQueuesResponse { held_us: lasted.as_micros() as u64, expired }))
+    }
+
+    async fn press_power_button(
+        &self,
+        request: Request<wire::PressPowerButtonRequest>,
+    ) -> Result<Response<wire::PressPowerButtonResponse>, Status> {
+        let command = order::command(request.into_inner().command).map_err(Refused::Invalid)?;
+        self.info_for(command)?;
+        if !self.instruments.press_power_button() {
+            return Err(Refused::Precondition("there is no machine with a power button".to_owned()).into());
+        }
+        Ok(Response::new(wire::PressPowerButtonResponse {}))
     }
 
     async fn metrics(

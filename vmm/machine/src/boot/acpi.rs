@@ -9,8 +9,8 @@
 use acpi_tables::{
     Aml,
     aml::{
-        AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
-        ResourceTemplate, Scope,
+        AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name,
+        Notify, Package, Path, ResourceTemplate, Scope,
     },
     fadt::{FADTBuilder, Flags, PmProfile},
     gas::{self, AccessSize, GAS},
@@ -21,7 +21,7 @@ use acpi_tables::{
     xsdt::XSDT,
 };
 use drover_bus::Port;
-use drover_devices::{PciRoot, Power, Serial};
+use drover_devices::{PciRoot, Power, Rtc, Serial};
 use drover_guest_memory::GuestMemory;
 use drover_units::{Bytes, Gpa, VcpuCount};
 
@@ -29,7 +29,7 @@ use crate::{
     BuildError, DeviceBus, Slot,
     address_map::{
         ACPI, ACPI_END, IO_APIC, LOCAL_APIC, MMIO_WINDOW_LEN, PCI_CONFIG, PCI_MEMORY, PCI_MEMORY_END,
-        mmio_place,
+        POWER_BUTTON_GSI, mmio_place,
     },
 };
 
@@ -37,9 +37,11 @@ const OEM: [u8; 6] = *b"DROVER";
 const OEM_TABLE: [u8; 8] = *b"DROVERVM";
 const OEM_REVISION: u32 = 1;
 
-/// FADT boot flags (5.2.9.3): no VGA, no CMOS clock. Without the flag of a keyboard controller none is looked for.
+/// FADT boot flags (5.2.9.3): no VGA. Without the flag of a keyboard controller none is looked for.
 const NO_VGA: u16 = 1 << 2;
-const NO_CMOS_CLOCK: u16 = 1 << 5;
+
+/// A notification of a button (5.6.6): pressed.
+const BUTTON_PRESSED: u8 = 0x80;
 
 /// What the tables describe.
 #[derive(Clone, Debug)]
@@ -113,12 +115,13 @@ fn fadt(dsdt: Gpa) -> impl Aml {
         // No fixed-feature buttons.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
-    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_CLOCK).into();
+    fadt.iapc_boot_arch = NO_VGA.into();
     fadt.sleep_control_reg = register(Power::SLEEP_CONTROL);
     fadt.sleep_status_reg = register(Power::SLEEP_STATUS);
     fadt.reset_reg = register(Power::RESET);
     fadt.reset_value = Power::RESET_VALUE;
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"DROVER\0\0").into();
+    fadt.century = Rtc::CENTURY;
     fadt.finalize()
 }
 
@@ -137,6 +140,9 @@ fn madt(vcpus: VcpuCount) -> MADT {
 fn dsdt(platform: &Platform) -> Sdt {
     let mut aml = Vec::new();
     serial_port().to_aml_bytes(&mut aml);
+    clock().to_aml_bytes(&mut aml);
+    power_button().to_aml_bytes(&mut aml);
+    event_device().to_aml_bytes(&mut aml);
     match platform.bus {
         DeviceBus::VirtioMmio => {
             platform.slots.iter().for_each(|slot| mmio_device(*slot).to_aml_bytes(&mut aml));
@@ -178,6 +184,45 @@ fn serial_port() -> Raw {
             &Name::new("_HID".into(), &EISAName::new("PNP0501")),
             &Name::new("_UID".into(), &acpi_tables::aml::ZERO),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt])),
+        ],
+    ))
+}
+
+/// The clock, without an interrupt: it has no alarms.
+fn clock() -> Raw {
+    let Port(port) = Rtc::PORT;
+    let ports = IO::new(port, port, 0, u8::try_from(Rtc::LEN).expect("two"));
+    aml(&Device::new(
+        "RTC0".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0B00")),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports])),
+        ],
+    ))
+}
+
+/// A button without hardware of its own: the device of events says when it has been pressed.
+fn power_button() -> Raw {
+    aml(&Device::new(
+        "PWRB".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0C0C")),
+            &Name::new("_UID".into(), &acpi_tables::aml::ZERO),
+        ],
+    ))
+}
+
+/// What hardware-reduced ACPI has instead of an SCI (5.6.9): its one interrupt is the power button's.
+fn event_device() -> Raw {
+    let interrupt = Interrupt::new(true, true, false, false, POWER_BUTTON_GSI.0);
+    let pressed = aml(&Notify::new(&Path::new("PWRB"), &BUTTON_PRESSED));
+    aml(&Device::new(
+        "GED_".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &acpi_tables::aml::ZERO),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
+            &Method::new("_EVT".into(), 1, true, vec![&pressed]),
         ],
     ))
 }

@@ -7,7 +7,7 @@ use drover_hypervisor::{Vcpu, Vm};
 use drover_units::VcpuCount;
 
 use crate::{
-    BuildError, DeviceBus, Initrd, KernelImage, Machine, PauseGuard,
+    BuildError, DeviceBus, Initrd, KernelImage, Machine, MachineEvent, PauseGuard,
     boot::{self, Boot, acpi::Platform},
     device_set::DeviceSet,
     machine::{GuestPresence, Shared},
@@ -34,9 +34,9 @@ impl DevicesReady {
     /// Loads a kernel. The guest starts when the guard is dropped.
     ///
     /// # Errors
-    /// [`BuildError::NoPvhNote`], [`BuildError::KernelLayout`], [`BuildError::MemoryTooSmall`] about the kernel,
-    /// [`BuildError::CmdlineTooLong`] about its command line, [`BuildError::Thread`] where the host gives none.
-    pub fn boot(self, kernel: &mut KernelImage) -> Result<(Machine, PauseGuard), BuildError> {
+    /// [`BuildError::KernelLayout`], [`BuildError::MemoryTooSmall`] about the kernel, [`BuildError::CmdlineTooLong`] about its
+    /// command line, [`BuildError::Thread`] where the host gives none.
+    pub fn boot(self, kernel: &KernelImage) -> Result<(Machine, PauseGuard), BuildError> {
         self.boot_with(kernel, None)
     }
 
@@ -46,27 +46,47 @@ impl DevicesReady {
     /// Those of [`boot`](Self::boot), and [`BuildError::InitrdTooLarge`].
     pub fn boot_with(
         self,
-        kernel: &mut KernelImage,
-        initrd: Option<&mut Initrd>,
+        kernel: &KernelImage,
+        initrd: Option<&Initrd>,
     ) -> Result<(Machine, PauseGuard), BuildError> {
-        let slots: Vec<_> = self.devices.virtio().iter().map(|device| device.slot).collect();
-        let announced = if self.bus == DeviceBus::VirtioMmio { &slots[..] } else { &[] };
-        let cmdline = boot::cmdline::build(&self.cmdline, announced, self.tsc_khz)?;
-        let vcpus = VcpuCount::new(u32::try_from(self.vcpus.len()).expect("checked when it was planned"));
-        let platform = Platform { vcpus, slots, bus: self.bus };
-        let entry = boot::load(&self.memory, Boot { kernel, initrd, cmdline: &cmdline, platform })?;
+        let boot = self.boot_source(kernel, initrd)?;
+        let entry = boot.load(&self.memory)?;
         if let Some(first) = self.vcpus.first() {
-            first.lock().unwrap_or_else(PoisonError::into_inner).enter_protected_mode(entry)?;
+            entry.apply(&first.lock().unwrap_or_else(PoisonError::into_inner))?;
         }
+        self.ender.restart.set_boot(boot);
         self.finish(GuestPresence::booted())
     }
 
-    /// Waits for a guest: fill its RAM, then [`Machine::restore`]. Resuming before is an error.
+    /// Waits for a guest: fill its RAM, then [`Machine::restore`]. Resuming before is an error. A guest that resets itself
+    /// later ends the machine.
     ///
     /// # Errors
     /// [`BuildError::Thread`] where the host gives none.
     pub fn receive(self) -> Result<(Machine, PauseGuard), BuildError> {
         self.finish(GuestPresence::awaited())
+    }
+
+    /// As [`receive`](Self::receive), and with what the guest was booted with, so that it can reset itself here too.
+    ///
+    /// # Errors
+    /// Those of [`receive`](Self::receive), and [`BuildError::CmdlineTooLong`].
+    pub fn receive_with(
+        self,
+        kernel: &KernelImage,
+        initrd: Option<&Initrd>,
+    ) -> Result<(Machine, PauseGuard), BuildError> {
+        self.ender.restart.set_boot(self.boot_source(kernel, initrd)?);
+        self.finish(GuestPresence::awaited())
+    }
+
+    fn boot_source(&self, kernel: &KernelImage, initrd: Option<&Initrd>) -> Result<Boot, BuildError> {
+        let slots: Vec<_> = self.devices.virtio().iter().map(|device| device.slot).collect();
+        let announced = if self.bus == DeviceBus::VirtioMmio { &slots[..] } else { &[] };
+        let cmdline = boot::cmdline::build(&self.cmdline, announced, self.tsc_khz)?;
+        let vcpus = VcpuCount::new(u32::try_from(self.vcpus.len()).expect("checked when it was planned"));
+        let platform = Platform { vcpus, slots, bus: self.bus };
+        Ok(Boot { kernel: kernel.clone(), initrd: initrd.cloned(), cmdline, platform })
     }
 
     fn finish(self, guest: GuestPresence) -> Result<(Machine, PauseGuard), BuildError> {
@@ -99,8 +119,21 @@ impl DevicesReady {
             gate,
             guest,
             dirty: Mutex::new(None),
+            restart: Arc::clone(&self.ender.restart),
+            ender: Arc::clone(&self.ender),
         };
         let (machine, guard) = Machine::new(shared, threads);
+        let ender = Arc::downgrade(&self.ender);
+        let reset_failed = move |reason| {
+            if let Some(ender) = ender.upgrade() {
+                ender.end(MachineEvent::Failure(reason));
+            }
+        };
+        if failed.is_none()
+            && let Err(source) = self.ender.restart.spawn(machine.holder(), reset_failed)
+        {
+            failed = Some(BuildError::ResetThread { source });
+        }
         // Only now, so that the threads there are end with the machine.
         match failed {
             Some(error) => Err(error),

@@ -10,6 +10,7 @@ use crate::{
     BuildError, ConsoleSink, DevicesReady, EventSink, MachineConfig, NewDevice,
     device_set::{DeviceSet, Surroundings, Wanted},
     gate::Gate,
+    restart::Restart,
     vcpu_thread::{Buses, Ender},
     volumes::Volumes,
 };
@@ -45,7 +46,7 @@ impl VolumesOpen {
     ) -> Result<DevicesReady, BuildError> {
         // No interval timer: PVH guests have their TSC's frequency from CPUID and the APIC timer, and it would cost a
         // kernel thread for each machine.
-        let vm = hypervisor.create_vm(&self.memory, VmOptions { pit: false })?;
+        let vm = hypervisor.create_vm(&self.memory, VmOptions { pit: false, cpu: self.config.cpu })?;
         let count = self.config.vcpus;
         let vcpus = (0..count.get())
             .map(|number| vm.create_vcpu(number, count))
@@ -54,7 +55,8 @@ impl VolumesOpen {
 
         let kickers: Vec<Kicker> = vcpus.iter().map(|vcpu| vcpu.kicker()).collect();
         let gate = Arc::new(Gate::new(move || kickers.iter().for_each(Kicker::kick)));
-        let ender = Arc::new(Ender { gate, events });
+        let restart = Arc::new(Restart::new(self.config.on_reset));
+        let ender = Arc::new(Ender { gate, events, restart });
         let mut buses = Buses::default();
         let around = Surroundings {
             vm: &vm,

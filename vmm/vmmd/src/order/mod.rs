@@ -15,7 +15,7 @@ use self::fields::{invalid, parsed};
 pub(crate) use self::{
     fields::InvalidField,
     storage::{DiskPlace, RbdAccess, RbdImage, StallAction, StallPolicy},
-    vm_config::{DiskConfig, VmConfig},
+    vm_config::{DiskConfig, Platform, VmConfig},
 };
 use std::time::Duration;
 

@@ -6,7 +6,9 @@ use std::{
 };
 
 use drover_ids::{NodeId, VmId, VolumeId};
-use drover_machine::{DISK_QUEUES_MAX, DISKS_MAX, MEMORY_MAX, MEMORY_MIN, VCPUS_MAX};
+use drover_machine::{
+    CpuBaseline, DISK_QUEUES_MAX, DISKS_MAX, DeviceBus, MEMORY_MAX, MEMORY_MIN, ResetAction, VCPUS_MAX,
+};
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
 use drover_wire::vm::v1 as wire;
 
@@ -33,6 +35,16 @@ pub(crate) struct VmConfig {
     pub(crate) cmdline: String,
     pub(crate) disks: Vec<DiskConfig>,
     pub(crate) stall: StallPolicy,
+    pub(crate) initrd: Option<PathBuf>,
+    pub(crate) platform: Platform,
+}
+
+/// What kind of machine it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Platform {
+    pub(crate) bus: DeviceBus,
+    pub(crate) cpu: CpuBaseline,
+    pub(crate) on_reset: ResetAction,
 }
 
 /// A volume in its place.
@@ -70,8 +82,35 @@ impl TryFrom<wire::VmConfig> for VmConfig {
             cmdline,
             disks: disks(message.disks)?,
             stall: message.stall.unwrap_or_default().try_into()?,
+            platform: platform(&message.platform.unwrap_or_default(), !message.initrd_path.is_empty())?,
+            initrd: match message.initrd_path.as_str() {
+                "" => None,
+                _ => Some(absolute("config.initrd_path", message.initrd_path)?),
+            },
         })
     }
+}
+
+fn platform(message: &wire::Platform, has_initrd: bool) -> Result<Platform, InvalidField> {
+    let bus = match wire::DeviceBus::try_from(message.bus) {
+        // Kernels that need an initrd are those of distributions, which are at home on PCI.
+        Ok(wire::DeviceBus::Unspecified) if has_initrd => DeviceBus::VirtioPci,
+        Ok(wire::DeviceBus::Unspecified | wire::DeviceBus::VirtioMmio) => DeviceBus::VirtioMmio,
+        Ok(wire::DeviceBus::VirtioPci) => DeviceBus::VirtioPci,
+        Err(_) => return Err(invalid("config.platform.bus", message.bus, "a bus of DeviceBus")),
+    };
+    let cpu = match message.cpu_baseline.as_str() {
+        "" => CpuBaseline::HOST,
+        name => parsed("config.platform.cpu_baseline", name)?,
+    };
+    let on_reset = match wire::GuestReset::try_from(message.on_reset) {
+        Ok(wire::GuestReset::Unspecified) => ResetAction::Restart,
+        Ok(wire::GuestReset::End) => ResetAction::End,
+        Err(_) => {
+            return Err(invalid("config.platform.on_reset", message.on_reset, "an action of GuestReset"));
+        }
+    };
+    Ok(Platform { bus, cpu, on_reset })
 }
 
 fn memory(bytes: u64) -> Result<Bytes, InvalidField> {
@@ -155,7 +194,7 @@ mod tests {
             cmdline: "probe.heartbeat=10".to_owned(),
             disks: vec![disk(2), disk(3)],
             node_id: id(4),
-            stall: None,
+            ..wire::VmConfig::default()
         }
     }
 
@@ -215,7 +254,42 @@ mod tests {
         );
         check(|vm| vm.stall = Some(wire::StallPolicy { deadline_ms: 0, action: 9 }), "config.stall.action");
         check(|vm| vm.disks = vec![vm.disks[0].clone(); DISKS_MAX + 1], "config.disks");
+        check(|vm| vm.initrd_path = "initrd.img".to_owned(), "config.initrd_path");
+        check(
+            |vm| vm.platform = Some(wire::Platform { bus: 9, ..Default::default() }),
+            "config.platform.bus",
+        );
+        check(
+            |vm| vm.platform = Some(wire::Platform { on_reset: 9, ..Default::default() }),
+            "config.platform.on_reset",
+        );
+        check(
+            |vm| vm.platform = Some(wire::Platform { cpu_baseline: "486".to_owned(), ..Default::default() }),
+            "config.platform.cpu_baseline",
+        );
         check(|vm| vm.node_id = "here".to_owned(), "config.node_id");
+    }
+
+    #[test]
+    fn a_machine_is_what_its_guest_needs_unless_it_says_otherwise() {
+        let check = |change: fn(&mut wire::VmConfig), bus, cpu: &str, on_reset| {
+            let mut message = config();
+            change(&mut message);
+            let found = VmConfig::try_from(message).expect("valid").platform;
+            assert_eq!((found.bus, found.cpu.name(), found.on_reset), (bus, cpu, on_reset));
+        };
+        check(|_| {}, DeviceBus::VirtioMmio, "host", ResetAction::Restart);
+        check(|vm| vm.initrd_path = "/initrd".to_owned(), DeviceBus::VirtioPci, "host", ResetAction::Restart);
+        check(
+            |vm| {
+                vm.initrd_path = "/initrd".to_owned();
+                let cpu_baseline = "x86-64-v2".to_owned();
+                vm.platform = Some(wire::Platform { bus: 1, cpu_baseline, on_reset: 1 });
+            },
+            DeviceBus::VirtioMmio,
+            "x86-64-v2",
+            ResetAction::End,
+        );
     }
 
     #[test]

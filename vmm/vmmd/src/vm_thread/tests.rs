@@ -8,6 +8,7 @@ use std::{
 use drover_guest_memory::{DirtyPages, GuestMemory};
 use drover_ids::{MigrationId, NodeId, OperationId, OwnerEpoch, VmId};
 use drover_lifecycle::{BootTime, Command, Lease, StopReason};
+use drover_machine::{CpuBaseline, DeviceBus, ResetAction};
 use drover_migration::{
     GuestError, MigratableGuest,
     shape::{CpuShape, MachineShape},
@@ -19,7 +20,7 @@ use drover_wire::vm::v1 as wire;
 use super::*;
 use crate::{
     hosted::{EndSink, HostedVm, Owner},
-    order::{Incoming, Outgoing, StallAction, StallPolicy, Task, VmConfig},
+    order::{Incoming, Outgoing, Platform, StallAction, StallPolicy, Task, VmConfig},
 };
 
 const VM: VmId = VmId::from_u128(1);
@@ -213,6 +214,12 @@ fn config() -> VmConfig {
         cmdline: String::new(),
         disks: Vec::new(),
         stall: StallPolicy { deadline: 5 * SECOND, action: StallAction::Wait },
+        initrd: None,
+        platform: Platform {
+            bus: DeviceBus::VirtioMmio,
+            cpu: CpuBaseline::HOST,
+            on_reset: ResetAction::Restart,
+        },
     }
 }
 

@@ -97,7 +97,7 @@ pub(crate) fn config(workload: Workload) -> wire::VmConfig {
         cmdline: workload.to_string(),
         disks: Vec::new(),
         node_id: NodeId::from_u128(0xd).to_string(),
-        stall: None,
+        ..wire::VmConfig::default()
     }
 }
 
