@@ -172,6 +172,13 @@ impl Vm for Fake {
         self.lease.send_replace(request.lease.map_or(0, |lease| lease.pause_at_boottime_ns));
         Ok(Response::new(vm::ExtendLeaseResponse { state: self.info.borrow().state }))
     }
+    async fn press_power_button(
+        &self,
+        _: Request<vm::PressPowerButtonRequest>,
+    ) -> Answer<vm::PressPowerButtonResponse> {
+        Ok(Response::new(vm::PressPowerButtonResponse {}))
+    }
+
     async fn hold_queues(&self, _: Request<vm::HoldQueuesRequest>) -> Answer<vm::HoldQueuesResponse> {
         Ok(Response::new(vm::HoldQueuesResponse { drained_us: 1 }))
     }

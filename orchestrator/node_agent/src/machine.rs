@@ -92,6 +92,8 @@ impl Machine {
             disks,
             node_id: node.to_string(),
             stall: spec.stall,
+            initrd_path: String::new(),
+            platform: None,
         };
         if spec.seed.as_ref().is_some_and(|seed| seed.image.len() > SEED_BYTES_MAX) {
             return Err(invalid(format!("spec.seed has more than {SEED_BYTES_MAX} bytes")));

@@ -270,10 +270,10 @@ fn a_guest_that_halts_ends_the_machine_once() {
     let (subject, paused) = Subject::boot("probe.heartbeat=50 probe.seed=1 probe.halt=20");
     paused.resume().unwrap();
     subject.wait_for(|event| matches!(event, Event::Halt {}).then_some(()));
-    assert_eq!(subject.events.recv_timeout(LIMIT), Ok(MachineEvent::GuestReset));
-    assert_eq!(subject.machine.ended(), Some(MachineEvent::GuestReset));
+    assert_eq!(subject.events.recv_timeout(LIMIT), Ok(MachineEvent::GuestShutdown));
+    assert_eq!(subject.machine.ended(), Some(MachineEvent::GuestShutdown));
     let paused = subject.machine.pause(LIMIT).unwrap();
-    assert!(matches!(subject.machine.save(&paused), Err(MachineError::Ended(MachineEvent::GuestReset))));
+    assert!(matches!(subject.machine.save(&paused), Err(MachineError::Ended(MachineEvent::GuestShutdown))));
     paused.resume().unwrap();
     subject.machine.stop(LIMIT).unwrap();
     assert!(subject.events.recv().is_err(), "told once");
