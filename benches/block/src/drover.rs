@@ -65,7 +65,7 @@ impl<'a> Drover<'a> {
             memory_bytes: MEMORY_MIB << 20,
             kernel_path: probe_image().to_string_lossy().into_owned(),
             cmdline: guest::command_line(case, length, self.wait),
-            disks: vec![self.target.disk()],
+            disks: vec![self.target.disk(case.queues)],
             node_id: NodeId::from_u128(NODE).to_string(),
             ..wire::VmConfig::default()
         }

@@ -1,4 +1,4 @@
-//! fio's rbd engine: what librbd reaches without a guest.
+//! fio's rbd or io_uring engine: what the storage gives without a guest.
 
 use std::{process::Command, time::Duration};
 
@@ -14,12 +14,13 @@ pub(crate) struct Fio<'a> {
 }
 
 impl<'a> Fio<'a> {
-    /// fio, where it is here with its rbd engine.
+    /// fio, where it is here with the engine that the target takes.
     pub(crate) fn find(target: &'a Target) -> anyhow::Result<Self> {
         ensure!(is_installed("fio"), "fio is not installed (package fio)");
         let engines = Command::new("fio").arg("--enghelp").output().context("cannot run fio")?;
-        let has_rbd = String::from_utf8_lossy(&engines.stdout).lines().any(|line| line.trim() == "rbd");
-        ensure!(has_rbd, "this fio has no rbd engine");
+        let wanted = if let Target::Rbd(_) = target { "rbd" } else { "io_uring" };
+        let has = String::from_utf8_lossy(&engines.stdout).lines().any(|line| line.trim() == wanted);
+        ensure!(has, "this fio has no {wanted} engine");
         Ok(Self { target })
     }
 }
@@ -30,22 +31,16 @@ impl Contender for Fio<'_> {
     }
 
     fn run(&self, case: &Case, length: Duration) -> anyhow::Result<Figures> {
+        let (storage, environment) = self.target.fio();
         let output = Command::new("fio")
-            .args([
-                "--name=bench",
-                "--ioengine=rbd",
-                "--clientname=admin",
-                "--output-format=json",
-                "--time_based",
-            ])
-            .arg(format!("--pool={}", self.target.pool()))
-            .arg(format!("--rbdname={}", self.target.image()))
+            .args(["--name=bench", "--output-format=json", "--time_based"])
+            .args(storage)
             .arg(format!("--rw={}", case.pattern.word()))
             .arg(format!("--bs={}", case.request_bytes))
             .arg(format!("--iodepth={}", case.queue_depth))
             .arg(format!("--runtime={}ms", length.as_millis()))
             .arg(format!("--ramp_time={WARM_UP_MS}ms"))
-            .env("CEPH_CONF", self.target.conf())
+            .envs(environment)
             .output()
             .context("cannot run fio")?;
         let text = String::from_utf8_lossy(&output.stdout);
@@ -73,7 +68,7 @@ fn parse(text: &str, writes: bool) -> anyhow::Result<Figures> {
         p50_us: latency("50.000000")?,
         p99_us: latency("99.000000")?,
         // It tells the CPU time of its own thread only, and most is librbd's.
-        cpu: None,
+        guest: None,
     })
 }
 

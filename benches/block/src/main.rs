@@ -1,8 +1,10 @@
-//! `cargo xtask bench block`: the same image on the same cluster through a guest of ours, the same guest of QEMU's, and fio.
+//! `cargo xtask bench block`: the same image on the same cluster through a guest of ours, the same guest of QEMU's, and fio; with
+//! `-- --storage file` the same file instead.
 //!
-//! The cluster is [`CephCluster`]'s: one monitor, one OSD, BlueStore in memory; the image is 1 GiB and was written once. The
-//! guest is the probe with one vCPU. librbd's cache is off for everybody. Each case runs in every
-//! round with every contender before the next case does, and the first one changes: a slow moment of the machine meets all.
+//! The cluster is [`CephCluster`]'s: one monitor, one OSD, BlueStore in memory; the image is 1 GiB and was written once. librbd's
+//! cache is off for everybody. The file is 512 MiB, was written once, and is reached by everybody through the page cache and
+//! io_uring: what is measured is the VMM, not a disk. The guest is the probe with one vCPU. Each case runs in every round with
+//! every contender before the next case does, and the first one changes: a slow moment of the machine meets all.
 //!
 //! CPU time is that of the whole process, the guest's included, between the two lines by which the probe says that counting
 //! begins and ends; what the vCPU's thread used is also told apart, as that is the guest's and the kernel's work rather than
@@ -29,13 +31,12 @@ use drover_probe_record::bench::Wait;
 use drover_test_prerequisites::workspace_root;
 
 use crate::{
-    case::CASES,
     figures::{Figures, costs, rates},
     target::Target,
 };
 
 #[derive(Debug, Parser)]
-#[command(name = "bench-block", version, about = "One RBD image through Drover, QEMU and fio, side by side")]
+#[command(name = "bench-block", version, about = "One disk through Drover, QEMU and fio, side by side")]
 struct Arguments {
     /// One short round: it shows that everything runs, not how fast
     #[arg(long)]
@@ -43,6 +44,9 @@ struct Arguments {
     /// Rounds of the long form
     #[arg(long, default_value_t = ROUNDS)]
     rounds: usize,
+    /// What the disk is: an RBD image, or a raw file
+    #[arg(long, value_enum, default_value_t = Storage::Rbd)]
+    storage: Storage,
     /// Only cases whose name holds this
     #[arg(long, default_value = "")]
     only: String,
@@ -55,6 +59,13 @@ struct Arguments {
     /// How guests wait for completions: by default they poll at depth 1 and sleep otherwise
     #[arg(long, value_enum)]
     wait: Option<GuestWait>,
+}
+
+/// Where the bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Storage {
+    Rbd,
+    File,
 }
 
 /// [`Wait`] as an argument.
@@ -97,10 +108,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     } else {
         (arguments.rounds, Duration::from_secs(3))
     };
-    let mut report = Report::of_this_machine("block");
-    let target = Target::prepare().context("the cluster and its image")?;
+    let (name, target, all) = match arguments.storage {
+        Storage::Rbd => ("block", Target::on_rbd().context("the cluster and its image")?, case::on_rbd()),
+        Storage::File => {
+            let target = Target::on_a_file(&root.join("target/bench")).context("the file")?;
+            ("block-file", target, case::on_a_file())
+        }
+    };
+    let mut report = Report::of_this_machine(name);
     let contenders = contenders(arguments, &target, &mut report)?;
-    let cases: Vec<_> = CASES.iter().filter(|case| case.name.contains(&arguments.only)).collect();
+    let cases: Vec<_> = all.iter().filter(|case| case.name.contains(&arguments.only)).collect();
     let mut reached: Vec<Vec<Vec<Figures>>> = vec![vec![Vec::new(); contenders.len()]; cases.len()];
     for round in 0..rounds {
         for (case, reached) in cases.iter().zip(&mut reached) {
@@ -133,7 +150,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let leaks = target.finish(contenders)?;
     print!("{}", report.table());
     let path = report.write(&root)?;
-    eprintln!("block: {} written; the cluster afterwards: {leaks}", path.display());
+    eprintln!("block: {} written", path.display());
+    if let Some(leaks) = leaks {
+        eprintln!("block: the cluster afterwards: {leaks}");
+    }
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! QEMU's microvm with its rbd driver: an iothread of its own for the disk, no cache, virtio-mmio as ours.
+//! QEMU's microvm: an iothread of its own for the disk, the same storage in the same way, virtio-mmio as ours.
 
 use std::{
     process::{Command, Stdio},
@@ -25,9 +25,12 @@ pub(crate) struct Qemu<'a> {
 }
 
 impl<'a> Qemu<'a> {
-    /// QEMU, where it is here with its rbd driver.
+    /// QEMU, where it is here with the driver that the target takes.
     pub(crate) fn find(target: &'a Target, wait: Option<Wait>) -> anyhow::Result<Self> {
         ensure!(is_installed(PROGRAM), "{PROGRAM} is not installed (package qemu-system-x86)");
+        if let Target::File(_) = target {
+            return Ok(Self { target, wait });
+        }
         // The driver is a module that QEMU loads when it is named; qemu-img would name it, but need not be here.
         let modules = ["/usr/lib/x86_64-linux-gnu/qemu/block-rbd.so", "/usr/lib64/qemu/block-rbd.so"];
         let module = modules.iter().any(|path| std::path::Path::new(path).exists());
@@ -44,12 +47,7 @@ impl Contender for Qemu<'_> {
     fn run(&self, case: &Case, length: Duration) -> anyhow::Result<Figures> {
         let folder = tempfile::tempdir()?;
         let log = folder.path().join("console");
-        let image = format!(
-            "driver=rbd,pool={},image={},conf={},cache.direct=on,if=none,id=disk",
-            self.target.pool(),
-            self.target.image(),
-            self.target.conf().display()
-        );
+        let device = format!("virtio-blk-device,drive=disk,iothread=io,num-queues={}", case.queues);
         let errors = std::fs::File::create(folder.path().join("errors"))?;
         let child = Command::new(PROGRAM)
             .args(["-name", "bench,debug-threads=on", "-nodefaults", "-no-user-config", "-no-reboot"])
@@ -64,7 +62,7 @@ impl Contender for Qemu<'_> {
             .args(["-smp", &VCPUS.to_string(), "-m", &MEMORY_MIB.to_string(), "-display", "none"])
             .args(["-serial", &format!("file:{}", log.display())])
             .args(["-global", "virtio-mmio.force-legacy=false", "-object", "iothread,id=io"])
-            .args(["-drive", &image, "-device", "virtio-blk-device,drive=disk,iothread=io"])
+            .args(["-drive", &self.target.qemu_drive(), "-device", &device])
             .arg("-kernel")
             .arg(probe_image())
             .args(["-append", &guest::command_line(case, length, self.wait)])

@@ -1,7 +1,9 @@
-//! The cluster and the image that everybody works on.
+//! The cluster and the image, or the file, that everybody works on.
 
 use std::{
-    path::PathBuf,
+    fs::File,
+    io::Write as _,
+    path::{Path, PathBuf},
     process::Child,
     thread,
     time::{Duration, Instant},
@@ -10,6 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use drover_test_ceph_cluster::{CephCluster, CephOptions, LeakReport};
 use drover_wire::vm::v1 as wire;
+use tempfile::TempDir;
 
 use crate::Contender;
 
@@ -18,17 +21,31 @@ const IMAGE: &str = "volume-0b10c000-0000-4000-8000-000000000001";
 /// The user whose key a VM's process has.
 const USER: &str = "drover-bench";
 const IMAGE_SIZE: &str = "1G";
+/// Small enough for any machine's page cache.
+const FILE_MIB: usize = 512;
 /// What a VMM may take to end after its guest has.
 const END: Duration = Duration::from_secs(20);
 
-pub(crate) struct Target {
+/// Where the bytes are that everybody works on.
+pub(crate) enum Target {
+    Rbd(RbdTarget),
+    File(FileTarget),
+}
+
+/// An image on a cluster of our own.
+pub(crate) struct RbdTarget {
     cluster: CephCluster,
     vmm_key: String,
 }
 
+/// A raw file, in the page cache for the most part.
+pub(crate) struct FileTarget {
+    folder: TempDir,
+}
+
 impl Target {
     /// Starts a cluster and writes the whole image, so that reads find data and writes need no allocation.
-    pub(crate) fn prepare() -> anyhow::Result<Self> {
+    pub(crate) fn on_rbd() -> anyhow::Result<Self> {
         let options = CephOptions {
             // For everybody alike: with librbd's cache a write ends before the cluster has it.
             extra_global: vec!["rbd cache = false".to_owned()],
@@ -50,46 +67,106 @@ impl Target {
             &image,
         ])?;
         let vmm_key = cluster.create_vmm_key(USER, cluster.pool())?;
-        Ok(Self { cluster, vmm_key })
+        Ok(Self::Rbd(RbdTarget { cluster, vmm_key }))
     }
 
-    pub(crate) fn pool(&self) -> &str {
-        self.cluster.pool()
+    /// Writes the whole file, so that reads find data and writes need no allocation. It lies below `folder`.
+    pub(crate) fn on_a_file(folder: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let folder = tempfile::Builder::new().prefix("bench-block").tempdir_in(folder)?;
+        let target = FileTarget { folder };
+        let mut file = File::create(target.path())?;
+        // Neither zeros nor anything that repeats within a page.
+        let mut word = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut piece = vec![0; 1 << 20];
+        for _ in 0..FILE_MIB {
+            for bytes in piece.chunks_exact_mut(8) {
+                word ^= word << 13;
+                word ^= word >> 7;
+                word ^= word << 17;
+                bytes.copy_from_slice(&word.to_le_bytes());
+            }
+            file.write_all(&piece)?;
+        }
+        file.sync_all()?;
+        Ok(Self::File(target))
     }
 
-    pub(crate) fn image(&self) -> &'static str {
-        IMAGE
-    }
-
-    pub(crate) fn conf(&self) -> PathBuf {
-        self.cluster.conf_path()
-    }
-
-    /// The image as vmmd is told of it, with a key that can do no more than a VM's may.
-    pub(crate) fn disk(&self) -> wire::Disk {
-        let access = wire::RbdAccess {
-            mon_hosts: self.cluster.mon_hosts().to_owned(),
-            ceph_pool: self.cluster.pool().to_owned(),
-            namespace: String::new(),
-            user: USER.to_owned(),
-            key: self.vmm_key.clone(),
-            fsid: self.cluster.fsid().to_owned(),
-        };
-        let rbd = wire::RbdImage { access: Some(access), image: IMAGE.to_owned() };
-        wire::Disk {
-            volume_id: VOLUME.to_owned(),
-            path: String::new(),
-            read_only: false,
-            rbd: Some(rbd),
-            queues: 0,
+    /// As vmmd is told of it: an image with a key that can do no more than a VM's may.
+    pub(crate) fn disk(&self, queues: u32) -> wire::Disk {
+        let disk = wire::Disk { volume_id: VOLUME.to_owned(), queues, ..wire::Disk::default() };
+        match self {
+            Self::File(file) => wire::Disk { path: file.path().to_string_lossy().into_owned(), ..disk },
+            Self::Rbd(RbdTarget { cluster, vmm_key }) => {
+                let access = wire::RbdAccess {
+                    mon_hosts: cluster.mon_hosts().to_owned(),
+                    ceph_pool: cluster.pool().to_owned(),
+                    namespace: String::new(),
+                    user: USER.to_owned(),
+                    key: vmm_key.clone(),
+                    fsid: cluster.fsid().to_owned(),
+                };
+                let rbd = wire::RbdImage { access: Some(access), image: IMAGE.to_owned() };
+                wire::Disk { rbd: Some(rbd), ..disk }
+            }
         }
     }
 
-    /// Removes the image and says what is left.
-    pub(crate) fn finish(&self, contenders: Vec<Box<dyn Contender + '_>>) -> anyhow::Result<LeakReport> {
+    /// As QEMU is told of it. A file goes through the page cache and io_uring, as with us.
+    pub(crate) fn qemu_drive(&self) -> String {
+        match self {
+            Self::Rbd(RbdTarget { cluster, .. }) => format!(
+                "driver=rbd,pool={},image={IMAGE},conf={},cache.direct=on,if=none,id=disk",
+                cluster.pool(),
+                cluster.conf_path().display()
+            ),
+            Self::File(file) => format!(
+                "driver=raw,file.driver=file,file.filename={},file.aio=io_uring,if=none,id=disk",
+                file.path().display()
+            ),
+        }
+    }
+
+    /// As fio is told of it: arguments and environment.
+    pub(crate) fn fio(&self) -> (Vec<String>, Option<(&'static str, PathBuf)>) {
+        match self {
+            Self::Rbd(RbdTarget { cluster, .. }) => (
+                vec![
+                    "--ioengine=rbd".to_owned(),
+                    "--clientname=admin".to_owned(),
+                    format!("--pool={}", cluster.pool()),
+                    format!("--rbdname={IMAGE}"),
+                ],
+                Some(("CEPH_CONF", cluster.conf_path())),
+            ),
+            Self::File(file) => (
+                vec![
+                    "--ioengine=io_uring".to_owned(),
+                    "--invalidate=0".to_owned(),
+                    "--fallocate=none".to_owned(),
+                    format!("--filename={}", file.path().display()),
+                    format!("--size={FILE_MIB}m"),
+                ],
+                None,
+            ),
+        }
+    }
+
+    /// Removes what was made, and says what is left on the cluster.
+    pub(crate) fn finish(
+        &self,
+        contenders: Vec<Box<dyn Contender + '_>>,
+    ) -> anyhow::Result<Option<LeakReport>> {
         drop(contenders);
-        self.cluster.rbd(&["rm", "--no-progress", &format!("{}/{IMAGE}", self.pool())])?;
-        Ok(self.cluster.leaks()?)
+        let Self::Rbd(RbdTarget { cluster, .. }) = self else { return Ok(None) };
+        cluster.rbd(&["rm", "--no-progress", &format!("{}/{IMAGE}", cluster.pool())])?;
+        Ok(Some(cluster.leaks()?))
+    }
+}
+
+impl FileTarget {
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("disk.raw")
     }
 }
 

@@ -1,6 +1,6 @@
 //! Measuring a disk: what the probe is asked for, and how it counts latencies.
 //!
-//! `probe.bench=<pattern>,<request bytes>,<queue depth>,<milliseconds>[,<span>[,<wait>]]`: the probe keeps `queue depth` requests
+//! `probe.bench=<pattern>,<request bytes>,<queue depth>,<milliseconds>[,<span>[,<wait>[,<queues>]]]`: the probe keeps `queue depth` requests
 //! of one size in flight, first for [`WARM_UP_MS`] without counting, then for so long; it reports where counting begins and what
 //! was counted. Requests are aligned to their size and lie within the first `span` bytes (by default the whole disk).
 
@@ -14,6 +14,9 @@ pub const WARM_UP_MS: u64 = 500;
 pub const REQUEST_BYTES_MAX: u64 = 1 << 20;
 /// Ten minutes.
 pub const BENCH_MS_MAX: u64 = 600_000;
+
+/// Queues that the probe can use at a time.
+pub const QUEUES_MAX: u64 = 2;
 
 /// The order of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,12 +90,15 @@ pub struct BenchWork {
     pub span_bytes: u64,
     /// How completions are waited for.
     pub wait: Wait,
+    /// Queues of the disk among which requests are spread evenly. One vCPU serves them all.
+    pub queues: u64,
 }
 
 impl fmt::Display for BenchWork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BenchWork { pattern, request_bytes, queue_depth, ms, span_bytes, wait } = self;
-        write!(f, "{},{request_bytes},{queue_depth},{ms},{span_bytes},{}", pattern.word(), wait.word())
+        let BenchWork { pattern, request_bytes, queue_depth, ms, span_bytes, wait, queues } = self;
+        let (pattern, wait) = (pattern.word(), wait.word());
+        write!(f, "{pattern},{request_bytes},{queue_depth},{ms},{span_bytes},{wait},{queues}")
     }
 }
 
@@ -104,7 +110,7 @@ impl BenchWork {
     pub(crate) fn parse(value: &str) -> Result<BenchWork, &'static str> {
         use crate::command_line::{QUEUE_DEPTH_MAX, byte_size, number_in};
         const EXPECTED: &str = "<randread|randwrite|read|write>,<bytes of a request: 4K to 1M, a multiple of 4K>,<depth: 1 to 64>,\
-                                <milliseconds: 1 to 600000>[,<span: at least a request, 0 for all>[,<sleep|poll>]]";
+                                <milliseconds: 1 to 600000>[,<span: at least a request, 0 for all>[,<sleep|poll>[,<queues: 1 or 2>]]]";
         let mut parts = value.split(',');
         let mut next = || parts.next();
         let word = next().ok_or(EXPECTED)?;
@@ -119,10 +125,11 @@ impl BenchWork {
             Some("poll") => Wait::Poll,
             Some(_) => return Err(EXPECTED),
         };
+        let queues = next().map_or(Some(1), |text| number_in(text, 1, QUEUES_MAX)).ok_or(EXPECTED)?;
         if request_bytes > REQUEST_BYTES_MAX || (1..request_bytes).contains(&span_bytes) || next().is_some() {
             return Err(EXPECTED);
         }
-        Ok(BenchWork { pattern, request_bytes, queue_depth, ms, span_bytes, wait })
+        Ok(BenchWork { pattern, request_bytes, queue_depth, ms, span_bytes, wait, queues })
     }
 }
 
@@ -213,10 +220,11 @@ mod tests {
             ms: 2000,
             span_bytes: 0,
             wait: Wait::Sleep,
+            queues: 1,
         };
         assert_eq!(work, expect);
-        let work = BenchWork::parse("read,1M,4,10,1024M,poll").unwrap();
-        assert_eq!((work.span_bytes, work.wait), (1 << 30, Wait::Poll));
+        let work = BenchWork::parse("read,1M,4,10,1024M,poll,2").unwrap();
+        assert_eq!((work.span_bytes, work.wait, work.queues), (1 << 30, Wait::Poll, 2));
         assert_eq!(BenchWork::parse(&work.to_string()), Ok(work));
     }
 
@@ -234,6 +242,8 @@ mod tests {
             "read,1M,1,1,4K",
             "read,4K,1,1,0,spin",
             "read,4K,1,1,0,poll,more",
+            "read,4K,1,1,0,poll,3",
+            "read,4K,1,1,0,poll,1,more",
         ] {
             assert!(BenchWork::parse(value).is_err(), "{value}");
         }

@@ -61,7 +61,7 @@ impl Bench {
         identity: Identity,
         now_us: u64,
     ) -> Result<Bench, &'static str> {
-        let device = BlockDevice::start(devices)?;
+        let device = BlockDevice::start(devices, work.queues as usize)?;
         if device.requests_max() < work.queue_depth as usize {
             return Err("its queue is shorter than probe.bench asks for");
         }
@@ -209,7 +209,7 @@ impl Bench {
             };
             self.device.submit(operation, Some(buffer), Submitted { us: now_us });
         }
-        self.kicks += u64::from(self.device.notify());
+        self.kicks += self.device.notify();
     }
 
     fn next_place(&mut self) -> u64 {

@@ -91,7 +91,7 @@ impl Disk {
         identity: Identity,
     ) -> Result<Disk, &'static str> {
         let Identity { seed, incarnation } = identity;
-        let device = BlockDevice::start(places)?;
+        let device = BlockDevice::start(places, 1)?;
         if device.blocks() < work.slots {
             return Err("it has fewer blocks of 4 KiB than probe.disk asks for");
         }

@@ -29,7 +29,8 @@ fn a_steady_stream_of_requests_to_an_image_allocates_nothing_of_ours() {
     disk.acquire(&owner(1, 1)).unwrap();
     let memory = GuestMemory::anonymous(Bytes::mib(4));
     let mut queue = disk.queue(QueueConfig { depth: DEPTH }).unwrap();
-    let (mut batch, mut answers) = (RequestBatch::with_capacity(DEPTH.into()), Vec::with_capacity(DEPTH.into()));
+    let (mut batch, mut answers) =
+        (RequestBatch::with_capacity(DEPTH.into()), Vec::with_capacity(DEPTH.into()));
     let mut rooms: Vec<Segments> = (0..DEPTH).map(|_| Segments::with_capacity(PIECES as usize)).collect();
     let mut round = |rounds: usize| {
         for _ in 0..rounds {
@@ -50,7 +51,11 @@ fn a_steady_stream_of_requests_to_an_image_allocates_nothing_of_ours() {
             queue.submit(&mut batch);
             while queue.in_flight() > 0 {
                 let mut wait = [PollFd::new(queue.completion_event(), PollFlags::POLLIN)];
-                assert_eq!(poll(&mut wait, PollTimeout::from(60_000_u16)), Ok(1), "an answer within the deadline");
+                assert_eq!(
+                    poll(&mut wait, PollTimeout::from(60_000_u16)),
+                    Ok(1),
+                    "an answer within the deadline"
+                );
                 queue.reap(&mut answers);
                 for completion in answers.drain(..) {
                     let (result, room) = completion.into_result_and_room();

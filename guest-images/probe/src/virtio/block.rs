@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 
 use drover_probe_record::{BLOCK_BYTES, Block, MmioDevice};
 
-use super::queue::{CHAIN, Queue, SIZE_MAX, Segment};
+use super::queue::{CHAIN, QUEUES_MAX, Queue, SIZE_MAX, Segment};
 use super::transport::{Transport, VERSION_1};
 use crate::apic;
 use crate::gate::DEVICE_VECTOR;
@@ -19,9 +19,13 @@ const SECTOR_BYTES: u64 = 512;
 const DEVICE_TYPE: u32 = 2;
 const READ_ONLY: u64 = 1 << 5;
 const FLUSH: u64 = 1 << 9;
+const SEVERAL_QUEUES: u64 = 1 << 12;
 const EVENT_INDEX: u64 = 1 << 29;
 const CONFIG_CAPACITY: usize = 0;
+/// Holds the number of queues in bits 16 to 31.
+const CONFIG_QUEUES: usize = 32;
 
+/// Of all queues, which share them evenly: the stack has to hold a few copies of so many.
 const REQUESTS_MAX: usize = (SIZE_MAX / CHAIN) as usize;
 const STATUS_OK: u8 = 0;
 const STATUS_IO_ERROR: u8 = 1;
@@ -103,7 +107,11 @@ struct InFlight<Job> {
 /// A disk and the requests that it works on, each with the `Job` that it is for.
 pub(crate) struct BlockDevice<Job> {
     transport: Transport,
-    queue: Queue,
+    queues: [Option<Queue>; QUEUES_MAX],
+    /// The queue that the next request goes to, if it has room.
+    turn: usize,
+    /// Of each queue. A request's place is its queue's number times this, plus its chain's.
+    chains: usize,
     in_flight: [Option<InFlight<Job>>; REQUESTS_MAX],
     count: usize,
     requests_max: usize,
@@ -134,14 +142,14 @@ impl Buffer {
 }
 
 impl<Job> BlockDevice<Job> {
-    /// Starts the first disk among the announced devices.
+    /// Starts the first disk among the announced devices, with so many queues.
     ///
     /// # Errors
-    /// There is none, or it cannot be used; the reasons of others are reported.
-    pub(crate) fn start(places: &[MmioDevice]) -> Result<Self, &'static str> {
+    /// There is none, or it cannot be used or has fewer queues; the reasons of others are reported.
+    pub(crate) fn start(places: &[MmioDevice], queues: usize) -> Result<Self, &'static str> {
         for place in places {
             match Transport::open(place) {
-                Ok(Some((transport, DEVICE_TYPE))) => return Self::start_at(transport, place.irq),
+                Ok(Some((transport, DEVICE_TYPE))) => return Self::start_at(transport, place.irq, queues),
                 Ok(_) => {}
                 Err(why) => report_error(format_args!("{place}: {why}")),
             }
@@ -149,27 +157,40 @@ impl<Job> BlockDevice<Job> {
         Err("no virtio-mmio block device is announced on the command line")
     }
 
-    fn start_at(transport: Transport, interrupt: u32) -> Result<Self, &'static str> {
-        let features = transport.negotiate(READ_ONLY | FLUSH | EVENT_INDEX | VERSION_1)?;
+    fn start_at(transport: Transport, interrupt: u32, queues: usize) -> Result<Self, &'static str> {
+        let several = if queues > 1 { SEVERAL_QUEUES } else { 0 };
+        let features = transport.negotiate(READ_ONLY | FLUSH | several | EVENT_INDEX | VERSION_1)?;
         if features & READ_ONLY != 0 {
             return Err("it is read-only");
         }
-        let size_max = transport.queue_size_max().min(u32::from(SIZE_MAX)) as u16;
+        let there =
+            if features & SEVERAL_QUEUES == 0 { 1 } else { transport.config(CONFIG_QUEUES) >> 16 & 0xffff };
+        if queues > QUEUES_MAX || there < queues as u64 {
+            return Err("it has fewer queues than probe.bench asks for");
+        }
+        let size_max = transport.queue_size_max(0).min(u32::from(SIZE_MAX)) as u16;
         let size = size_max.checked_ilog2().map_or(0, |log| 1 << log);
-        let requests_max = usize::from(size / CHAIN);
-        if requests_max == 0 {
+        let chains = usize::from(size / CHAIN).min(REQUESTS_MAX / queues);
+        if chains == 0 {
             return Err("its queue has no room for a request");
         }
         apic::route(interrupt, DEVICE_VECTOR)?;
         let capacity = transport.config(CONFIG_CAPACITY);
-        let queue = Queue::new(size, features & EVENT_INDEX != 0);
-        transport.start(size, &queue.addresses());
+        let mut set_up = [const { None }; QUEUES_MAX];
+        for (number, place) in set_up.iter_mut().take(queues).enumerate() {
+            let queue = Queue::new(number, size, features & EVENT_INDEX != 0);
+            transport.set_up_queue(number as u32, size, &queue.addresses());
+            *place = Some(queue);
+        }
+        transport.start();
         Ok(BlockDevice {
             transport,
-            queue,
+            queues: set_up,
+            turn: 0,
+            chains,
             in_flight: [const { None }; REQUESTS_MAX],
             count: 0,
-            requests_max,
+            requests_max: chains * queues,
             blocks: capacity / (BLOCK_BYTES as u64 / SECTOR_BYTES),
             flushes: features & FLUSH != 0,
         })
@@ -203,15 +224,15 @@ impl<Job> BlockDevice<Job> {
         const READ: u32 = 0;
         const WRITE: u32 = 1;
         const SYNC: u32 = 4;
-        let free = self.in_flight[..self.requests_max].iter().position(Option::is_none);
-        let chain = free.expect("callers count what they have in flight");
+        let (number, chain) = self.free_chain().expect("callers count what they have in flight");
+        let place = number * self.chains + chain;
         let (kind, block, count) = match operation {
             Operation::Read { block, count } => (READ, block, count),
             Operation::Write { block, count } => (WRITE, block, count),
             Operation::Flush => (SYNC, 0, 0),
         };
         let sector = block * (BLOCK_BYTES as u64 / SECTOR_BYTES);
-        let ends = ENDS.0.get().cast::<Ends>().wrapping_add(chain);
+        let ends = ENDS.0.get().cast::<Ends>().wrapping_add(place);
         let header = Header { operation: kind, reserved: 0, sector };
         // SAFETY: in bounds; the chain is not in flight, so the device does not look.
         unsafe { ends.write_volatile(Ends { header, status: STATUS_UNSET }) };
@@ -224,26 +245,53 @@ impl<Job> BlockDevice<Job> {
             }
         });
         let head = Segment { address: ends as u64, length: size_of::<Header>() as u32, device_writes: false };
-        let status = Segment { address: status_of(chain) as u64, length: 1, device_writes: true };
-        self.queue.publish(chain as u16, &head, data.as_ref(), &status);
-        self.in_flight[chain] = Some(InFlight { job, buffer });
+        let status = Segment { address: status_of(place) as u64, length: 1, device_writes: true };
+        if let Some(queue) = &mut self.queues[number] {
+            queue.publish(chain as u16, &head, data.as_ref(), &status);
+        }
+        self.in_flight[place] = Some(InFlight { job, buffer });
         self.count += 1;
     }
 
-    /// Rings the bell, if the device cares; whether it did.
-    pub(crate) fn notify(&mut self) -> bool {
-        let wanted = self.queue.wants_notification();
-        if wanted {
-            self.transport.notify();
+    /// A free chain of the queue whose turn it is, or of the next one that has any.
+    fn free_chain(&mut self) -> Option<(usize, usize)> {
+        let queues = self.queues.iter().flatten().count();
+        for _ in 0..queues {
+            let number = self.turn;
+            self.turn = (number + 1) % queues;
+            let places = &self.in_flight[number * self.chains..][..self.chains];
+            if let Some(chain) = places.iter().position(Option::is_none) {
+                return Some((number, chain));
+            }
         }
-        wanted
+        None
+    }
+
+    /// Rings the bells that the device cares for; how many.
+    pub(crate) fn notify(&mut self) -> u64 {
+        let mut rung = 0;
+        for (number, queue) in self.queues.iter_mut().flatten().enumerate() {
+            if queue.wants_notification() {
+                self.transport.notify(number as u32);
+                rung += 1;
+            }
+        }
+        rung
     }
 
     /// The next finished request.
     pub(crate) fn reap(&mut self) -> Option<Completion<Job>> {
+        (0..QUEUES_MAX).find_map(|number| self.reap_from(number))
+    }
+
+    fn reap_from(&mut self, number: usize) -> Option<Completion<Job>> {
         loop {
-            let chain = match self.queue.take_used()? {
-                Ok(chain) => usize::from(chain),
+            let place = match self.queues[number].as_mut()?.take_used()? {
+                Ok(chain) if usize::from(chain) < self.chains => number * self.chains + usize::from(chain),
+                Ok(id) => {
+                    report_error(format_args!("disk: the used ring names chain {id}, which was never used"));
+                    continue;
+                }
                 Err(id) => {
                     report_error(format_args!(
                         "disk: the used ring names descriptor {id}, which heads no request"
@@ -251,13 +299,13 @@ impl<Job> BlockDevice<Job> {
                     continue;
                 }
             };
-            let Some(InFlight { job, buffer }) = self.in_flight.get_mut(chain).and_then(Option::take) else {
-                report_error(format_args!("disk: request {chain} finished, but was not in flight"));
+            let Some(InFlight { job, buffer }) = self.in_flight.get_mut(place).and_then(Option::take) else {
+                report_error(format_args!("disk: request {place} finished, but was not in flight"));
                 continue;
             };
             self.count -= 1;
             // SAFETY: in bounds; the device is done with the chain.
-            let status = unsafe { status_of(chain).read_volatile() };
+            let status = unsafe { status_of(place).read_volatile() };
             let outcome = match status {
                 STATUS_OK => Ok(()),
                 STATUS_IO_ERROR => Err(Failure::Io),
@@ -275,22 +323,27 @@ impl<Job> BlockDevice<Job> {
 
     /// Asks for an interrupt with the next finished request; `false` if there is one already.
     pub(crate) fn expect_interrupt(&mut self) -> bool {
-        self.queue.expect_interrupt(1)
+        self.expect_after(1)
     }
 
     /// Asks for one interrupt for a quarter of what is in flight, as drivers do that have much in flight: no completion waits
     /// for anything but others that are on their way. `false` if there is so much already.
     pub(crate) fn expect_interrupt_for_many(&mut self) -> bool {
-        self.queue.expect_interrupt((self.count / 4) as u16)
+        let queues = self.queues.iter().flatten().count();
+        self.expect_after((self.count / 4 / queues) as u16)
+    }
+
+    fn expect_after(&mut self, chains: u16) -> bool {
+        self.queues.iter_mut().flatten().fold(true, |may, queue| queue.expect_interrupt(chains) && may)
     }
 
     /// Asks for no interrupts while requests are reaped anyway.
     pub(crate) fn decline_interrupts(&self) {
-        self.queue.decline_interrupts();
+        self.queues.iter().flatten().for_each(Queue::decline_interrupts);
     }
 }
 
-fn status_of(chain: usize) -> *mut u8 {
-    let ends = ENDS.0.get().cast::<Ends>().wrapping_add(chain);
+fn status_of(place: usize) -> *mut u8 {
+    let ends = ENDS.0.get().cast::<Ends>().wrapping_add(place);
     ends.cast::<u8>().wrapping_add(core::mem::offset_of!(Ends, status))
 }

@@ -9,6 +9,8 @@ use super::transport::QueueAddresses;
 
 /// Entries for which there is memory; 85 requests.
 pub(crate) const SIZE_MAX: u16 = 256;
+/// Queues for which there is memory.
+pub(crate) const QUEUES_MAX: usize = drover_probe_record::bench::QUEUES_MAX as usize;
 /// Descriptors of one request.
 pub(crate) const CHAIN: u16 = 3;
 
@@ -40,16 +42,21 @@ struct Memory {
     used: [u16; 2048],
 }
 
-struct SharedMemory(UnsafeCell<Memory>);
+struct SharedMemory(UnsafeCell<[Memory; QUEUES_MAX]>);
 
-// SAFETY: only the one `Queue` and the device reach it, by volatile accesses.
+// SAFETY: only the one `Queue` of each number and the device reach it, by volatile accesses.
 unsafe impl Sync for SharedMemory {}
 
-static MEMORY: SharedMemory = SharedMemory(UnsafeCell::new(Memory {
-    descriptors: [const { Descriptor { address: 0, length: 0, flags: 0, next: 0 } }; SIZE_MAX as usize],
-    available: [0; 2048],
-    used: [0; 2048],
-}));
+static MEMORY: SharedMemory = SharedMemory(UnsafeCell::new(
+    [const {
+        Memory {
+            descriptors: [const { Descriptor { address: 0, length: 0, flags: 0, next: 0 } };
+                SIZE_MAX as usize],
+            available: [0; 2048],
+            used: [0; 2048],
+        }
+    }; QUEUES_MAX],
+));
 
 /// A part of a chain.
 pub(crate) struct Segment {
@@ -60,6 +67,7 @@ pub(crate) struct Segment {
 
 /// The driver's side of the queue.
 pub(crate) struct Queue {
+    number: usize,
     size: u16,
     event_index: bool,
     /// Chains made available, counted as the ring does.
@@ -71,17 +79,18 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// The queue. There is memory for one only.
-    pub(crate) fn new(size: u16, event_index: bool) -> Self {
-        Queue { size, event_index, available: 0, announced: 0, used: 0 }
+    /// The queue of this number. There is memory for [`QUEUES_MAX`], and for one of each number.
+    pub(crate) fn new(number: usize, size: u16, event_index: bool) -> Self {
+        assert!(number < QUEUES_MAX);
+        Queue { number, size, event_index, available: 0, announced: 0, used: 0 }
     }
 
     /// Where its parts are.
     pub(crate) fn addresses(&self) -> QueueAddresses {
         QueueAddresses {
-            descriptors: descriptors() as u64,
-            available: available() as u64,
-            used: used() as u64,
+            descriptors: self.descriptors() as u64,
+            available: self.available_ring() as u64,
+            used: self.used_ring() as u64,
         }
     }
 
@@ -89,16 +98,16 @@ impl Queue {
     pub(crate) fn publish(&mut self, chain: u16, header: &Segment, data: Option<&Segment>, status: &Segment) {
         let first = chain * CHAIN;
         let after_header = if data.is_some() { first + 1 } else { first + 2 };
-        set_descriptor(first, header, Some(after_header));
+        self.set_descriptor(first, header, Some(after_header));
         if let Some(data) = data {
-            set_descriptor(first + 1, data, Some(first + 2));
+            self.set_descriptor(first + 1, data, Some(first + 2));
         }
-        set_descriptor(first + 2, status, None);
-        let slot = available().wrapping_add(usize::from(2 + self.available % self.size));
+        self.set_descriptor(first + 2, status, None);
+        let slot = self.available_ring().wrapping_add(usize::from(2 + self.available % self.size));
         store(slot, first);
         self.available = self.available.wrapping_add(1);
         fence(Ordering::Release);
-        store(available().wrapping_add(1), self.available);
+        store(self.available_ring().wrapping_add(1), self.available);
     }
 
     /// Whether the device wants its bell rung for what was published since the last call.
@@ -111,10 +120,10 @@ impl Queue {
         // The index must be visible before the device's wish is read (section 2.7.13.3).
         fence(Ordering::SeqCst);
         if self.event_index {
-            let wished = load(used().wrapping_add(2 + 4 * usize::from(self.size)));
+            let wished = load(self.used_ring().wrapping_add(2 + 4 * usize::from(self.size)));
             new.wrapping_sub(wished).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
-            load(used()) & NO_NOTIFY == 0
+            load(self.used_ring()) & NO_NOTIFY == 0
         }
     }
 
@@ -124,7 +133,8 @@ impl Queue {
             return None;
         }
         fence(Ordering::Acquire);
-        let slot = used().wrapping_add(2 + 4 * usize::from(self.used % self.size)).cast::<UsedElement>();
+        let slot =
+            self.used_ring().wrapping_add(2 + 4 * usize::from(self.used % self.size)).cast::<UsedElement>();
         // SAFETY: within the used ring; the device has written it and will not again before the index wraps.
         let id = unsafe { (&raw const (*slot).id).read_volatile() };
         self.used = self.used.wrapping_add(1);
@@ -137,52 +147,55 @@ impl Queue {
     pub(crate) fn expect_interrupt(&mut self, chains: u16) -> bool {
         let chains = if self.event_index { chains.max(1) } else { 1 };
         if self.event_index {
-            store(available().wrapping_add(2 + usize::from(self.size)), self.used.wrapping_add(chains - 1));
+            store(
+                self.available_ring().wrapping_add(2 + usize::from(self.size)),
+                self.used.wrapping_add(chains - 1),
+            );
         } else {
-            store(available(), 0);
+            store(self.available_ring(), 0);
         }
         fence(Ordering::SeqCst);
-        load(used().wrapping_add(1)).wrapping_sub(self.used) < chains
+        load(self.used_ring().wrapping_add(1)).wrapping_sub(self.used) < chains
     }
 
     /// Asks for no interrupts, as far as that can be said: with event indices, not moving the index says it.
     pub(crate) fn decline_interrupts(&self) {
         if !self.event_index {
-            store(available(), NO_INTERRUPT);
+            store(self.available_ring(), NO_INTERRUPT);
         }
     }
 
     fn has_used(&self) -> bool {
-        load(used().wrapping_add(1)) != self.used
+        load(self.used_ring().wrapping_add(1)) != self.used
     }
-}
 
-fn set_descriptor(index: u16, segment: &Segment, next: Option<u16>) {
-    let writes = if segment.device_writes { DEVICE_WRITES } else { 0 };
-    let flags = writes | next.map_or(0, |_| NEXT);
-    let descriptor =
-        Descriptor { address: segment.address, length: segment.length, flags, next: next.unwrap_or(0) };
-    let slot = descriptors().wrapping_add(usize::from(index));
-    // SAFETY: callers pass indices below the queue's size; the device does not look at a chain that is not available.
-    unsafe { slot.write_volatile(descriptor) }
-}
+    fn set_descriptor(&self, index: u16, segment: &Segment, next: Option<u16>) {
+        let writes = if segment.device_writes { DEVICE_WRITES } else { 0 };
+        let flags = writes | next.map_or(0, |_| NEXT);
+        let descriptor =
+            Descriptor { address: segment.address, length: segment.length, flags, next: next.unwrap_or(0) };
+        let slot = self.descriptors().wrapping_add(usize::from(index));
+        // SAFETY: callers pass indices below the queue's size; the device does not look at a chain that is not available.
+        unsafe { slot.write_volatile(descriptor) }
+    }
 
-fn descriptors() -> *mut Descriptor {
-    part(offset_of!(Memory, descriptors)).cast()
-}
+    fn descriptors(&self) -> *mut Descriptor {
+        self.part(offset_of!(Memory, descriptors)).cast()
+    }
 
-/// Words: flags, index, ring, used event.
-fn available() -> *mut u16 {
-    part(offset_of!(Memory, available)).cast()
-}
+    /// Words: flags, index, ring, used event.
+    fn available_ring(&self) -> *mut u16 {
+        self.part(offset_of!(Memory, available)).cast()
+    }
 
-/// Words: flags, index, ring of two double words each, available event.
-fn used() -> *mut u16 {
-    part(offset_of!(Memory, used)).cast()
-}
+    /// Words: flags, index, ring of two double words each, available event.
+    fn used_ring(&self) -> *mut u16 {
+        self.part(offset_of!(Memory, used)).cast()
+    }
 
-fn part(offset: usize) -> *mut u8 {
-    MEMORY.0.get().cast::<u8>().wrapping_add(offset)
+    fn part(&self, offset: usize) -> *mut u8 {
+        MEMORY.0.get().cast::<Memory>().wrapping_add(self.number).cast::<u8>().wrapping_add(offset)
+    }
 }
 
 fn load(word: *const u16) -> u16 {

@@ -95,26 +95,30 @@ impl Transport {
         Ok(agreed)
     }
 
-    /// The entries that queue 0 can have, 0 for no such queue.
-    pub(crate) fn queue_size_max(&self) -> u32 {
-        self.write(QUEUE_SELECT, 0);
+    /// The entries that a queue can have, 0 for no such queue.
+    pub(crate) fn queue_size_max(&self, queue: u32) -> u32 {
+        self.write(QUEUE_SELECT, queue);
         self.read(QUEUE_SIZE_MAX)
     }
 
-    /// Hands queue 0 to the device and lets it work.
-    pub(crate) fn start(&self, size: u16, addresses: &QueueAddresses) {
-        self.write(QUEUE_SELECT, 0);
+    /// Hands a queue to the device.
+    pub(crate) fn set_up_queue(&self, queue: u32, size: u16, addresses: &QueueAddresses) {
+        self.write(QUEUE_SELECT, queue);
         self.write(QUEUE_SIZE, u32::from(size));
         self.write_address(QUEUE_DESCRIPTORS, addresses.descriptors);
         self.write_address(QUEUE_AVAILABLE, addresses.available);
         self.write_address(QUEUE_USED, addresses.used);
         self.write(QUEUE_READY, 1);
+    }
+
+    /// Lets the device work on the queues that it has.
+    pub(crate) fn start(&self) {
         self.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     }
 
-    /// Rings queue 0's bell.
-    pub(crate) fn notify(&self) {
-        self.write(QUEUE_NOTIFY, 0);
+    /// Rings a queue's bell.
+    pub(crate) fn notify(&self, queue: u32) {
+        self.write(QUEUE_NOTIFY, queue);
     }
 
     /// Takes note of an interrupt, so that the next one is a new edge. Returns whether the device has given up, which comes
