@@ -5,28 +5,13 @@
 
 mod guest;
 
-use std::{fs, path::Path, sync::Arc};
+use std::sync::Arc;
 
 use drover_block::{Backend, MemoryImage};
 use drover_bus::BusDevice;
 use drover_devices::{ConsoleSink, Device, Saved, Serial};
 use drover_saved_state::Envelope;
-use guest::{DISK, EVENT_IDX, FLUSH, Guest, Line, OK, SOON, VERSION_1, owner};
-
-/// What `name` holds; with `today` what it is to hold where it is not there yet.
-fn golden(name: &str, today: &Envelope) -> Envelope {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("UPDATE_EXPECT").is_some() && !path.exists() {
-        let mut bytes = Vec::new();
-        today.encode(&mut bytes);
-        fs::write(&path, bytes).unwrap();
-    }
-    let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let mut rest = &bytes[..];
-    let envelope = Envelope::decode(&mut rest).unwrap();
-    assert!(rest.is_empty());
-    envelope
-}
+use guest::{DISK, EVENT_IDX, FLUSH, Guest, Line, OK, SOON, VERSION_1, golden::golden, owner};
 
 #[derive(Debug)]
 struct Nowhere;

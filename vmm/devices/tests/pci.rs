@@ -17,7 +17,8 @@ use drover_guest_memory::GuestMemory;
 use drover_saved_state::Envelope;
 use drover_units::Gpa;
 use guest::{
-    AVAILABLE, Bells, DESCRIPTORS, DISK, Events, HEADERS, NEXT, RAM, SOON, USED, VERSION_1, WRITE, owner,
+    AVAILABLE, Bells, DESCRIPTORS, DISK, Events, HEADERS, NEXT, RAM, SOON, USED, VERSION_1, WRITE,
+    golden::golden, owner,
 };
 use proptest::prelude::*;
 
@@ -89,9 +90,13 @@ impl Machine {
     }
 
     fn with(backend: Arc<dyn Backend>, memory: GuestMemory) -> Self {
+        Self::with_queues(backend, memory, 1)
+    }
+
+    fn with_queues(backend: Arc<dyn Backend>, memory: GuestMemory, queues: u16) -> Self {
         let (messages, bells) = (Arc::<Messages>::default(), Arc::<Bells>::default());
         let events = Arc::<Events>::default();
-        let config = BlkConfig { name: "disk0".into(), id: "a-disk".into(), queues: 1, events };
+        let config = BlkConfig { name: "disk0".into(), id: "a-disk".into(), queues, events };
         let blk = VirtioBlk::new(config, backend);
         let config = PciConfig {
             name: "disk0".into(),
@@ -301,6 +306,48 @@ fn a_disk_in_use_moves_with_its_messages() {
     target.offer(1, 0);
     target.ring(ELSEWHERE);
     assert_eq!(target.messages.wait(3).last(), Some(&0x41));
+}
+
+/// A disk behind PCI that has answered one write, paused.
+fn disk_in_use(image: &MemoryImage) -> Machine {
+    let backend = Arc::new(image.open());
+    backend.acquire(&owner(1, 1)).unwrap();
+    let machine = Machine::with(backend, GuestMemory::anonymous(RAM));
+    machine.start();
+    machine.set_config(0x10, ELSEWHERE as u32);
+    machine.offer(0, 1);
+    machine.ring(ELSEWHERE);
+    machine.messages.wait(1);
+    machine.disk.pause(SOON).unwrap();
+    machine
+}
+
+#[test]
+fn a_disk_in_use_of_a_release_is_restored() {
+    let image = MemoryImage::new(DISK);
+    let machine = disk_in_use(&image);
+    let golden = golden("virtio-pci-blk-v3.bin", &machine.saved());
+    assert_eq!(machine.saved(), golden);
+    let successor = Machine::with(Arc::new(image.open()), machine.memory.clone());
+    successor.disk.restore(&golden).unwrap();
+    assert_eq!(successor.saved(), golden);
+}
+
+#[test]
+fn a_disk_with_several_queues_has_a_doorbell_and_a_vector_for_each() {
+    let backend = Arc::new(MemoryImage::new(DISK).open());
+    backend.acquire(&owner(1, 1)).unwrap();
+    let machine = Machine::with_queues(backend, GuestMemory::anonymous(RAM), 3);
+    machine.start();
+    assert_eq!(machine.read(COMMON + 0x12, 2), 3);
+    assert_eq!(machine.bells.count(), 3);
+    for queue in 0..3 {
+        machine.write(COMMON + 0x16, 2, queue);
+        machine.write(COMMON + 0x1a, 2, queue + 1);
+        assert_eq!(machine.read(COMMON + 0x1a, 2), queue + 1);
+    }
+    machine.write(COMMON + 0x1a, 2, 4);
+    assert_eq!(machine.read(COMMON + 0x1a, 2), 0xffff, "one for each queue and one for changes");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "no test uses all of it")]
 
 pub(crate) mod driver;
+pub(crate) mod golden;
 pub(crate) mod wire;
 
 use std::{
