@@ -4,14 +4,14 @@ use std::{io, sync::mpsc, thread, time::Duration};
 
 use drover_thread_role::{Role, spawn};
 
-use crate::hosted::{HostedVm, QUIESCE_LIMIT};
+use crate::hosted::QUIESCE_LIMIT;
 
 /// How long the end of a machine may take: becoming quiet, and then as much again as closing disks ever takes with a cluster
 /// that answers. One that does not could keep it for ever: librbd closes no image, and gives up no lock, without the cluster.
 pub(super) const END_LIMIT: Duration = Duration::from_secs(QUIESCE_LIMIT.as_secs() + 3);
 
 /// Starts a thread that works on the machine. Where there can be no thread, the machine comes back.
-pub(super) fn lend<M: HostedVm>(
+pub(super) fn lend<M: Send + 'static>(
     (role, name): (Role, &str),
     machine: M,
     work: impl FnOnce(M) + Send + 'static,
@@ -38,7 +38,7 @@ pub(super) fn lend<M: HostedVm>(
 pub(super) struct Overdue;
 
 /// Has a thread do something with the machine, and waits for it, but not for ever.
-pub(super) fn within<M: HostedVm, T: Send + 'static>(
+pub(super) fn within<M: Send + 'static, T: Send + 'static>(
     name: &str,
     limit: Duration,
     machine: M,
@@ -55,5 +55,24 @@ pub(super) fn within<M: HostedVm, T: Send + 'static>(
         Ok(()) => result.recv_timeout(limit).map_err(|_| Overdue),
         // Without a thread the wait has no limit, and the host has worse problems.
         Err((machine, _)) => Ok(work(machine)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_in_time_is_had_and_what_is_not_goes_on_alone() {
+        assert!(matches!(within("quick", Duration::from_secs(60), 7, |n| n + 1), Ok(8)));
+        let (go, wait) = mpsc::channel::<()>();
+        let (told, heard) = mpsc::channel();
+        let slow = move |wait: mpsc::Receiver<()>| {
+            let _ = wait.recv();
+            let _ = told.send("done");
+        };
+        assert!(within("slow", Duration::from_millis(10), wait, slow).is_err());
+        go.send(()).expect("it still waits");
+        assert_eq!(heard.recv_timeout(Duration::from_secs(60)), Ok("done"));
     }
 }
