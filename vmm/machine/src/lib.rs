@@ -24,7 +24,7 @@
 //!     .allocate_memory()?
 //!     .open_volumes(disks, ownership)?
 //!     .attach_devices(&Hypervisor::open()?, console, events)?
-//!     .boot(&mut KernelImage::open("kernel.elf".as_ref())?)?;
+//!     .boot(&KernelImage::open("kernel.elf".as_ref())?)?;
 //! paused.resume()?;
 //!
 //! let paused = machine.pause(std::time::Duration::from_secs(1))?;
@@ -32,6 +32,10 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Disks come with [`VolumesOpen`]; other virtio devices with [`VolumesOpen::with_devices`]: [`NewDevice`] says how a kind of
+//! device is added. A guest that resets itself starts anew ([`ResetAction`]); one that has been asked to end, by
+//! [`Panel::press_power_button`], ends by itself. `examples/boot.rs` boots a Linux guest.
 //!
 //! Several may hold a machine back at once (a user, a lease that ran out, a migration): it runs when no guard is left.
 //! What the machine tells unasked is one [`MachineEvent`], when it ends.
