@@ -1,6 +1,6 @@
 //! How to reach a cluster.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, num::NonZero, path::PathBuf, thread, time::Duration};
 
 use crate::Secret;
 
@@ -65,6 +65,11 @@ impl ConnectConfig {
     pub(crate) fn all_options(&self) -> Vec<(String, String)> {
         let mut options: Vec<(String, String)> =
             DEFAULTS.map(|(name, value)| (name.into(), value.into())).into();
+        options.extend(QUIET.map(|subsystem| (format!("debug_{subsystem}"), "0/0".into())));
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        if processors <= FEW_PROCESSORS {
+            options.push(("librados_thread_count".into(), "1".into()));
+        }
         if let Source::Monitors { hosts, key, .. } = &self.source {
             options.push(("mon_host".into(), hosts.clone()));
             options.push(("key".into(), key.reveal().to_owned()));
@@ -99,6 +104,16 @@ const DEFAULTS: [(&str, &str); 4] = [
     ("admin_socket", ""),
 ];
 
+/// Parts of the client that every request passes. They keep what they would log in memory, for the log of a crash, which
+/// costs a disk a few percent of its CPU time and tells of nothing but requests that went well.
+const QUIET: [&str; 8] =
+    ["rbd", "rados", "objecter", "objectcacher", "ms", "throttle", "finisher", "striper"];
+
+/// librbd's two threads that carry requests and answers hand work to each other. Where the messenger, the disk's worker and
+/// the guest need the processors, one does the same work with fewer switches and no locks to wait for (measured with two
+/// processors: a fifth less CPU time per request of 4 KiB at depth 32); with more processors two carry more.
+const FEW_PROCESSORS: usize = 2;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +136,7 @@ mod tests {
         assert_eq!(last("client_mount_timeout"), Some("10"));
         assert_eq!(last("rados_osd_op_timeout"), Some("3"), "rounded up");
         assert_eq!(last("rados_mon_op_timeout"), None);
+        assert_eq!(last("debug_rbd"), Some("0/0"));
         assert!(!format!("{config:?}").contains("AQB9"), "{config:?}");
     }
 }
