@@ -202,6 +202,10 @@ impl<M: HostedVm> vm_server::Vm for Service<M> {
     ) -> Result<Response<wire::ReleaseQueuesResponse>, Status> {
         let command = order::command(request.into_inner().command).map_err(Refused::Invalid)?;
         let Held { lasted, expired } = self.hold.release(command.operation)?;
+        // Held here, and perhaps writing elsewhere since.
+        let has_left =
+            !matches!(self.vm.status().info().state(), wire::VmState::Running | wire::VmState::Paused);
+        let expired = expired || has_left;
         Ok(Response::new(wire::ReleaseQueuesResponse { held_us: lasted.as_micros() as u64, expired }))
     }
 
