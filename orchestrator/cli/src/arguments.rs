@@ -144,6 +144,9 @@ pub(crate) enum VmCommand {
         #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=10_000))]
         downtime: Option<u32>,
     },
+    /// What all disks of a VM held at one moment
+    #[command(subcommand)]
+    Snapshot(VmSnapshotCommand),
     /// Stops and forgets a VM; its volumes stay
     Delete {
         /// Name or id
@@ -164,6 +167,39 @@ pub(crate) enum VmCommand {
         /// At most the last so many bytes, such as 64K
         #[arg(long, value_name = "BYTES")]
         tail: Option<Bytes>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmSnapshotCommand {
+    /// Keeps the content of every disk that a VM writes, all of one moment; it may run where its pools can do that
+    Create {
+        /// The VM, and a name for the snapshot
+        #[arg(value_name = "VM@SNAPSHOT")]
+        snapshot: Snapshot,
+    },
+    /// Lists snapshots of VMs
+    List {
+        /// Only those of this VM, by name or id
+        vm: Option<String>,
+    },
+    /// Shows a snapshot of a VM
+    Show {
+        /// Which
+        #[arg(value_name = "VM@SNAPSHOT")]
+        snapshot: Snapshot,
+    },
+    /// Gives every disk of a VM the content it had; the VM must be stopped
+    Rollback {
+        /// What to go back to
+        #[arg(value_name = "VM@SNAPSHOT")]
+        snapshot: Snapshot,
+    },
+    /// Deletes a VM's snapshot that nothing needs; of a VM that is gone too, by its id
+    Delete {
+        /// Which
+        #[arg(value_name = "VM@SNAPSHOT")]
+        snapshot: Snapshot,
     },
 }
 
@@ -255,10 +291,11 @@ pub(crate) struct CreateVolume {
     pub(crate) pool: String,
 }
 
-/// `VOLUME@SNAPSHOT`
+/// `VOLUME@SNAPSHOT`, or `VM@SNAPSHOT`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
-    pub(crate) volume: String,
+    /// What it is one of.
+    pub(crate) of: String,
     pub(crate) snapshot: String,
 }
 
@@ -267,10 +304,10 @@ impl FromStr for Snapshot {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once('@') {
-            Some((volume, snapshot)) if !volume.is_empty() && !snapshot.is_empty() => {
-                Ok(Self { volume: volume.to_owned(), snapshot: snapshot.to_owned() })
+            Some((of, snapshot)) if !of.is_empty() && !snapshot.is_empty() => {
+                Ok(Self { of: of.to_owned(), snapshot: snapshot.to_owned() })
             }
-            _ => Err("a snapshot is named VOLUME@SNAPSHOT"),
+            _ => Err("a snapshot is named VOLUME@SNAPSHOT, or VM@SNAPSHOT"),
         }
     }
 }
@@ -541,6 +578,10 @@ mod tests {
         check("volume create data --snapshot a@b --image debian", false);
         check("snapshot create data@before", true);
         check("snapshot create data", false);
+        check("vm snapshot create web@before", true);
+        check("vm snapshot create web", false);
+        check("vm snapshot list", true);
+        check("vm snapshot rollback web@before --no-wait", true);
         check("pool create fast --kind rbd --cluster main --ceph-pool vms", true);
         check("image import debian https://example.org/d.qcow2 --sha256 00", true);
     }

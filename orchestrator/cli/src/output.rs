@@ -14,7 +14,9 @@ use drover_client::api::Operation;
 use serde::Serialize;
 
 pub(crate) use placement::{ExplanationRow, MoveRow, PolicyRow, ProjectRow, StatusRow};
-pub(crate) use rows::{EventRow, ImageRow, NodeRow, OperationRow, PoolRow, SnapshotRow, VmRow, VolumeRow};
+pub(crate) use rows::{
+    EventRow, ImageRow, NodeRow, OperationRow, PoolRow, SnapshotRow, VmRow, VmSnapshotRow, VolumeRow,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {

@@ -1,11 +1,13 @@
-//! Clones, growth and snapshots of volumes.
+//! Clones, growth and snapshots of volumes, and of all volumes of a VM.
 
 use crate::{
     Client, Error, PAGE_SIZE, PAGES_MAX, Result,
     api::{
-        CloneVolumeRequest, CreateSnapshotRequest, DeleteSnapshotRequest, FlattenVolumeRequest,
-        ListSnapshotsRequest, Operation, ProtectSnapshotRequest, ResizeVolumeRequest,
-        RollbackSnapshotRequest, Snapshot, SnapshotName, volumes_client::VolumesClient,
+        CloneVolumeRequest, CreateSnapshotRequest, CreateVmSnapshotRequest, DeleteSnapshotRequest,
+        DeleteVmSnapshotRequest, FlattenVolumeRequest, ListSnapshotsRequest, ListVmSnapshotsRequest,
+        Operation, ProtectSnapshotRequest, ResizeVolumeRequest, RollbackSnapshotRequest,
+        RollbackVmSnapshotRequest, Snapshot, SnapshotName, VmSnapshot, vms_client::VmsClient,
+        volumes_client::VolumesClient,
     },
     connect::{Repeat, request_id},
 };
@@ -133,5 +135,81 @@ impl Client {
             page_token = page.next_page_token;
         }
         Err(Error::EndlessList { what: "snapshots" })
+    }
+
+    /// Keeps the content of every volume that a VM writes, all of one moment.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`] saying what is in the way, and see [`Error`].
+    pub async fn create_vm_snapshot(&self, vm: &str, name: &str) -> Result<Operation> {
+        let request =
+            CreateVmSnapshotRequest { request_id: request_id(), vm: vm.to_owned(), name: name.to_owned() };
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).create_vm_snapshot(request).await }
+        })
+        .await
+    }
+
+    /// Gives every volume of a VM the content it had. The VM must be stopped.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`] saying what is in the way, and see [`Error`].
+    pub async fn rollback_vm_snapshot(&self, vm: &str, snapshot: &str) -> Result<Operation> {
+        let request = RollbackVmSnapshotRequest {
+            request_id: request_id(),
+            vm: vm.to_owned(),
+            snapshot: snapshot.to_owned(),
+        };
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).rollback_vm_snapshot(request).await }
+        })
+        .await
+    }
+
+    /// Deletes a VM's snapshot that nothing needs. The VM may be gone: then it is named by its id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`] saying what is in the way, and see [`Error`].
+    pub async fn delete_vm_snapshot(&self, vm: &str, snapshot: &str) -> Result<Operation> {
+        let request = DeleteVmSnapshotRequest {
+            request_id: request_id(),
+            vm: vm.to_owned(),
+            snapshot: snapshot.to_owned(),
+        };
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).delete_vm_snapshot(request).await }
+        })
+        .await
+    }
+
+    /// The snapshots of a VM, or of every one.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn list_vm_snapshots(&self, vm: Option<&str>) -> Result<Vec<VmSnapshot>> {
+        let mut found = Vec::new();
+        let mut page_token = String::new();
+        for _ in 0..PAGES_MAX {
+            let request = ListVmSnapshotsRequest {
+                page_size: PAGE_SIZE,
+                page_token,
+                vm: vm.unwrap_or_default().to_owned(),
+            };
+            let page = self
+                .call(Repeat::Safe, |channel| {
+                    let request = request.clone();
+                    async move { VmsClient::new(channel).list_vm_snapshots(request).await }
+                })
+                .await?;
+            found.extend(page.snapshots);
+            if page.next_page_token.is_empty() {
+                return Ok(found);
+            }
+            page_token = page.next_page_token;
+        }
+        Err(Error::EndlessList { what: "VM snapshots" })
     }
 }

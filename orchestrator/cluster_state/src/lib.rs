@@ -62,4 +62,4 @@ pub use state::{ClusterState, Stored, Usage};
 pub use storage_work::{CloneSource, StorageWork};
 pub use time::{Moment, Now, WallTime};
 pub use vm::{Desired, Progress, Restarts, StopCause, Vm, VmPhase, VmSpec, VolumeAttachment};
-pub use volume::{Image, Snapshot, SnapshotState, Volume, VolumeParent, VolumeState};
+pub use volume::{Hold, Image, Snapshot, SnapshotState, VmSnapshot, Volume, VolumeParent, VolumeState};

@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use drover_ids::{MigrationId, NodeId, OperationId, VmId, VolumeId};
 
-use crate::{Explanation, Name, StorageWork, WallTime};
+use crate::{Explanation, Hold, Name, StorageWork, WallTime};
 
 /// What an operation is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,6 +228,8 @@ pub struct Operation {
     pub explanation: Option<Box<Explanation>>,
     /// The operation that this one is a part of.
     pub parent: Option<OperationId>,
+    /// How the VM was held, for a snapshot of one that ran.
+    pub hold: Option<Hold>,
 }
 
 impl Operation {
@@ -256,6 +258,7 @@ impl Operation {
             placement: None,
             explanation: None,
             parent: None,
+            hold: None,
         }
     }
 

@@ -76,6 +76,22 @@ pub enum StorageWork {
         /// Which.
         snapshot: SnapshotId,
     },
+    /// Keep the present content of every writable volume of a VM, all of one moment. The volumes' records name the
+    /// operation.
+    VmSnapshotCreate {
+        /// Under this id, in each.
+        snapshot: SnapshotId,
+    },
+    /// Give the volumes of a VM the content they had.
+    VmSnapshotRollback {
+        /// Then.
+        snapshot: SnapshotId,
+    },
+    /// Remove a VM's snapshot from its volumes.
+    VmSnapshotDelete {
+        /// Which.
+        snapshot: SnapshotId,
+    },
     /// Remove a boot image. Done when it is accepted: kept so that a repetition is recognised.
     ImageDelete,
     /// Fill a disk image from a file.
@@ -103,6 +119,9 @@ impl StorageWork {
             Self::SnapshotProtect { .. } => "snapshot.protect",
             Self::SnapshotRollback { .. } => "snapshot.rollback",
             Self::SnapshotDelete { .. } => "snapshot.delete",
+            Self::VmSnapshotCreate { .. } => "vm.snapshot.create",
+            Self::VmSnapshotRollback { .. } => "vm.snapshot.rollback",
+            Self::VmSnapshotDelete { .. } => "vm.snapshot.delete",
             Self::ImageDelete => "image.delete",
             Self::DiskImageImport => "disk-image.import",
             Self::DiskImageCopy => "disk-image.copy",

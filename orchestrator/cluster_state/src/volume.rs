@@ -1,5 +1,7 @@
 //! Volumes and boot images.
 
+use std::time::Duration;
+
 use drover_ids::{ImageDigest, OperationId, SnapshotId, VmId, VolumeId};
 use drover_units::Bytes;
 
@@ -42,6 +44,29 @@ pub struct Snapshot {
     pub state: SnapshotState,
     /// When it was asked for.
     pub created_at: WallTime,
+    /// The snapshot of a whole VM that it is a part of. `None`: it stands for itself.
+    pub part_of: Option<VmSnapshot>,
+}
+
+/// All writable volumes of a VM at one moment. Its parts are snapshots of these, one of each, with one id and one name
+/// between them; it is as ready as all of them are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmSnapshot {
+    /// Whose. It may be gone.
+    pub vm: VmId,
+    /// How many parts it was made of.
+    pub volumes: u32,
+    /// How the VM was held meanwhile. `None`: it did not run.
+    pub hold: Option<Hold>,
+}
+
+/// How a VM's disks were held for a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Until every request under way had been finished.
+    pub drained: Duration,
+    /// From the first request that had to wait until the machine went on.
+    pub lasted: Duration,
 }
 
 /// What a clone still needs: blocks that it has not written are read from there. In the same pool.

@@ -62,6 +62,12 @@ impl Pools {
         self.pools.keys().cloned().collect()
     }
 
+    /// The names of those that cannot keep what a volume holds while a VM runs. Blocks.
+    pub(crate) fn without_online_snapshots(&self) -> BTreeSet<Name> {
+        let without = self.pools.iter().filter(|(_, (_, storage))| !storage.capabilities().online_snapshot);
+        without.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The directory with this name, if this control plane is configured with it.
     pub(crate) fn get(&self, name: &Name) -> Option<&DirPool> {
         self.pools.get(name).map(|(pool, _)| pool)

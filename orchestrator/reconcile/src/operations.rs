@@ -102,6 +102,8 @@ impl Planner {
         match operation.kind {
             OperationKind::VmSetCreate { .. } => return self.watch_set(&operation, age),
             OperationKind::Moves(_) => return,
+            // Whoever does it ends it; a VM's snapshot does not keep the VM from anything.
+            OperationKind::Storage(_) => return,
             _ => {}
         }
         let Subject::Vm(subject) = operation.subject else { return };

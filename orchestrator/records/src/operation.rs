@@ -43,6 +43,7 @@ impl StoredForm for Operation {
             ended_at_ms: self.ended_at.map(WallTime::as_unix_millis),
             explanation: self.explanation.as_deref().map(explanation_message),
             parent_id: self.parent.map(|id| id_bytes(id.as_u128())).unwrap_or_default(),
+            hold: self.hold.as_ref().map(StoredForm::to_message),
             placement_ns: self.placement.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
         }
     }
@@ -82,6 +83,7 @@ impl StoredForm for Operation {
                 .map_err(placement("operation.explanation"))?
                 .map(Box::new),
             parent: optional_id("operation.parent_id", &message.parent_id, OperationId::from_u128)?,
+            hold: message.hold.map(StoredForm::from_message).transpose()?,
         })
     }
 }

@@ -33,6 +33,9 @@ pub(crate) fn to_kind(work: &StorageWork) -> Kind {
         }
         StorageWork::SnapshotRollback { snapshot } => Kind::SnapshotRollback(snapshot_work(snapshot)),
         StorageWork::SnapshotDelete { snapshot } => Kind::SnapshotDelete(snapshot_work(snapshot)),
+        StorageWork::VmSnapshotCreate { snapshot } => Kind::VmSnapshotCreate(snapshot_work(snapshot)),
+        StorageWork::VmSnapshotRollback { snapshot } => Kind::VmSnapshotRollback(snapshot_work(snapshot)),
+        StorageWork::VmSnapshotDelete { snapshot } => Kind::VmSnapshotDelete(snapshot_work(snapshot)),
         StorageWork::ImageDelete => Kind::ImageDelete(empty),
         StorageWork::DiskImageImport => Kind::DiskImageImport(empty),
         StorageWork::DiskImageCopy => Kind::DiskImageCopy(empty),
@@ -57,6 +60,15 @@ pub(crate) fn from_kind(kind: &Kind) -> Result<StorageWork, RecordError> {
             StorageWork::SnapshotRollback { snapshot: snapshot(&work.snapshot_id)? }
         }
         Kind::SnapshotDelete(work) => StorageWork::SnapshotDelete { snapshot: snapshot(&work.snapshot_id)? },
+        Kind::VmSnapshotCreate(work) => {
+            StorageWork::VmSnapshotCreate { snapshot: snapshot(&work.snapshot_id)? }
+        }
+        Kind::VmSnapshotRollback(work) => {
+            StorageWork::VmSnapshotRollback { snapshot: snapshot(&work.snapshot_id)? }
+        }
+        Kind::VmSnapshotDelete(work) => {
+            StorageWork::VmSnapshotDelete { snapshot: snapshot(&work.snapshot_id)? }
+        }
         Kind::ImageDelete(_) => StorageWork::ImageDelete,
         Kind::DiskImageImport(_) => StorageWork::DiskImageImport,
         Kind::DiskImageCopy(_) => StorageWork::DiskImageCopy,

@@ -251,6 +251,7 @@ fn storage_samples() -> [Record; 6] {
         protected: true,
         state: SnapshotState::Ready,
         created_at: at,
+        part_of: None,
     };
     [
         Record::Pool(Pool {

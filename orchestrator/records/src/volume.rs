@@ -1,13 +1,17 @@
 //! Volumes.
 
-use drover_cluster_state::{Snapshot, SnapshotState, Volume, VolumeParent, VolumeState, WallTime};
+use std::time::Duration;
+
+use drover_cluster_state::{
+    Hold, Snapshot, SnapshotState, VmSnapshot, Volume, VolumeParent, VolumeState, WallTime,
+};
 use drover_ids::{OperationId, SnapshotId, VmId, VolumeId};
 use drover_units::Bytes;
 use drover_wire::store::v1 as stored;
 
 use crate::{
     RecordError, StoredForm,
-    fields::{digest, id, id_bytes, invalid, name, optional_id, required},
+    fields::{digest, id, id_bytes, invalid, micros, name, optional_id, required},
 };
 
 impl StoredForm for Volume {
@@ -102,6 +106,7 @@ impl StoredForm for Snapshot {
             is_protected: self.protected,
             state: state.into(),
             created_at_ms: self.created_at.as_unix_millis(),
+            part_of: self.part_of.as_ref().map(StoredForm::to_message),
         }
     }
 
@@ -119,6 +124,42 @@ impl StoredForm for Snapshot {
             protected: message.is_protected,
             state,
             created_at: WallTime::from_unix_millis(message.created_at_ms),
+            part_of: message.part_of.map(StoredForm::from_message).transpose()?,
+        })
+    }
+}
+
+impl StoredForm for VmSnapshot {
+    type Message = stored::VmSnapshot;
+
+    fn to_message(&self) -> stored::VmSnapshot {
+        stored::VmSnapshot {
+            vm_id: id_bytes(self.vm.as_u128()),
+            volumes: self.volumes,
+            hold: self.hold.as_ref().map(StoredForm::to_message),
+        }
+    }
+
+    fn from_message(message: stored::VmSnapshot) -> Result<Self, RecordError> {
+        Ok(Self {
+            vm: id("vm_snapshot.vm_id", &message.vm_id, VmId::from_u128)?,
+            volumes: message.volumes,
+            hold: message.hold.map(StoredForm::from_message).transpose()?,
+        })
+    }
+}
+
+impl StoredForm for Hold {
+    type Message = stored::Hold;
+
+    fn to_message(&self) -> stored::Hold {
+        stored::Hold { drained_us: micros(self.drained), lasted_us: micros(self.lasted) }
+    }
+
+    fn from_message(message: stored::Hold) -> Result<Self, RecordError> {
+        Ok(Self {
+            drained: Duration::from_micros(message.drained_us),
+            lasted: Duration::from_micros(message.lasted_us),
         })
     }
 }

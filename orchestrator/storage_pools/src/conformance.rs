@@ -35,6 +35,7 @@ pub fn check_all(bench: &dyn Bench) {
     a_snapshot_keeps_what_was_there(bench);
     a_rollback_brings_content_and_size_back(bench);
     a_running_volume_is_snapshotted_or_refused_as_the_capabilities_say(bench);
+    a_prepared_snapshot_is_of_the_moment_it_is_taken_at(bench);
     a_protected_snapshot_stays(bench);
     clones_of_snapshots_are_independent(bench);
     an_image_is_filled_in_pieces_and_cloned(bench);
@@ -186,6 +187,33 @@ fn a_running_volume_is_snapshotted_or_refused_as_the_capabilities_say(bench: &dy
         refused(outcome, |error| matches!(error, StorageError::InUse { .. }));
     }
     assert_eq!(pool.snapshots(id).expect("it is there"), []);
+    delete(pool, id);
+}
+
+fn a_prepared_snapshot_is_of_the_moment_it_is_taken_at(bench: &dyn Bench) {
+    let (pool, id) = (bench.pool(), volume(11));
+    let missing = pool.prepare_snapshot(id, snapshot(8)).map(drop);
+    refused(missing, |error| matches!(error, StorageError::NoSuchVolume(_)));
+    pool.create_volume(id, SIZE).expect("there is room");
+    drop(pool.prepare_snapshot(id, snapshot(8)).expect("it is there"));
+    assert_eq!(pool.snapshots(id).expect("it is there"), [], "not taken");
+    for text in [b"one", b"two"] {
+        // The second time one is there already: of a moment that is over.
+        let prepared = pool.prepare_snapshot(id, snapshot(8)).expect("it is there");
+        bench.write(id, MIB, text);
+        prepared.take().expect("nobody uses it");
+        bench.write(id, MIB, b"new");
+        let mut kept =
+            pool.open(Source::Snapshot { volume: id, snapshot: snapshot(8) }).expect("it is there");
+        let mut bytes = [0; 3];
+        kept.read_at(MIB, &mut bytes).expect("within the disk");
+        assert_eq!(&bytes, text);
+    }
+    pool.protect_snapshot(id, snapshot(8), true).expect("it is there");
+    let kept = pool.prepare_snapshot(id, snapshot(8)).map(drop);
+    refused(kept, |error| matches!(error, StorageError::Protected(_)));
+    pool.protect_snapshot(id, snapshot(8), false).expect("it has no clones");
+    pool.delete_snapshot(id, snapshot(8)).expect("it is not protected");
     delete(pool, id);
 }
 

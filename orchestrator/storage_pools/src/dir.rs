@@ -15,8 +15,8 @@ use drover_units::Bytes;
 use rustix::io::Errno;
 
 use crate::{
-    Capabilities, DiskReader, DiskWriter, Observer, PoolUsage, Result, SnapshotInfo, Source, StorageError,
-    StoragePool, Target, VolumeUsage, copy::copy, pool::check_size,
+    Capabilities, DiskReader, DiskWriter, Observer, PoolUsage, PreparedSnapshot, Result, SnapshotInfo,
+    Source, StorageError, StoragePool, Target, VolumeUsage, copy::copy, pool::check_size,
 };
 
 /// Raw files in a directory. A clone or snapshot shares the blocks of what it was made of where the file system can
@@ -166,6 +166,18 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
+struct Prepared {
+    storage: DirStorage,
+    volume: VolumeId,
+    snapshot: SnapshotId,
+}
+
+impl PreparedSnapshot for Prepared {
+    fn take(self: Box<Self>) -> Result<()> {
+        self.storage.create_snapshot(self.volume, self.snapshot)
+    }
+}
+
 impl StoragePool for DirStorage {
     fn capabilities(&self) -> Capabilities {
         let reflinks = self.has_reflinks();
@@ -284,6 +296,13 @@ impl StoragePool for DirStorage {
         self.publish(&file, &target, size, &crate::Unobserved)?;
         drop(held);
         Ok(())
+    }
+
+    fn prepare_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<Box<dyn PreparedSnapshot>> {
+        self.volume_usage(volume)?;
+        self.delete_snapshot(volume, snapshot)?;
+        let storage = Self { pool: self.pool.clone(), reflinks: self.has_reflinks().into() };
+        Ok(Box::new(Prepared { storage, volume, snapshot }))
     }
 
     fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotInfo>> {

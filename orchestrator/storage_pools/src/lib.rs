@@ -26,8 +26,8 @@ pub use copy::{copy, write_sparse};
 pub use dir::DirStorage;
 pub use error::{Cause, StorageError};
 pub use pool::{
-    Capabilities, DiskReader, DiskWriter, Observer, PoolUsage, Result, SnapshotInfo, Source, StoragePool,
-    Target, Unobserved, VolumeUsage,
+    Capabilities, DiskReader, DiskWriter, Observer, PoolUsage, PreparedSnapshot, Result, SnapshotInfo,
+    Source, StoragePool, Target, Unobserved, VolumeUsage,
 };
 pub use qcow2::{Qcow2, Qcow2Error};
 pub use rbd::{RbdStorage, image_name, volume_name};

@@ -153,6 +153,15 @@ pub trait DiskWriter: Send {
     fn finish(self: Box<Self>) -> Result<()>;
 }
 
+/// A snapshot that can be taken at once. Dropped without that, it leaves nothing.
+pub trait PreparedSnapshot: Send {
+    /// As [`StoragePool::create_snapshot`], of this moment.
+    ///
+    /// # Errors
+    /// As there. It may have been taken nevertheless.
+    fn take(self: Box<Self>) -> Result<()>;
+}
+
 /// A place for disks.
 ///
 /// **Contract.** Every call blocks until the storage has answered and may take as long as that; none is made from an
@@ -220,6 +229,14 @@ pub trait StoragePool: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`StorageError::InUse`] where the pool cannot do that while somebody writes.
     fn create_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<()>;
+
+    /// Gets everything ready to keep a volume's content, so that keeping it takes as little time as the storage can: a
+    /// guest may stand still meanwhile. A snapshot of this id that is there already is of another moment, and is
+    /// deleted. Nothing is kept before [`PreparedSnapshot::take`].
+    ///
+    /// # Errors
+    /// [`StorageError::Protected`], [`StorageError::HasClones`] where one is there that cannot be deleted.
+    fn prepare_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<Box<dyn PreparedSnapshot>>;
 
     /// The snapshots of a volume, by id.
     ///

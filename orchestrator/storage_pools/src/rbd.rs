@@ -15,8 +15,8 @@ use drover_rbd::{Access, CreateOptions, Error, Extent, Image, Pool};
 use drover_units::Bytes;
 
 use crate::{
-    Capabilities, DiskReader, DiskWriter, Observer, PoolUsage, Result, SnapshotInfo, Source, StorageError,
-    StoragePool, Target, VolumeUsage, pool::check_size,
+    Capabilities, DiskReader, DiskWriter, Observer, PoolUsage, PreparedSnapshot, Result, SnapshotInfo,
+    Source, StorageError, StoragePool, Target, VolumeUsage, pool::check_size,
 };
 
 /// What clones of an image are made of.
@@ -290,6 +290,13 @@ impl StoragePool for RbdStorage {
         }
     }
 
+    fn prepare_snapshot(&self, volume: VolumeId, snapshot: SnapshotId) -> Result<Box<dyn PreparedSnapshot>> {
+        self.delete_snapshot(volume, snapshot)?;
+        // Opening takes longer than keeping.
+        let image = self.open_volume(volume, Access::ReadWrite)?;
+        Ok(Box::new(Prepared { image, name: snapshot.to_string() }))
+    }
+
     fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotInfo>> {
         let image = self.open_volume(volume, Access::ReadOnly)?;
         let found = image.snapshots().map_err(failed("list snapshots"))?;
@@ -410,6 +417,17 @@ impl StoragePool for RbdStorage {
             }
         }
         Ok(found)
+    }
+}
+
+struct Prepared {
+    image: Image,
+    name: String,
+}
+
+impl PreparedSnapshot for Prepared {
+    fn take(self: Box<Self>) -> Result<()> {
+        self.image.create_snapshot(&self.name).map_err(failed("snapshot the volume"))
     }
 }
 

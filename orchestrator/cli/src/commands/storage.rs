@@ -1,15 +1,21 @@
 //! Commands on pools, volumes and snapshots.
 
-use drover_client::api::{
-    CloneVolumeRequest, CreatePoolRequest, CreateVolumeRequest, Operation, PoolKind, SnapshotName,
-    clone_volume_request::Source,
+use drover_client::{
+    Error,
+    api::{
+        CloneVolumeRequest, CreatePoolRequest, CreateVolumeRequest, Operation, PoolKind, SnapshotName,
+        clone_volume_request::Source,
+    },
 };
 use drover_units::Bytes;
 
 use crate::{
     Session, arguments,
-    arguments::{CreateVolume, PoolCommand, SnapshotCommand, VolumeCommand},
-    output::{PoolRow, SnapshotRow, VolumeRow, print_details, print_note, print_row, print_rows},
+    arguments::{CreateVolume, PoolCommand, SnapshotCommand, VmSnapshotCommand, VolumeCommand},
+    output::{
+        OperationRow, PoolRow, SnapshotRow, VmSnapshotRow, VolumeRow, print_details, print_note, print_row,
+        print_rows,
+    },
 };
 
 use super::{import, rows, settle};
@@ -122,7 +128,7 @@ pub(super) async fn snapshot(session: &Session, command: SnapshotCommand) -> any
             show_volume(session, client.rollback_snapshot(wire(snapshot)).await?).await
         }
         SnapshotCommand::Delete { snapshot } => {
-            let text = format!("snapshot {}@{} is deleted", snapshot.volume, snapshot.snapshot);
+            let text = format!("snapshot {}@{} is deleted", snapshot.of, snapshot.snapshot);
             match settle(session, client.delete_snapshot(wire(snapshot)).await?).await? {
                 Some(_) => print_note(session.format, &text),
                 None => Ok(()),
@@ -146,6 +152,50 @@ async fn show_snapshot(
     }
 }
 
+pub(super) async fn vm_snapshot(session: &Session, command: VmSnapshotCommand) -> anyhow::Result<()> {
+    let client = &session.client;
+    match command {
+        VmSnapshotCommand::Create { snapshot } => {
+            let operation = client.create_vm_snapshot(&snapshot.of, &snapshot.snapshot).await?;
+            match settle(session, operation).await? {
+                Some(ended) => print_row(
+                    session.format,
+                    &find_vm_snapshot(session, &ended.subject_id, &snapshot.snapshot).await?,
+                ),
+                None => Ok(()),
+            }
+        }
+        VmSnapshotCommand::List { vm } => {
+            let snapshots = client.list_vm_snapshots(vm.as_deref()).await?;
+            print_rows(session.format, &rows::<_, VmSnapshotRow>(snapshots))
+        }
+        VmSnapshotCommand::Show { snapshot } => {
+            print_details(session.format, &find_vm_snapshot(session, &snapshot.of, &snapshot.snapshot).await?)
+        }
+        VmSnapshotCommand::Rollback { snapshot } => {
+            let operation = client.rollback_vm_snapshot(&snapshot.of, &snapshot.snapshot).await?;
+            match settle(session, operation).await? {
+                Some(ended) => print_details(session.format, &OperationRow::from(ended)),
+                None => Ok(()),
+            }
+        }
+        VmSnapshotCommand::Delete { snapshot } => {
+            let text = format!("snapshot {}@{} is deleted", snapshot.of, snapshot.snapshot);
+            let operation = client.delete_vm_snapshot(&snapshot.of, &snapshot.snapshot).await?;
+            match settle(session, operation).await? {
+                Some(_) => print_note(session.format, &text),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+async fn find_vm_snapshot(session: &Session, vm: &str, name: &str) -> anyhow::Result<VmSnapshotRow> {
+    let found = session.client.list_vm_snapshots(Some(vm)).await?;
+    let row = found.into_iter().map(VmSnapshotRow::from).find(|row| row.is(name));
+    row.ok_or_else(|| Error::NotFound { message: format!("VM '{vm}' has no snapshot '{name}'") }.into())
+}
+
 fn wire(snapshot: arguments::Snapshot) -> SnapshotName {
-    SnapshotName { volume: snapshot.volume, snapshot: snapshot.snapshot }
+    SnapshotName { volume: snapshot.of, snapshot: snapshot.snapshot }
 }

@@ -12,7 +12,7 @@ use crate::{
     terminal::{self, Ended},
 };
 
-use super::{constraints::constraints, placement::explained, rows, settle};
+use super::{constraints::constraints, placement::explained, rows, settle, storage};
 
 pub(super) async fn run(session: &Session, command: VmCommand) -> anyhow::Result<()> {
     let client = &session.client;
@@ -46,6 +46,7 @@ pub(super) async fn run(session: &Session, command: VmCommand) -> anyhow::Result
                 None => Ok(()),
             }
         }
+        VmCommand::Snapshot(command) => storage::vm_snapshot(session, command).await,
         VmCommand::Delete { vm } => match settle(session, client.delete_vm(&vm).await?).await? {
             Some(ended) => print_note(session.format, &format!("{} is deleted", ended.subject_name)),
             None => Ok(()),

@@ -23,7 +23,7 @@ macro_rules! time {
 
 mod storage;
 
-pub(crate) use storage::{ImageRow, PoolRow, SnapshotRow, VolumeRow};
+pub(crate) use storage::{ImageRow, PoolRow, SnapshotRow, VmSnapshotRow, VolumeRow};
 
 /// `RUNNING` of `VM_PHASE_RUNNING`, in lower case.
 pub(super) fn state(name: &str, prefix: &str) -> String {
@@ -288,6 +288,14 @@ pub(crate) struct OperationRow {
     rejections: Vec<RejectionRow>,
     created_at: String,
     ended_at: String,
+    hold: Option<HoldRow>,
+}
+
+/// How a VM stood for a moment.
+#[derive(Debug, Serialize)]
+struct HoldRow {
+    drained_us: u64,
+    lasted_us: u64,
 }
 
 /// What a migration cost.
@@ -337,6 +345,9 @@ impl From<Operation> for OperationRow {
             rejections: operation.rejections.into_iter().map(RejectionRow::from).collect(),
             created_at: time!(operation.created_at),
             ended_at: time!(operation.ended_at),
+            hold: operation
+                .hold
+                .map(|hold| HoldRow { drained_us: hold.drained_us, lasted_us: hold.lasted_us }),
         }
     }
 }
@@ -382,6 +393,7 @@ impl Row for OperationRow {
                 migration.map(|m| format!("{} in {} rounds", bytes(m.bytes), m.rounds)).unwrap_or_default(),
             ),
             ("took", migration.map(|m| micros(m.total_us)).unwrap_or_default()),
+            ("vm held for", self.hold.as_ref().map(|hold| micros(hold.lasted_us)).unwrap_or_default()),
             ("placement took", self.placement_us.map(micros).unwrap_or_default()),
             ("created", self.created_at.clone()),
             ("ended", self.ended_at.clone()),

@@ -218,6 +218,51 @@ impl api::vms_server::Vms for Fake {
         };
         Ok(Response::new(api::ListVmsResponse { vms: vec![vm(name)?], next_page_token: next.into() }))
     }
+    async fn create_vm_snapshot(&self, request: Request<api::CreateVmSnapshotRequest>) -> Answer<Operation> {
+        Ok(Response::new(operation(&request.into_inner().vm)))
+    }
+    async fn list_vm_snapshots(
+        &self,
+        _: Request<api::ListVmSnapshotsRequest>,
+    ) -> Answer<api::ListVmSnapshotsResponse> {
+        let part = |volume: &str| api::Snapshot {
+            id: "00000000-0000-0000-0000-0000000000d0".into(),
+            name: "before".into(),
+            volume_id: "00000000-0000-0000-0000-0000000000b0".into(),
+            volume_name: volume.into(),
+            size_bytes: 1 << 30,
+            state: api::SnapshotState::Ready.into(),
+            created_at: at!(4),
+            part_of_vm_id: "00000000-0000-0000-0000-0000000000a0".into(),
+            ..api::Snapshot::default()
+        };
+        let whole = |name: &str, vm_name: &str, parts, hold| api::VmSnapshot {
+            id: "00000000-0000-0000-0000-0000000000d0".into(),
+            name: name.into(),
+            vm_id: "00000000-0000-0000-0000-0000000000a0".into(),
+            vm_name: vm_name.into(),
+            state: api::SnapshotState::Ready.into(),
+            parts,
+            part_count: 2,
+            hold,
+            created_at: at!(4),
+        };
+        let hold = Some(api::Hold { drained_us: 1_200, lasted_us: 41_000 });
+        let snapshots = vec![
+            whole("before", "web", vec![part("root"), part("data")], hold),
+            whole("old", "", vec![part("root")], None),
+        ];
+        Ok(Response::new(api::ListVmSnapshotsResponse { snapshots, next_page_token: String::new() }))
+    }
+    async fn rollback_vm_snapshot(
+        &self,
+        request: Request<api::RollbackVmSnapshotRequest>,
+    ) -> Answer<Operation> {
+        Ok(Response::new(operation(&request.into_inner().vm)))
+    }
+    async fn delete_vm_snapshot(&self, _: Request<api::DeleteVmSnapshotRequest>) -> Answer<Operation> {
+        Err(Status::failed_precondition("snapshot: its part in volume 'data' is protected"))
+    }
     type ConsoleStream = Messages<ConsoleOutput>;
     async fn console(&self, request: Request<Streaming<api::ConsoleRequest>>) -> Answer<Self::ConsoleStream> {
         let mut input = request.into_inner();
@@ -338,6 +383,7 @@ impl api::volumes_server::Volumes for Fake {
             state: api::SnapshotState::Ready.into(),
             clones: vec!["copy".into()],
             created_at: at!(4),
+            part_of_vm_id: String::new(),
         }];
         Ok(Response::new(api::ListSnapshotsResponse { snapshots, next_page_token: String::new() }))
     }

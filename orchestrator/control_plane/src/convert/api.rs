@@ -1,7 +1,7 @@
 //! What clients see.
 
 use drover_cluster_state::{
-    ClusterState, Constraints, DiskImage, DiskImageState, Image, ImageFormat, Name, Node, NodeFence,
+    ClusterState, Constraints, DiskImage, DiskImageState, Hold, Image, ImageFormat, Name, Node, NodeFence,
     NodeState, Operation, OperationState, Right, Snapshot, SnapshotState, Stored, Usage, Vm, VmPhase, Volume,
     VolumeParent, VolumeState, WallTime,
 };
@@ -10,6 +10,7 @@ use drover_ids::OperationId;
 use drover_placement_messages::{
     constraints_message, explanation_message, facts_message, settings_message, taint_message,
 };
+use drover_reconcile::admission::VmSnapshotPart;
 use drover_wire::{control::v1 as wire, placement::v1::Label};
 use prost_types::Timestamp;
 
@@ -209,7 +210,31 @@ pub(crate) fn snapshot(state: &ClusterState, volume: &Volume, snapshot: &Snapsho
         .into(),
         clones: clones(state, &volume.pool, parent),
         created_at: timestamp(snapshot.created_at),
+        part_of_vm_id: snapshot.part_of.as_ref().map(|whole| whole.vm.to_string()).unwrap_or_default(),
     }
+}
+
+/// A snapshot of a VM, of at least one part.
+pub(crate) fn vm_snapshot(state: &ClusterState, parts: &[VmSnapshotPart<'_>]) -> wire::VmSnapshot {
+    let VmSnapshotPart { snapshot: first, whole, .. } = parts[0];
+    let parts: Vec<_> = parts.iter().map(|part| snapshot(state, part.volume, part.snapshot)).collect();
+    let least = |of: wire::SnapshotState| parts.iter().any(|part| part.state() == of).then_some(of);
+    let unready = least(wire::SnapshotState::Deleting).or_else(|| least(wire::SnapshotState::Creating));
+    wire::VmSnapshot {
+        id: first.id.to_string(),
+        name: first.name.to_string(),
+        vm_id: whole.vm.to_string(),
+        vm_name: state.vms.get(&whole.vm).map(|vm| vm.spec.name.to_string()).unwrap_or_default(),
+        state: unready.unwrap_or(wire::SnapshotState::Ready).into(),
+        parts,
+        part_count: whole.volumes,
+        hold: whole.hold.map(hold),
+        created_at: timestamp(first.created_at),
+    }
+}
+
+fn hold(hold: Hold) -> wire::Hold {
+    wire::Hold { drained_us: micros(hold.drained), lasted_us: micros(hold.lasted) }
 }
 
 /// A disk image.
@@ -296,6 +321,7 @@ pub(crate) fn operation(state: &ClusterState, operation: &Operation) -> wire::Op
         placement_us: operation.placement.map_or(0, |time| micros(time).max(1)),
         explanation: operation.explanation.as_deref().map(explanation_message),
         parent_id: operation.parent.map(|id| id.to_string()).unwrap_or_default(),
+        hold: operation.hold.map(hold),
     }
 }
 

@@ -6,7 +6,9 @@ mod placement;
 mod report;
 
 pub(crate) use agent::{heartbeat, registration, vm_spec};
-pub(crate) use api::{disk_image, event, image, node, operation, snapshot, timestamp, vm, volume};
+pub(crate) use api::{
+    disk_image, event, image, node, operation, snapshot, timestamp, vm, vm_snapshot, volume,
+};
 pub(crate) use placement::{create_vm, update_node, within};
 pub(crate) use report::vm_report;
 

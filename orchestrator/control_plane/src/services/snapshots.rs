@@ -1,19 +1,21 @@
 //! Clones, growth and snapshots: the work on volumes that is an operation.
 
+use std::collections::BTreeMap;
+
 use drover_cluster_state::{ClusterState, Stored, Txn, Volume};
 use drover_driver::View;
-use drover_ids::OperationId;
+use drover_ids::{OperationId, VmId};
 use drover_ports::Store;
 use drover_reconcile::admission::{
-    self, AdmissionError, Admitted, CloneOf, CloneVolume, RequestIdentity, SnapshotName,
+    self, AdmissionError, Admitted, CloneOf, CloneVolume, RequestIdentity, SnapshotName, VmSnapshotPart,
 };
 use drover_wire::control::v1::{
-    self as wire, CloneVolumeRequest, ListSnapshotsRequest, ListSnapshotsResponse,
-    clone_volume_request::Source,
+    self as wire, CloneVolumeRequest, ListSnapshotsRequest, ListSnapshotsResponse, ListVmSnapshotsRequest,
+    ListVmSnapshotsResponse, clone_volume_request::Source,
 };
 use tonic::{Response, Status};
 
-use super::{Api, identity, volumes::find};
+use super::{Api, identity, vms, volumes::find};
 use crate::{
     convert,
     paging::PageRequest,
@@ -65,6 +67,33 @@ impl<S: Store> Api<S> {
             admission::clone_volume(view.state, &configured, &request, identity, view.now.wall)
         })
         .await
+    }
+
+    pub(super) async fn vm_snapshots(
+        &self,
+        request: ListVmSnapshotsRequest,
+    ) -> Result<Response<ListVmSnapshotsResponse>, Status> {
+        let page = PageRequest::new("vm-snapshot", request.page_size, &request.page_token)?;
+        let text = request.vm;
+        let list = move |state: &ClusterState| {
+            let vm = match (text.as_str(), text.parse::<VmId>()) {
+                ("", _) => None,
+                (_, Ok(id)) => Some(id),
+                (text, Err(_)) => Some(vms::find(state, text)?.id),
+            };
+            let mut wholes: BTreeMap<_, Vec<VmSnapshotPart<'_>>> = BTreeMap::new();
+            let parts = admission::vm_snapshot_parts(state);
+            for part in parts.filter(|part| vm.is_none_or(|vm| part.whole.vm == vm)) {
+                // By VM, oldest first; those of one millisecond in some fixed order.
+                let at = part.snapshot.created_at.as_unix_millis();
+                let key = format!("{}/{at:020}/{}", part.whole.vm, part.snapshot.id);
+                wholes.entry(key).or_default().push(part);
+            }
+            let (wholes, next_page_token) = page.take(wholes.into_iter().collect());
+            let snapshots = wholes.iter().map(|parts| convert::vm_snapshot(state, parts)).collect();
+            Ok::<_, Status>(ListVmSnapshotsResponse { snapshots, next_page_token })
+        };
+        self.cluster.read(move |view| list(view.state)).await.map_err(gone)?.map(Response::new)
     }
 
     pub(super) async fn snapshots(

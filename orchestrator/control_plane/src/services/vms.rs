@@ -4,11 +4,12 @@ use drover_cluster_state::{ClusterState, Stored, Vm};
 use drover_dir_volume::{LockError, OwnerRecord};
 use drover_ids::{OperationId, VmId, VolumeId};
 use drover_ports::Store;
-use drover_reconcile::admission::{self, AdmissionError, Admitted, MigrateVm};
+use drover_reconcile::admission::{self, AdmissionError, Admitted, MigrateVm, VmSnapshotName};
 use drover_wire::control::v1::{
-    self as wire, ConsoleRequest, CreateVmGroupRequest, CreateVmRequest, DeleteVmRequest, GetVmRequest,
-    ListVmsRequest, ListVmsResponse, LogsRequest, MigrateVmRequest, StartVmRequest, StopVmRequest,
-    vms_server::Vms,
+    self as wire, ConsoleRequest, CreateVmGroupRequest, CreateVmRequest, CreateVmSnapshotRequest,
+    DeleteVmRequest, DeleteVmSnapshotRequest, GetVmRequest, ListVmSnapshotsRequest, ListVmSnapshotsResponse,
+    ListVmsRequest, ListVmsResponse, LogsRequest, MigrateVmRequest, RollbackVmSnapshotRequest,
+    StartVmRequest, StopVmRequest, vms_server::Vms,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -166,6 +167,50 @@ impl<S: Store> Vms for Api<S> {
             }
         };
         self.cluster.read(move |view| list(view.state)).await.map(Response::new).map_err(gone)
+    }
+
+    async fn create_vm_snapshot(
+        &self,
+        request: Request<CreateVmSnapshotRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let CreateVmSnapshotRequest { request_id, vm, name } = request.into_inner();
+        let (pools, name) = (self.pools.clone(), VmSnapshotName { vm, snapshot: name });
+        let offline = blocking(move || pools.without_online_snapshots()).await;
+        self.work(request_id, move |view, identity| {
+            admission::create_vm_snapshot(view.state, &offline, &name, identity, view.now.wall)
+        })
+        .await
+    }
+
+    async fn list_vm_snapshots(
+        &self,
+        request: Request<ListVmSnapshotsRequest>,
+    ) -> Result<Response<ListVmSnapshotsResponse>, Status> {
+        self.vm_snapshots(request.into_inner()).await
+    }
+
+    async fn rollback_vm_snapshot(
+        &self,
+        request: Request<RollbackVmSnapshotRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let RollbackVmSnapshotRequest { request_id, vm, snapshot } = request.into_inner();
+        let name = VmSnapshotName { vm, snapshot };
+        self.work(request_id, move |view, identity| {
+            admission::rollback_vm_snapshot(view.state, &name, identity, view.now.wall)
+        })
+        .await
+    }
+
+    async fn delete_vm_snapshot(
+        &self,
+        request: Request<DeleteVmSnapshotRequest>,
+    ) -> Result<Response<wire::Operation>, Status> {
+        let DeleteVmSnapshotRequest { request_id, vm, snapshot } = request.into_inner();
+        let name = VmSnapshotName { vm, snapshot };
+        self.work(request_id, move |view, identity| {
+            admission::delete_vm_snapshot(view.state, &name, identity, view.now.wall)
+        })
+        .await
     }
 
     type ConsoleStream = ConsoleStream;

@@ -5,6 +5,7 @@
 //! except for what an import has received. Nothing waits for that: agents are served meanwhile.
 //!
 //! - `work`: what each kind of operation does to a pool.
+//! - `vm_snapshot`: volumes of one VM, all at one moment.
 //! - `import`: disk images, in pieces; `fetch`: from a web server; `uploads`: from a client.
 //! - `observe`: progress and cancellation of what blocks a thread.
 
@@ -13,6 +14,7 @@ mod import;
 mod observe;
 mod receive;
 mod uploads;
+mod vm_snapshot;
 mod work;
 
 use std::{

@@ -59,6 +59,7 @@ impl<S: Store> Api<S> {
                     _ => vanished("the volume"),
                 }
             }
+            (Subject::Vm(vm), work) => self.work_on_vm(job.id, &work, *vm).await,
             _ => vanished("what it should work on"),
         }
     }

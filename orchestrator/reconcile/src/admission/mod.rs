@@ -37,10 +37,11 @@ pub use project::{
 };
 pub use storage::{
     Checkpoint, CloneOf, CloneVolume, CopyDiskImage, CreatePool, ImportDiskImage, ImportFrom, SnapshotName,
-    StorageFailure, StorageOutcome, checkpoint_disk_image, clone_volume, copy_disk_image, create_pool,
-    create_snapshot, delete_disk_image, delete_pool, delete_snapshot, delete_volume, finish_storage,
-    flatten_volume, import_disk_image, progress_storage, protect_snapshot, resize_volume, rollback_snapshot,
-    same_object_as, usable_pools,
+    StorageFailure, StorageOutcome, VmSnapshotName, VmSnapshotPart, checkpoint_disk_image, clone_volume,
+    copy_disk_image, create_pool, create_snapshot, create_vm_snapshot, delete_disk_image, delete_pool,
+    delete_snapshot, delete_vm_snapshot, delete_volume, finish_storage, flatten_volume, import_disk_image,
+    progress_storage, protect_snapshot, resize_volume, rollback_snapshot, rollback_vm_snapshot,
+    same_object_as, usable_pools, vm_snapshot_parts,
 };
 pub use vm::{CreateVm, create_vm, delete_vm, start_vm, stop_vm};
 pub use vm_group::create_vm_group;

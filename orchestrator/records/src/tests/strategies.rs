@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use drover_cluster_state::{
     Blocklist, Blocklisting, Candidate, Capacity, Claim, CloneSource, Constraints, Desired, DiskImage,
-    DiskImageState, Evidence, HostFacts, Image, ImageFormat, ImageSource, Incarnation, MigrationResult, Name,
-    NameKind, NameRecord, Node, NodeFence, NodeFenceEvidence, NodeRejection, NodeSettings, Operation,
+    DiskImageState, Evidence, Hold, HostFacts, Image, ImageFormat, ImageSource, Incarnation, MigrationResult,
+    Name, NameKind, NameRecord, Node, NodeFence, NodeFenceEvidence, NodeRejection, NodeSettings, Operation,
     OperationKind, OperationState, Ownership, Pool, PoolState, RbdCredentials, RbdPool, Record, Restarts,
-    Right, Secret, Snapshot, SnapshotState, StopCause, StorageWork, Subject, Vm, VmSpec, Volume,
+    Right, Secret, Snapshot, SnapshotState, StopCause, StorageWork, Subject, Vm, VmSnapshot, VmSpec, Volume,
     VolumeAttachment, VolumeFence, VolumeOwner, VolumeParent, VolumeState, WallTime,
 };
 use drover_ids::{
@@ -228,16 +228,29 @@ pub(super) fn operation_id() -> impl Strategy<Value = OperationId> {
 pub(super) fn snapshot() -> impl Strategy<Value = Snapshot> {
     let state =
         prop_oneof![Just(SnapshotState::Creating), Just(SnapshotState::Ready), Just(SnapshotState::Deleting)];
-    (snapshot_id(), name(), any::<u64>(), any::<bool>(), state, wall()).prop_map(
-        |(id, name, size, protected, state, created_at)| Snapshot {
+    let part_of = (vm_id(), any::<u32>(), option::of(hold())).prop_map(|(vm, volumes, hold)| VmSnapshot {
+        vm,
+        volumes,
+        hold,
+    });
+    (snapshot_id(), name(), any::<u64>(), any::<bool>(), state, wall(), option::of(part_of)).prop_map(
+        |(id, name, size, protected, state, created_at, part_of)| Snapshot {
             id,
             name,
             size: Bytes::new(size),
             protected,
             state,
             created_at,
+            part_of,
         },
     )
+}
+
+pub(super) fn hold() -> impl Strategy<Value = Hold> {
+    (0..1_000_000_u64, 0..1_000_000_u64).prop_map(|(drained, lasted)| Hold {
+        drained: Duration::from_micros(drained),
+        lasted: Duration::from_micros(lasted),
+    })
 }
 
 pub(super) fn pool() -> impl Strategy<Value = Pool> {
@@ -299,11 +312,14 @@ pub(super) fn storage_work() -> impl Strategy<Value = StorageWork> {
             snapshot
         }),
     ];
-    let of_snapshot = (snapshot_id(), 0..5).prop_map(|(snapshot, which)| match which {
+    let of_snapshot = (snapshot_id(), 0..8).prop_map(|(snapshot, which)| match which {
         0 => StorageWork::SnapshotCreate { snapshot },
         1 => StorageWork::SnapshotRollback { snapshot },
         2 => StorageWork::SnapshotDelete { snapshot },
-        which => StorageWork::SnapshotProtect { snapshot, protect: which == 3 },
+        3 => StorageWork::VmSnapshotCreate { snapshot },
+        4 => StorageWork::VmSnapshotRollback { snapshot },
+        5 => StorageWork::VmSnapshotDelete { snapshot },
+        which => StorageWork::SnapshotProtect { snapshot, protect: which == 6 },
     });
     prop_oneof![
         Just(StorageWork::PoolCreate),
@@ -370,8 +386,8 @@ pub(super) fn operation() -> impl Strategy<Value = Operation> {
         },
     );
     let texts = (".{0,20}", ".{0,20}", 0..=100_u8, any::<bool>());
-    let ends =
-        (vec(rejection, 0..3), option::of(migration), wall(), option::of(wall()), any::<Option<u64>>());
+    let times = (wall(), option::of(wall()), any::<Option<u64>>(), option::of(hold()));
+    let ends = (vec(rejection, 0..3), option::of(migration), times);
     (any::<u128>(), kind, subject(), name(), state, texts, ends).prop_map(
         |(id, kind, subject, subject_name, state, (step, reason, percent, cancel_requested), ends)| {
             Operation {
@@ -386,11 +402,12 @@ pub(super) fn operation() -> impl Strategy<Value = Operation> {
                 rejections: ends.0,
                 migration: ends.1,
                 cancel_requested,
-                created_at: ends.2,
-                ended_at: ends.3,
-                placement: ends.4.map(Duration::from_nanos),
+                created_at: ends.2.0,
+                ended_at: ends.2.1,
+                placement: ends.2.2.map(Duration::from_nanos),
                 explanation: None,
                 parent: None,
+                hold: ends.2.3,
             }
         },
     )

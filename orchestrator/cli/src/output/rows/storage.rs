@@ -2,10 +2,10 @@
 
 use std::time::SystemTime;
 
-use drover_client::api::{DiskImage, Image, ImageFormat, Pool, Snapshot, Volume};
+use drover_client::api::{DiskImage, Image, ImageFormat, Pool, Snapshot, VmSnapshot, Volume};
 use serde::Serialize;
 
-use super::{bytes, state};
+use super::{bytes, micros, state};
 use crate::output::Row;
 
 /// A volume.
@@ -233,6 +233,100 @@ impl Row for SnapshotRow {
             ("state", self.state.clone()),
             ("protected", if self.protected { "yes" } else { "no" }.to_owned()),
             ("clones", self.clones.join(", ")),
+            ("created", self.created_at.clone()),
+        ]
+    }
+}
+
+/// A snapshot of a VM.
+#[derive(Debug, Serialize)]
+pub(crate) struct VmSnapshotRow {
+    name: String,
+    id: String,
+    vm: String,
+    vm_id: String,
+    state: String,
+    part_count: u32,
+    parts: Vec<VmSnapshotPartRow>,
+    drained_us: Option<u64>,
+    held_us: Option<u64>,
+    created_at: String,
+}
+
+/// The snapshot of one of its volumes.
+#[derive(Debug, Serialize)]
+struct VmSnapshotPartRow {
+    volume: String,
+    volume_id: String,
+    size_bytes: u64,
+    protected: bool,
+    clones: Vec<String>,
+}
+
+impl From<VmSnapshot> for VmSnapshotRow {
+    fn from(snapshot: VmSnapshot) -> Self {
+        let part = |part: Snapshot| VmSnapshotPartRow {
+            volume: part.volume_name,
+            volume_id: part.volume_id,
+            size_bytes: part.size_bytes,
+            protected: part.is_protected,
+            clones: part.clones,
+        };
+        Self {
+            state: state(snapshot.state().as_str_name(), "SNAPSHOT_STATE_"),
+            drained_us: snapshot.hold.map(|hold| hold.drained_us),
+            held_us: snapshot.hold.map(|hold| hold.lasted_us),
+            created_at: time!(snapshot.created_at),
+            name: snapshot.name,
+            id: snapshot.id,
+            vm: snapshot.vm_name,
+            vm_id: snapshot.vm_id,
+            part_count: snapshot.part_count,
+            parts: snapshot.parts.into_iter().map(part).collect(),
+        }
+    }
+}
+
+impl VmSnapshotRow {
+    pub(crate) fn is(&self, name: &str) -> bool {
+        self.name == name || self.id == name
+    }
+
+    fn volumes(&self) -> String {
+        match self.parts.len() {
+            has if has == self.part_count as usize => has.to_string(),
+            has => format!("{has} of {}", self.part_count),
+        }
+    }
+}
+
+impl Row for VmSnapshotRow {
+    const TITLES: &'static [&'static str] = &["VM", "SNAPSHOT", "VOLUMES", "STATE", "HELD", "CREATED"];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            if self.vm.is_empty() { self.vm_id.clone() } else { self.vm.clone() },
+            self.name.clone(),
+            self.volumes(),
+            self.state.clone(),
+            self.held_us.map(micros).unwrap_or_default(),
+            self.created_at.clone(),
+        ]
+    }
+
+    fn details(&self) -> Vec<(&'static str, String)> {
+        let parts: Vec<String> =
+            self.parts.iter().map(|part| format!("{} ({})", part.volume, bytes(part.size_bytes))).collect();
+        vec![
+            ("vm", self.vm.clone()),
+            ("vm id", self.vm_id.clone()),
+            ("snapshot", self.name.clone()),
+            ("id", self.id.clone()),
+            ("state", self.state.clone()),
+            ("parts", self.volumes()),
+            ("volumes", parts.join("\n")),
+            ("vm held for", self.held_us.map(micros).unwrap_or_default()),
+            ("drained in", self.drained_us.map(micros).unwrap_or_default()),
             ("created", self.created_at.clone()),
         ]
     }

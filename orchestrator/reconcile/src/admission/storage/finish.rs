@@ -1,7 +1,7 @@
 //! How work on storage ends, and what is written meanwhile.
 
 use drover_cluster_state::{
-    ClusterState, DiskImage, DiskImageState, ImageFormat, Key, Name, Operation, OperationKind,
+    ClusterState, DiskImage, DiskImageState, Hold, ImageFormat, Key, Name, Operation, OperationKind,
     OperationState, Pool, PoolState, RbdCredentials, Record, SnapshotState, StorageWork, Stored, Subject,
     Txn, Volume, VolumeState, WallTime,
 };
@@ -28,6 +28,8 @@ pub enum StorageOutcome {
         /// Its format.
         format: ImageFormat,
     },
+    /// A VM's volumes are kept, as they were at one moment: how the VM was held, where it ran.
+    Kept(Option<Hold>),
     /// It is not done.
     Failed(StorageFailure),
 }
@@ -68,6 +70,9 @@ pub fn finish_storage(
             let how = if failure.cancelled { OperationState::Cancelled } else { OperationState::Failed };
             operation.ended(how, failure.reason.clone(), now)
         }
+        StorageOutcome::Kept(hold) => {
+            Operation { hold: *hold, ..operation.ended(OperationState::Done, "", now) }
+        }
         _ => operation.ended(OperationState::Done, "", now),
     };
     txn.update(operation.revision, Record::Operation(ended));
@@ -79,6 +84,11 @@ pub fn finish_storage(
             }
         }
         Subject::DiskImage(name) => finish_image(state, name, work, outcome, &mut txn),
+        Subject::Vm(_) => {
+            for volume in state.volumes.values().filter(|v| v.operation == Some(operation.id)) {
+                finish_volume(state, volume, work, outcome, &mut txn);
+            }
+        }
         _ => {}
     }
     Some(txn)
@@ -169,7 +179,14 @@ fn finish_volume(
         }
         (StorageWork::VolumeDelete, false) if !leftover => changed.state = VolumeState::Ready,
         (StorageWork::VolumeFlatten, true) => changed.parent = None,
+        (StorageWork::VmSnapshotRollback { snapshot }, true) => {
+            changed.size = changed.snapshot(*snapshot).map_or(changed.size, |snapshot| snapshot.size);
+        }
         (work, done) => finish_snapshot(&mut changed, work, done, leftover),
+    }
+    if let (StorageWork::VmSnapshotCreate { snapshot }, StorageOutcome::Kept(hold)) = (work, outcome) {
+        let parts = changed.snapshots.iter_mut().filter(|one| one.id == *snapshot);
+        parts.filter_map(|one| one.part_of.as_mut()).for_each(|whole| whole.hold = *hold);
     }
     txn.update(volume.revision, Record::Volume(changed));
 }
@@ -181,21 +198,21 @@ fn finish_snapshot(volume: &mut Volume, work: &StorageWork, done: bool, leftover
             snapshot.state = state;
         }
     };
-    match (work, done) {
-        (StorageWork::SnapshotCreate { snapshot }, true) => set(*snapshot, SnapshotState::Ready),
-        (StorageWork::SnapshotCreate { snapshot }, false) if leftover => {
-            set(*snapshot, SnapshotState::Deleting)
-        }
-        (StorageWork::SnapshotDelete { snapshot }, false) if !leftover => {
-            set(*snapshot, SnapshotState::Ready)
-        }
-        (StorageWork::SnapshotCreate { snapshot }, false)
-        | (StorageWork::SnapshotDelete { snapshot }, true) => {
-            snapshots.retain(|one| one.id != *snapshot);
-        }
-        (StorageWork::SnapshotProtect { snapshot, protect }, true) => {
-            for one in snapshots.iter_mut().filter(|one| one.id == *snapshot) {
-                one.protected = *protect;
+    match *work {
+        StorageWork::SnapshotCreate { snapshot } | StorageWork::VmSnapshotCreate { snapshot } => match done {
+            true => set(snapshot, SnapshotState::Ready),
+            false if leftover => set(snapshot, SnapshotState::Deleting),
+            false => snapshots.retain(|one| one.id != snapshot),
+        },
+        StorageWork::SnapshotDelete { snapshot } | StorageWork::VmSnapshotDelete { snapshot } => match done {
+            true => snapshots.retain(|one| one.id != snapshot),
+            // Some of it may be gone.
+            false if leftover => {}
+            false => set(snapshot, SnapshotState::Ready),
+        },
+        StorageWork::SnapshotProtect { snapshot, protect } if done => {
+            for one in snapshots.iter_mut().filter(|one| one.id == snapshot) {
+                one.protected = protect;
             }
         }
         _ => {}

@@ -8,6 +8,7 @@ mod disk_image;
 mod finish;
 mod pool;
 mod snapshot;
+mod vm_snapshot;
 mod volume;
 
 use drover_cluster_state::{
@@ -25,6 +26,10 @@ pub use finish::{
 };
 pub use pool::{CreatePool, create_pool, delete_pool, usable_pools};
 pub use snapshot::{SnapshotName, create_snapshot, delete_snapshot, protect_snapshot, rollback_snapshot};
+pub use vm_snapshot::{
+    VmSnapshotName, VmSnapshotPart, create_vm_snapshot, delete_vm_snapshot, rollback_vm_snapshot,
+    vm_snapshot_parts,
+};
 pub use volume::{CloneOf, CloneVolume, clone_volume, delete_volume, flatten_volume, resize_volume};
 
 use super::{AdmissionError, Admitted, RequestIdentity, repeated};
@@ -99,7 +104,7 @@ fn shown(kind: &str, names: &[String]) -> String {
     }
 }
 
-/// Refuses a start of a VM while one of its volumes is given another content, and has the transaction fail if one
+/// Refuses a start of a VM while one of its volumes must not change or is given another content, and has the transaction fail if one
 /// begins meanwhile.
 pub(super) fn require_settled_volumes(
     state: &ClusterState,
@@ -114,16 +119,23 @@ pub(super) fn require_settled_volumes(
     Ok(())
 }
 
-/// Refuses the use of a volume while it is given another content.
+/// Refuses the use of a volume while it must not change or is given another content.
 pub(super) fn require_settled(
     state: &ClusterState,
     field: &'static str,
     volume: &Volume,
 ) -> Result<(), AdmissionError> {
-    let rolls_back = running(state, volume.operation).filter(|operation| {
-        matches!(operation.kind, OperationKind::Storage(StorageWork::SnapshotRollback { .. }))
+    let unsettled = running(state, volume.operation).filter(|operation| match &operation.kind {
+        OperationKind::Storage(work) => matches!(
+            work,
+            StorageWork::SnapshotRollback { .. }
+                | StorageWork::VmSnapshotRollback { .. }
+                // Several volumes are of one moment only while nobody writes them.
+                | StorageWork::VmSnapshotCreate { .. }
+        ),
+        _ => false,
     });
-    match rolls_back {
+    match unsettled {
         None => Ok(()),
         Some(_) => require_free(state, field, &format!("volume '{}'", volume.name), volume.operation),
     }

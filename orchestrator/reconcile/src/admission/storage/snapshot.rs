@@ -13,9 +13,9 @@ use super::{
 use crate::admission::vm::{find_volume, parse_name};
 
 /// Most snapshots of a volume: they are part of its record, about 60 bytes each.
-const SNAPSHOTS_MAX: usize = 256;
+pub(super) const SNAPSHOTS_MAX: usize = 256;
 /// No snapshot: for work whose kind is all that matters.
-const NONE: SnapshotId = SnapshotId::from_u128(0);
+pub(super) const NONE: SnapshotId = SnapshotId::from_u128(0);
 
 /// A snapshot, as a client names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +74,7 @@ pub fn create_snapshot(
             protected: false,
             state,
             created_at: now,
+            part_of: None,
         });
     }
     Ok(admitted)
@@ -164,7 +165,7 @@ fn find_usable<'a>(
     Ok((volume, snapshot))
 }
 
-fn require_no_clones(
+pub(super) fn require_no_clones(
     state: &ClusterState,
     volume: &Volume,
     snapshot: &Snapshot,
