@@ -289,6 +289,11 @@ async fn a_bad_vm_is_refused_by_field_and_changes_nothing() {
     check(&|spec| spec.volumes = vec!["nope".to_owned()], Code::NotFound, "spec.volumes: there is no volume")
         .await;
     check(&|spec| spec.name = String::new(), Code::InvalidArgument, "spec.name: ").await;
+    let seed = |user_data: &str| {
+        Some(api::CloudInit { user_data: user_data.to_owned(), ..api::CloudInit::default() })
+    };
+    let told_nothing = "spec.cloud_init: user_data: cloud-init would ignore";
+    check(&|spec| spec.cloud_init = seed("echo hello"), Code::InvalidArgument, told_nothing).await;
     refused(
         vms.create_vm(api::CreateVmRequest::default()).await,
         Code::InvalidArgument,
@@ -303,6 +308,29 @@ async fn a_bad_vm_is_refused_by_field_and_changes_nothing() {
     assert_eq!(failed.state(), api::OperationState::Failed);
     assert_eq!(failed.rejections.len(), 1, "{failed:?}");
     assert!(failed.rejections[0].reasons[0].contains("64 vCPU"), "{failed:?}");
+}
+
+#[tokio::test]
+async fn what_a_guest_is_told_reaches_its_node_and_is_not_told_to_clients() {
+    let cluster = Cluster::start().await;
+    let (agent, _tasks) = FakeAgent::start(&cluster, 1).await;
+    cluster.import_image("probe", kernel()).await.unwrap();
+    let told = api::CloudInit {
+        hostname: "web-1".to_owned(),
+        user_data: "#cloud-config\npassword: s3cret\n".to_owned(),
+        network_config: "version: 2 # s3cret\n".to_owned(),
+        ..api::CloudInit::default()
+    };
+    let spec = api::VmSpec { cloud_init: Some(told), ..vm_spec("web", &[]) };
+    let request = api::CreateVmRequest { request_id: String::new(), spec: Some(spec) };
+    let mut vms = cluster.vms().await;
+    cluster.done(vms.create_vm(request).await.unwrap().into_inner()).await;
+    let vm = cluster.vm("web").await.unwrap();
+    let shown = vm.spec.clone().unwrap().cloud_init.unwrap();
+    assert_eq!(shown, api::CloudInit { hostname: "web-1".to_owned(), ..api::CloudInit::default() });
+    let seed = agent.seed(&vm.id).expect("the agent has a seed");
+    let holds = |text: &[u8]| seed.windows(text.len()).any(|window| window == text);
+    assert!(holds(b"CIDATA") && holds(b"password: s3cret") && holds(vm.id.as_bytes()) && holds(b"web-1"));
 }
 
 #[tokio::test]

@@ -171,6 +171,39 @@ mod tests {
     }
 
     #[test]
+    fn a_seed_is_a_disk_behind_the_volumes_that_nobody_else_may_read() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = DirPool::open(folder.path()).expect("a pool");
+        std::fs::write(dir.image_path("probe").expect("a name"), b"elf").expect("an image");
+        let pools = [Pool { name: "fast".into(), dir }];
+        let state =
+            crate::state_dir::StateDir::open(&folder.path().join("state")).expect("a state directory");
+        let run_dir = state.run_dir(ID.parse().expect("an id"));
+        std::fs::create_dir_all(run_dir.path()).expect("a folder");
+        let place = |seed: Option<&[u8]>| {
+            let seed = seed.map(|image| SeedDisk { image: image.to_vec() });
+            let spec = VmSpec { seed, ..spec() };
+            let resolved = Machine::resolve(Some(spec), NodeId::from_u128(1), (&pools, &Librbd::default()));
+            let mut machine = resolved.expect("valid");
+            machine.place_seed(&run_dir).expect("placed");
+            machine.config.disks
+        };
+        for seed in [b"first", b"other"] {
+            let disks = place(Some(seed));
+            let [_, disk] = &disks[..] else { panic!("{disks:?}") };
+            assert!(disk.read_only && disk.volume_id == ID, "{disk:?}");
+            assert_eq!(std::fs::read(&disk.path).expect("there"), seed);
+            let mode = std::fs::metadata(&disk.path).expect("there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        let disks = place(None);
+        assert_eq!(disks.len(), 1);
+        assert!(!run_dir.path().join("seed.iso").exists(), "an old seed is gone");
+        check(|spec| spec.seed = Some(SeedDisk { image: vec![0; SEED_BYTES_MAX + 1] }), "spec.seed");
+    }
+
+    #[test]
     fn names_become_paths_and_errors_name_the_field() {
         check(|_| {}, &format!("/volumes/{ID}.raw"));
         check(|spec| spec.vcpus = 0, "spec.vcpus");

@@ -30,6 +30,17 @@ pub fn read(image: &Path, path: &str) -> anyhow::Result<Vec<u8>> {
     output_of(Command::new(e2fsprogs("debugfs")).args(["-R", &format!("cat {path}")]).arg(image))
 }
 
+/// Copies the file `path` out of the ext4 file system in `image` to a new file, holes and all.
+///
+/// # Errors
+/// If there is no such file, or no room.
+pub fn dump(image: &Path, path: &str, to: &Path) -> anyhow::Result<()> {
+    let command = format!("dump {path} {}", to.display());
+    output_of(Command::new(e2fsprogs("debugfs")).args(["-R", &command]).arg(image))?;
+    anyhow::ensure!(to.exists(), "there is no {path} on {}", image.display());
+    Ok(())
+}
+
 /// Checks the file system in `image` and repairs nothing.
 ///
 /// # Errors

@@ -23,18 +23,19 @@ B=/bin/busybox
 $B mount -t devtmpfs dev /dev
 for module in $($B cat /modules/order); do $B insmod /modules/$module.ko; done
 i=0; while [ ! -b /dev/vda ] && [ $i -lt 50 ]; do $B sleep 0.1; i=$((i+1)); done
-$B mount -t ext4 /dev/vda /root && $B mount --move /dev /root/dev && exec $B switch_root /root /sbin/init
+$B mount -o ro -t ext4 /dev/vda /root && $B mount --move /dev /root/dev && exec $B switch_root /root /sbin/init
 echo GUEST-NO-ROOT
 $B poweroff -f
 "#;
 
-/// Says what the test wants to know, writes to the disk, and ends the way that the kernel's command line asks for.
+/// Says what the test wants to know, writes to the disk unless that is read-only, and ends the way that the kernel's command line asks for.
 const ROOT_INIT: &str = r#"#!/bin/sh
-/bin/busybox --install -s /bin; export PATH=/bin
-mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -o remount,rw /
+B=/bin/busybox; $B mount -t tmpfs tmpfs /tmp; $B mkdir /tmp/bin; $B --install -s /tmp/bin; export PATH=/tmp/bin
+mount -t proc proc /proc; mount -t sysfs sysfs /sys
+grep -qw ro /proc/cmdline || mount -o remount,rw /
 root=$(awk '$2 == "/" && $1 != "rootfs" { print $1, $3 }' /proc/mounts)
 echo "GUEST-UP kernel=$(uname -r) cpus=$(grep -c ^processor /proc/cpuinfo) nonce=$(cat /nonce) root=$root uptime=$(cut -d' ' -f1 /proc/uptime)"
-tr a-z0-9 n-za-m5-90-4 < /nonce > /written
+grep -qw ro /proc/cmdline || tr a-z0-9 n-za-m5-90-4 < /nonce > /written
 [ -e /exercise ] && sh /exercise
 sync; mount -o remount,ro /; echo GUEST-DONE
 grep -q end=reboot /proc/cmdline && reboot -f
@@ -67,6 +68,11 @@ pub fn initramfs(kernel: &Kernel) -> anyhow::Result<Vec<u8>> {
 pub struct Nonce(String);
 
 impl Nonce {
+    /// It, as it lies on a disk.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// One that nobody has seen before.
     pub fn random() -> Self {
         Self(uuid::Uuid::new_v4().simple().to_string())

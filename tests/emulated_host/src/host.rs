@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Child,
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -37,6 +38,8 @@ pub struct HostOptions {
     pub kernel: Kernel,
     /// Programs to have under `/programs`, by name; `drover-emulated-host-door` must be one of them.
     pub programs: Vec<(String, PathBuf)>,
+    /// Libraries that programs open while they run, such as librbd. Those that programs are linked with come by themselves.
+    pub libraries: Vec<PathBuf>,
     /// What lies on its disk, mounted at `/disk`.
     pub disk: PathBuf,
     /// Size of its disk.
@@ -90,12 +93,12 @@ impl Link {
 /// A host that runs. Dropping it ends it and removes its files.
 #[derive(Debug)]
 pub struct EmulatedHost {
-    emulator: Child,
+    emulator: Mutex<Child>,
     door: u16,
     token: String,
     folder: tempfile::TempDir,
     /// While it is open, the host lives.
-    life: Option<TcpStream>,
+    life: Mutex<Option<TcpStream>>,
 }
 
 impl EmulatedHost {
@@ -109,7 +112,7 @@ impl EmulatedHost {
         let programs: Vec<(&str, &Path)> =
             options.programs.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect();
         let address = options.link.as_ref().map(Link::address);
-        let archive = initramfs::build(&options.kernel, &programs, &token, address)?;
+        let archive = initramfs::build(&options.kernel, (&programs, &options.libraries), &token, address)?;
         fs::write(folder.path().join("host.cpio"), archive)?;
         ext4::make(&folder.path().join("disk.img"), &options.disk, options.disk_bytes)?;
         let mut attempt = 1;
@@ -129,8 +132,10 @@ impl EmulatedHost {
                 }
             }
         };
-        let mut host = Self { emulator, door, token, folder, life: None };
-        host.life = Some(host.call(Request::Live)?);
+        let emulator = Mutex::new(emulator);
+        let host = Self { emulator, door, token, folder, life: Mutex::new(None) };
+        let life = host.call(Request::Live)?;
+        *host.life() = Some(life);
         Ok(host)
     }
 
@@ -205,11 +210,11 @@ impl EmulatedHost {
     ///
     /// # Errors
     /// If it does not end.
-    pub fn power_off(&mut self) -> anyhow::Result<PathBuf> {
+    pub fn power_off(&self) -> anyhow::Result<PathBuf> {
         self.shell("sync; umount /disk", ANSWER_DEADLINE)?;
-        drop(self.life.take());
+        drop(self.life().take());
         let end = Instant::now() + END_DEADLINE;
-        while self.emulator.try_wait()?.is_none() {
+        while self.emulator().try_wait()?.is_none() {
             ensure!(Instant::now() < end, "the emulated host does not power off:\n{}", self.console());
             thread::sleep(LOOK);
         }
@@ -220,6 +225,14 @@ impl EmulatedHost {
     pub fn console(&self) -> String {
         let said = fs::read(self.folder.path().join("console")).unwrap_or_default();
         String::from_utf8_lossy(&said).into_owned()
+    }
+
+    fn life(&self) -> MutexGuard<'_, Option<TcpStream>> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn emulator(&self) -> MutexGuard<'_, Child> {
+        self.emulator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn call(&self, request: Request) -> anyhow::Result<TcpStream> {
@@ -249,8 +262,10 @@ impl EmulatedHost {
 impl Drop for EmulatedHost {
     fn drop(&mut self) {
         // What has ended already cannot be killed.
-        self.emulator.kill().ok();
-        self.emulator.wait().ok();
+        let mut emulator = self.emulator();
+        emulator.kill().ok();
+        emulator.wait().ok();
+        drop(emulator);
         if thread::panicking() {
             eprintln!("---- console of the emulated host\n{}", self.console());
         }

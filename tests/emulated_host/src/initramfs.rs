@@ -1,6 +1,11 @@
 //! The emulated host's first and only root file system.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Context as _;
 
@@ -41,10 +46,11 @@ echo "HOST-READY $(uname -r) $(ls /dev/kvm)"
 sync; umount /disk; poweroff -f
 "#;
 
-/// Builds it: busybox, modules, the door, `programs` under `/programs` with their shared libraries.
+/// Builds it: busybox, modules, the door, `programs` under `/programs`, and the shared libraries of all of these and of
+/// `libraries`.
 pub(crate) fn build(
     kernel: &Kernel,
-    programs: &[(&str, &Path)],
+    (programs, libraries): (&[(&str, &Path)], &[PathBuf]),
     token: &str,
     link_address: Option<&str>,
 ) -> anyhow::Result<Vec<u8>> {
@@ -63,15 +69,21 @@ pub(crate) fn build(
         order.push('\n');
     }
     archive.file("modules/order", 0o644, order.as_bytes());
-    let mut libraries = BTreeMap::new();
+    let mut found = BTreeMap::new();
+    let mut find = |path: &Path| -> anyhow::Result<()> {
+        let name = path.file_name().context("a library has a name")?.to_string_lossy().into_owned();
+        found.insert(name, path.to_owned());
+        Ok(())
+    };
+    for library in libraries {
+        find(library)?;
+        shared_libraries(library)?.iter().try_for_each(|path| find(path))?;
+    }
     for (name, program) in programs {
         archive.file(&format!("programs/{name}"), 0o755, &stripped(program)?);
-        for library in shared_libraries(program)? {
-            let name = library.file_name().context("a library has a name")?.to_string_lossy().into_owned();
-            libraries.insert(name, library);
-        }
+        shared_libraries(program)?.iter().try_for_each(|path| find(path))?;
     }
-    for (name, library) in &libraries {
+    for (name, library) in &found {
         // The loader is named by its full path in each program; it finds the others in /lib.
         let folder = if name.starts_with("ld-linux") { "lib64" } else { "lib" };
         archive.copy(&format!("{folder}/{name}"), library)?;

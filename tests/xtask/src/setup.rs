@@ -22,9 +22,9 @@ struct Needed {
 const TO_BUILD: [Needed; 1] =
     [Needed { program: "cc", packages: "gcc libc6-dev", why: "the Rust compiler links with it" }];
 
-/// Without these, the tests on Ceph are skipped and counted. No daemon starts with these packages: their services are
+/// Without these, the tests on Ceph and those with Linux are skipped and counted. No daemon starts with these packages: their services are
 /// instances of templates, and nobody names an instance.
-const TO_TEST: [Needed; 7] = [
+const TO_TEST: [Needed; 6] = [
     Needed { program: "ceph-mon", packages: CEPH_PACKAGES, why: "tests start a Ceph cluster" },
     Needed { program: "ceph-osd", packages: CEPH_PACKAGES, why: "tests start a Ceph cluster" },
     Needed { program: "rbd", packages: CEPH_PACKAGES, why: "tests look into the images of a Ceph cluster" },
@@ -39,12 +39,14 @@ const TO_TEST: [Needed; 7] = [
         why: "an emulated host ends with its test",
     },
     Needed { program: "isoinfo", packages: "genisoimage", why: "tests have it read seed disks" },
-    Needed {
-        program: "mmdebstrap",
-        packages: "mmdebstrap",
-        why: "the long test with Linux builds a Debian guest",
-    },
 ];
+
+/// Without it, the long form of the tests with Linux leaves out the whole Debian.
+const TO_TEST_LINUX: [Needed; 1] = [Needed {
+    program: "mmdebstrap",
+    packages: "mmdebstrap",
+    why: "the long test with Linux builds a Debian guest",
+}];
 
 /// Without one of these, benches leave that peer out and say so.
 const TO_COMPARE: [Needed; 3] = [
@@ -83,6 +85,13 @@ pub(crate) fn install_missing() -> anyhow::Result<()> {
         eprintln!("setup: {error:#}");
     }
     Ok(())
+}
+
+/// Installs what only the long form of the tests with Linux needs.
+pub(crate) fn install_for_linux() {
+    if let Err(error) = install(TO_TEST_LINUX.iter()) {
+        eprintln!("setup: {error:#}");
+    }
 }
 
 fn install<'a>(needed: impl Iterator<Item = &'a Needed>) -> anyhow::Result<()> {

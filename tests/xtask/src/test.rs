@@ -44,7 +44,13 @@ pub(crate) fn run_long_on_ceph() -> anyhow::Result<()> {
 /// Sets up and runs the tests that boot unmodified Linux in an emulated host.
 pub(crate) fn run_linux(short: bool) -> anyhow::Result<()> {
     let long = (OsString::from(LINUX_LONG_VARIABLE), OsString::from("1"));
-    run_tests(&[&["--test", "linux"]], if short { &[] } else { std::slice::from_ref(&long) })
+    if !short {
+        setup::install_for_linux();
+    }
+    // vmmd comes with the tests of its package. One after the other: each emulated host takes a processor or two.
+    let build = ["--no-run", "--test", "linux", "--test", "vmmd"];
+    let run = ["--test", "linux", "--", "--test-threads", "1"];
+    run_tests(&[&build, &run], if short { &[] } else { std::slice::from_ref(&long) })
 }
 
 /// One command of cargo's for each selection.

@@ -194,6 +194,8 @@ pub(crate) struct VmRow {
     volumes: Vec<String>,
     anti_affinity_group: String,
     priority: u32,
+    /// The guest gets a seed disk.
+    cloud_init: bool,
     detail: String,
     boot_spawn_to_first_byte_us: Option<u64>,
     last_fence_evidence: String,
@@ -219,6 +221,7 @@ impl From<Vm> for VmRow {
             volumes: spec.volumes,
             anti_affinity_group: spec.anti_affinity_group,
             priority: spec.priority,
+            cloud_init: spec.cloud_init.is_some(),
             detail: vm.detail,
             boot_spawn_to_first_byte_us: vm
                 .boot
@@ -262,6 +265,7 @@ impl Row for VmRow {
             ("volumes", self.volumes.join(", ")),
             ("anti-affinity", self.anti_affinity_group.clone()),
             ("priority", self.priority.to_string()),
+            ("cloud-init", if self.cloud_init { "a seed disk" } else { "" }.to_owned()),
             ("epoch", self.owner_epoch.to_string()),
             ("pid", self.pid.map(|pid| pid.to_string()).unwrap_or_default()),
             ("restarts", self.restarts.to_string()),

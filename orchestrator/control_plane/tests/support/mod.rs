@@ -246,6 +246,8 @@ pub(crate) fn refused<T: std::fmt::Debug>(outcome: Result<T, Status>, code: Code
 pub(crate) struct FakeAgent {
     id: String,
     vms: Arc<Mutex<BTreeMap<String, vm::VmInfo>>>,
+    /// The seed disks that came with them.
+    seeds: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     changed: Arc<Notify>,
 }
 
@@ -262,7 +264,7 @@ impl FakeAgent {
     /// Serves, registers as node number `number`, and beats.
     pub(crate) async fn start(cluster: &Cluster, number: u128) -> (Self, AgentTasks) {
         let id = drover_ids::NodeId::from_u128(number).to_string();
-        let agent = Self { id, vms: Arc::default(), changed: Arc::default() };
+        let agent = Self { id, vms: Arc::default(), seeds: Arc::default(), changed: Arc::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = listener.local_addr().expect("bound").to_string();
         let service = node::node_agent_server::NodeAgentServer::new(agent.clone());
@@ -311,6 +313,15 @@ impl FakeAgent {
     pub(crate) fn vms(&self) -> MutexGuard<'_, BTreeMap<String, vm::VmInfo>> {
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn seeds(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u8>>> {
+        self.seeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The seed disk of a VM that has one.
+    pub(crate) fn seed(&self, vm: &str) -> Option<Vec<u8>> {
+        self.seeds().get(vm).cloned()
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -343,6 +354,9 @@ impl node::node_agent_server::NodeAgent for FakeAgent {
             pid: 42,
             ..Default::default()
         };
+        if let Some(seed) = spec.seed {
+            self.seeds().insert(spec.vm_id.clone(), seed.image);
+        }
         self.vms().insert(spec.vm_id, info.clone());
         self.changed.notify_one();
         Ok(Response::new(node::VmStatus { info: Some(info), ..Default::default() }))

@@ -1,7 +1,8 @@
 //! Any record there may be.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use drover_cloud_init::{Seed, Unchecked};
 use drover_cluster_state::{
     Blocklist, Blocklisting, Candidate, Capacity, Claim, CloneSource, Constraints, Desired, DiskImage,
     DiskImageState, Evidence, Hold, HostFacts, Image, ImageFormat, ImageSource, Incarnation, MigrationResult,
@@ -132,6 +133,18 @@ pub(super) fn ownership() -> impl Strategy<Value = Ownership> {
     })
 }
 
+fn seed() -> impl Strategy<Value = Seed> {
+    let key = "ssh-ed25519 [A-Za-z0-9+/]{1,40} [a-z]{0,8}";
+    ("[a-z0-9]{0,12}", vec(key, 0..3), "(#cloud-config\n.{0,40})?", ".{0,20}").prop_map(
+        |(hostname, ssh_keys, user_data, network_config)| {
+            // `.` is any character but a newline, NUL among them.
+            let [user_data, network_config] = [user_data, network_config].map(|text| text.replace('\0', " "));
+            let raw = Unchecked { hostname, ssh_keys, user_data, network_config };
+            Seed::try_from(raw).expect("the patterns are of valid seeds")
+        },
+    )
+}
+
 pub(super) fn vm() -> impl Strategy<Value = Vm> {
     let attachment = (volume_id(), name(), any::<bool>())
         .prop_map(|(volume, pool, read_only)| VolumeAttachment { volume, pool, read_only });
@@ -142,24 +155,26 @@ pub(super) fn vm() -> impl Strategy<Value = Vm> {
         name(),
         ".{0,30}",
         vec(attachment, 0..3),
-        option::of(name()),
+        (option::of(name()), option::of(seed())),
         any::<u32>(),
     )
-        .prop_map(|(name, size, image, image_pool, cmdline, volumes, anti_affinity_group, priority)| {
-            VmSpec {
-                name,
-                vcpus: size.vcpus,
-                memory: size.memory,
-                image,
-                image_pool,
-                cmdline,
-                volumes,
-                anti_affinity_group,
-                priority,
-                cloud_init: None,
-                constraints: Constraints::default(),
-            }
-        });
+        .prop_map(
+            |(name, size, image, image_pool, cmdline, volumes, (anti_affinity_group, seed), priority)| {
+                VmSpec {
+                    name,
+                    vcpus: size.vcpus,
+                    memory: size.memory,
+                    image,
+                    image_pool,
+                    cmdline,
+                    volumes,
+                    anti_affinity_group,
+                    priority,
+                    cloud_init: seed.map(Arc::new),
+                    constraints: Constraints::default(),
+                }
+            },
+        );
     let desired = prop_oneof![Just(Desired::Running), Just(Desired::Stopped), Just(Desired::Deleted)];
     let cause = prop_oneof![
         Just(StopCause::Requested),

@@ -20,22 +20,23 @@ pub(crate) struct Given<'a> {
     pub(crate) disk_bytes: u64,
     pub(crate) memory_mib: u32,
     pub(crate) link: Option<Link>,
+    /// Libraries that vmmd opens while it runs.
+    pub(crate) libraries: Vec<PathBuf>,
 }
 
 /// Starts a host that has our programs in `/programs`: those that this build has made.
 pub(crate) fn start(given: Given<'_>) -> anyhow::Result<EmulatedHost> {
     let door = PathBuf::from(env!("CARGO_BIN_EXE_drover-emulated-host-door"));
-    // Tests are in target/<profile>/deps, programs one above, examples beside it.
+    // Tests are in target/<profile>/deps, programs one above.
     let test = env::current_exe()?;
     let profile = test.ancestors().nth(2).expect("target/<profile>");
-    let mut programs = vec![("drover-emulated-host-door".to_owned(), door)];
-    for (name, path) in [("boot", profile.join("examples/boot"))] {
-        anyhow::ensure!(path.exists(), "{} is missing: `cargo xtask test` builds it", path.display());
-        programs.push((name.to_owned(), path));
-    }
+    let vmmd = profile.join("drover-vmmd");
+    anyhow::ensure!(vmmd.exists(), "{} is missing: `cargo xtask test` builds it", vmmd.display());
+    let programs = vec![("drover-emulated-host-door".to_owned(), door), ("drover-vmmd".to_owned(), vmmd)];
     EmulatedHost::start(&HostOptions {
         kernel: Kernel::newest(Series::Bookworm)?,
         programs,
+        libraries: given.libraries,
         disk: given.disk.to_owned(),
         disk_bytes: given.disk_bytes,
         cpus: 2,

@@ -4,5 +4,20 @@
 //! run as well.
 #![allow(clippy::disallowed_methods, reason = "tests measure how long they take, to say so")]
 
+mod debian;
 mod hosts;
 mod kernels;
+mod librbd;
+mod migration;
+mod vmmd;
+
+use drover_test_prerequisites::skipped;
+
+/// Whether the long form has been asked for. Where it has not, the running test is recorded as skipped.
+fn long() -> bool {
+    let long = std::env::var_os("DROVER_LINUX_LONG").is_some();
+    if !long {
+        skipped("a long test: `cargo xtask test --linux`");
+    }
+    long
+}
