@@ -58,21 +58,8 @@ const fn or(mut one: [u32; WORDS], other: [u32; WORDS]) -> [u32; WORDS] {
     one
 }
 
-/// FPU to CMPXCHG8B and APIC, SEP, MTRR, PGE, MCA, CMOV, PAT, PSE36, CLFLUSH, MMX, FXSR, SSE, SSE2; SYSCALL, NX, long mode.
-const V1: [u32; WORDS] = [
-    0,
-    bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26]),
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-    bits(&[11, 20, 29]),
-    0,
-];
+/// FPU, CMPXCHG8B, CMOV, MMX, FXSR, SSE, SSE2; SYSCALL, long mode.
+const V1: [u32; WORDS] = [0, bits(&[0, 8, 15, 23, 24, 25, 26]), 0, 0, 0, 0, 0, 0, 0, 0, bits(&[11, 29]), 0];
 /// SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, POPCNT; LAHF in long mode.
 const V2: [u32; WORDS] = or(V1, [bits(&[0, 9, 13, 19, 20, 23]), 0, 0, 0, 0, 0, 0, 0, 0, bits(&[0]), 0, 0]);
 /// FMA, MOVBE, XSAVE, AVX, F16C; BMI1, AVX2, BMI2; LZCNT.
@@ -85,8 +72,9 @@ const V4: [u32; WORDS] = or(V3, [0, 0, bits(&[16, 17, 28, 30, 31]), 0, 0, 0, 0xe
 const OPTIONAL: [u32; WORDS] = [
     // PCLMULQDQ, PCID, x2APIC, TSC deadline timer, AES, OSXSAVE, RDRAND, hypervisor.
     bits(&[1, 17, 21, 24, 25, 27, 30, 31]),
-    // Hyper-threading, which says that there are several vCPUs.
-    bits(&[28]),
+    // What every such processor has beside its level, VME to CLFLUSH, though an emulated one may not; hyper-threading, which
+    // says that there are several vCPUs.
+    bits(&[1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13, 14, 16, 17, 19, 28]),
     // FSGSBASE, TSC_ADJUST, SMEP, ERMS, INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT.
     bits(&[0, 1, 7, 9, 10, 18, 19, 20, 23]),
     // UMIP.
@@ -100,8 +88,8 @@ const OPTIONAL: [u32; WORDS] = [
     bits(&[0, 1, 2]),
     // CMP_LEGACY, CR8_LEGACY, 3DNOWPREFETCH, TOPOEXT.
     bits(&[1, 4, 8, 22]),
-    // AMD's copies of the first words' bits; MMXEXT, 1 GiB pages, RDTSCP.
-    bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 22, 23, 24, 25, 26, 27]),
+    // AMD's copies of the first words' bits; NX, MMXEXT, 1 GiB pages, RDTSCP.
+    bits(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 20, 22, 23, 24, 25, 26, 27]),
     // IBPB, IBRS, STIBP, SSBD, VIRT_SSBD.
     bits(&[12, 14, 15, 24, 25]),
 ];
