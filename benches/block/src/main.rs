@@ -24,7 +24,7 @@ mod target;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Parser;
 use drover_bench_report::{ROUNDS, Report};
 use drover_probe_record::bench::Wait;
@@ -152,7 +152,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let path = report.write(&root)?;
     eprintln!("block: {} written", path.display());
     if let Some(leaks) = leaks {
-        eprintln!("block: the cluster afterwards: {leaks}");
+        ensure!(leaks.is_empty(), "left in the cluster: {leaks}");
     }
     Ok(())
 }
