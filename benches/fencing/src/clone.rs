@@ -38,7 +38,7 @@ pub(crate) async fn measure(
     boot(storage, launcher, existing, 1).await?;
     let mut measured = Vec::new();
     for round in 0..rounds {
-        let volume = VolumeId::from_u128(0xc1 << 64 | round as u128);
+        let volume = VolumeId::from_u128((0xc1 << 64) | round as u128);
         let began = Instant::now();
         storage.pool.clone_volume(volume, image, SIZE, &Unobserved)?;
         let cloned = began.elapsed();

@@ -90,5 +90,5 @@ impl Storage {
 fn next_volume() -> VolumeId {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(1);
-    VolumeId::from_u128(0xfe0c << 64 | u128::from(NEXT.fetch_add(1, Ordering::Relaxed)))
+    VolumeId::from_u128((0xfe0c << 64) | u128::from(NEXT.fetch_add(1, Ordering::Relaxed)))
 }
