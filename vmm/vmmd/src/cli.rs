@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use drover_jail::Seccomp;
 use drover_lifecycle::BootTime;
 use tracing::level_filters::LevelFilter;
 
@@ -26,9 +27,49 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", value_parser = boot_time)]
     pub spawned_at_boottime_ns: Option<BootTime>,
 
+    /// Give up everything that a VM does not need: files are handed over by the agent, system calls are filtered by the
+    /// purpose of each thread
+    #[arg(long)]
+    pub jail: bool,
+
+    /// In the jail, become this user and group, and give every privilege up (needs root)
+    #[arg(long, value_name = "UID", requires = "jail", value_parser = clap::value_parser!(u32).range(1..))]
+    pub jail_uid: Option<u32>,
+
+    /// In the jail, leave the host's file system: the process was started in a mount namespace of its own (needs root)
+    #[arg(long, requires = "jail")]
+    pub jail_own_mounts: bool,
+
+    /// In the jail, leave librbd what it needs: its libraries and settings, connections, threads
+    #[arg(long, requires = "jail")]
+    pub jail_rbd: bool,
+
+    /// In the jail, what becomes of a thread that makes a system call that is not in its list: kill ends the process and names
+    /// the call, log lets it through and has the kernel's log name it
+    #[arg(long, value_name = "ACTION", default_value = "kill")]
+    pub seccomp: SeccompAction,
+
     /// Least severe messages to write to stderr: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LevelFilter,
+}
+
+/// See [`Arguments::seccomp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SeccompAction {
+    Kill,
+    Log,
+    Off,
+}
+
+impl From<SeccompAction> for Seccomp {
+    fn from(action: SeccompAction) -> Self {
+        match action {
+            SeccompAction::Kill => Self::Kill,
+            SeccompAction::Log => Self::Log,
+            SeccompAction::Off => Self::Off,
+        }
+    }
 }
 
 fn boot_time(text: &str) -> Result<BootTime, String> {

@@ -6,13 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use drover_block::{Access, Backend, FileBackend, Owner, OwnershipError};
+use drover_block::{Access, Backend, Owner, OwnershipError};
 use drover_block_rbd::{RbdBackend, RbdDisk};
 use drover_machine::{Disk, MachineError};
 use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
 
 use crate::{
     clusters::Clusters,
+    files::Files,
+    jail,
     order::{DiskConfig, DiskPlace, RbdImage},
     refused::{Refused, chain},
 };
@@ -30,7 +32,11 @@ const MOMENT: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Opens the images. Nothing is locked yet.
-pub(crate) fn open(configs: &[DiskConfig], clusters: &mut Clusters) -> Result<Vec<Disk>, Refused> {
+pub(crate) fn open(
+    configs: &[DiskConfig],
+    clusters: &mut Clusters,
+    files: &Files,
+) -> Result<Vec<Disk>, Refused> {
     let open = |(n, config): (usize, &DiskConfig)| {
         let access = if config.read_only { Access::ReadOnly } else { Access::ReadWrite };
         let refused = |field: &str, error: &dyn std::error::Error| {
@@ -38,7 +44,7 @@ pub(crate) fn open(configs: &[DiskConfig], clusters: &mut Clusters) -> Result<Ve
         };
         let backend: Arc<dyn Backend> = match &config.place {
             DiskPlace::File(path) => {
-                Arc::new(FileBackend::open(path, access).map_err(|error| refused("path", &error))?)
+                Arc::new(files.volume(path, access).map_err(|error| refused("path", &error))?)
             }
             DiskPlace::Rbd(RbdImage { access: way, image }) => {
                 let pool = clusters.pool(way).map_err(|error| refused("rbd.access", &error))?;
@@ -96,10 +102,13 @@ pub(crate) fn while_held_for_a_moment(
     }
 }
 
-/// Whether the holder was a process of our node, and is one no more. Of another node's processes only that node knows.
+/// Whether the holder was a process of our node, and is one no more. Of another node's processes only that node knows; and in
+/// a jail, where no other process can be seen, each of our node's may have gone a moment ago.
 fn is_gone(holder: &Owner, we: &Owner) -> bool {
     let Ok(pid) = i32::try_from(holder.pid) else { return false };
-    holder.node == we.node && pid > 0 && kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+    holder.node == we.node
+        && pid > 0
+        && (!jail::sees_processes() || kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH))
 }
 
 #[cfg(test)]

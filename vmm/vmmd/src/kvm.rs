@@ -31,7 +31,9 @@ use crate::{
     clusters::Clusters,
     console::Console,
     courtesy, devices, disks,
+    files::Files,
     hosted::{EndSink, HostedVm, Hypervisor, Instruments, Owner},
+    jail,
     order::{DiskPlace, InvalidField, VmConfig},
     refused::{Refused, chain},
     stall::{self, Watched},
@@ -45,6 +47,19 @@ pub(crate) struct Kvm {
     instruments: Instruments,
     status: Arc<Status>,
     clusters: Clusters,
+    files: Files,
+    device: KvmDevice,
+}
+
+/// The way to KVM.
+#[derive(Debug)]
+pub(crate) enum KvmDevice {
+    /// Opened when a machine is built.
+    WhenNeeded,
+    /// Opened before the process could open nothing more.
+    Open(drover_machine::Hypervisor),
+    /// It could not be opened then, for this reason.
+    Missing(String),
 }
 
 /// A machine and whether it is held back.
@@ -76,9 +91,36 @@ enum Held {
 
 impl Kvm {
     /// Machines whose serial port writes to this console, and that are read and typed on by these instruments.
-    pub(crate) fn new(console: Arc<Console>, instruments: Instruments, status: Arc<Status>) -> Self {
+    pub(crate) fn new(
+        console: Arc<Console>,
+        instruments: Instruments,
+        status: Arc<Status>,
+        (files, device): (Files, KvmDevice),
+    ) -> Self {
         let clusters = Clusters::new(Arc::clone(&status));
-        Self { console, instruments, status, clusters }
+        Self { console, instruments, status, clusters, files, device }
+    }
+
+    fn device(&self) -> Result<drover_machine::Hypervisor, Refused> {
+        match &self.device {
+            KvmDevice::WhenNeeded => Ok(drover_machine::Hypervisor::open().map_err(BuildError::from)?),
+            KvmDevice::Open(device) => Ok(device.clone()),
+            KvmDevice::Missing(reason) => Err(Refused::Precondition(reason.clone())),
+        }
+    }
+
+    /// What the guest is booted with.
+    fn boot_files(&self, config: &VmConfig) -> Result<(KernelImage, Option<Initrd>), Refused> {
+        let path = config.kernel.as_path();
+        let file = self.files.read(path);
+        let file = file.map_err(|source| BuildError::OpenKernel { path: path.to_owned(), source })?;
+        let kernel = KernelImage::of_file(file, path)?;
+        let initrd = config.initrd.as_deref().map(|path| {
+            let file = self.files.read(path);
+            let file = file.map_err(|source| BuildError::OpenInitrd { path: path.to_owned(), source })?;
+            Initrd::of_file(file, path)
+        });
+        Ok((kernel, initrd.transpose()?))
     }
 
     fn assemble(
@@ -95,9 +137,9 @@ impl Kvm {
             on_reset: config.platform.on_reset,
             cpu: config.platform.cpu,
         })?;
-        let hypervisor = drover_machine::Hypervisor::open().map_err(BuildError::from)?;
+        let hypervisor = self.device()?;
         let began = Instant::now();
-        let disks = disks::open(&config.disks, &mut self.clusters)?;
+        let disks = disks::open(&config.disks, &mut self.clusters, &self.files)?;
         info!(took_us = began.elapsed().as_micros(), "volumes opened");
         let backends = disks.iter().map(|disk| Arc::downgrade(&disk.backend)).collect();
         if let Ownership::Take(owner) = &ownership {
@@ -150,7 +192,7 @@ impl Hypervisor for Kvm {
     fn build(&mut self, config: &VmConfig, owner: Owner, ended: EndSink) -> Result<KvmVm, Refused> {
         let owner = volume_owner(owner);
         // Before anything is taken: the likeliest mistake of all is the kernel's name.
-        let (kernel, initrd) = boot_files(config)?;
+        let (kernel, initrd) = self.boot_files(config)?;
         let Assembled { ready, cpu, backends } = self.assemble(config, Ownership::Take(owner), ended)?;
         self.finish(config, owner, (cpu, backends), ready.boot_with(&kernel, initrd.as_ref())?)
     }
@@ -167,13 +209,6 @@ impl Hypervisor for Kvm {
         };
         self.finish(config, volume_owner(owner), (cpu, backends), received)
     }
-}
-
-/// What the guest is booted with.
-fn boot_files(config: &VmConfig) -> Result<(KernelImage, Option<Initrd>), BuildError> {
-    let kernel = KernelImage::open(&config.kernel)?;
-    let initrd = config.initrd.as_deref().map(Initrd::open).transpose()?;
-    Ok((kernel, initrd))
 }
 
 impl KvmVm {
@@ -324,7 +359,7 @@ impl ConsoleSink for GuestOutput {
 }
 
 fn volume_owner(owner: Owner) -> drover_block::Owner {
-    drover_block::Owner { vm: owner.vm, node: owner.node, epoch: owner.epoch, pid: std::process::id() }
+    drover_block::Owner { vm: owner.vm, node: owner.node, epoch: owner.epoch, pid: jail::host_pid() }
 }
 
 fn stop_reason(event: &MachineEvent) -> StopReason {

@@ -6,6 +6,8 @@ use drover_ids::VolumeId;
 use drover_machine::BlkMetricsSnapshot;
 use drover_wire::vm::v1 as wire;
 
+use crate::jail;
+
 /// Renders what is known at this moment.
 pub(crate) fn render(
     info: &wire::VmInfo,
@@ -27,6 +29,14 @@ pub(crate) fn render(
             &format!("state=\"{name}\""),
             f64::from(u8::from(info.state() == state)),
         );
+    }
+    page.head(
+        "drover_vm_jail",
+        "gauge",
+        "1 for each layer of the jail that this process is in, 0 for one that it is not.",
+    );
+    for (layer, is_in_force) in jail::layers() {
+        page.sample("drover_vm_jail", &format!("layer=\"{layer}\""), f64::from(u8::from(is_in_force)));
     }
     page.gauge(
         "drover_vm_owner_epoch",

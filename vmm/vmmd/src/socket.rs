@@ -13,7 +13,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::sys::stat::{Mode, umask};
+use nix::{
+    fcntl::OFlag,
+    sys::stat::{Mode, umask},
+};
 
 /// Longest path of a unix socket: `sun_path` is 108 bytes with its NUL (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -60,6 +63,7 @@ pub(crate) fn listen(path: &Path) -> Result<(UnixListener, SocketClaim), SocketE
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(&lock_path)
         .map_err(failed("open", &lock_path))?;
     match lock.try_lock() {
@@ -67,21 +71,31 @@ pub(crate) fn listen(path: &Path) -> Result<(UnixListener, SocketClaim), SocketE
         Err(TryLockError::WouldBlock) => return Err(SocketError::InUse { path }),
         Err(TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),
     }
-    match fs::symlink_metadata(&path) {
+    let listener = listen_privately(&path)?;
+    listener.set_nonblocking(true).map_err(failed("make non-blocking", &path))?;
+    Ok((listener, SocketClaim { path, _lock: lock }))
+}
+
+/// Listens on `path`, in place of whatever socket a dead process has left there. The path is claimed already, and the process
+/// has one thread: see [`listen`].
+pub(crate) fn listen_privately(path: &Path) -> Result<UnixListener, SocketError> {
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| SocketError::Io { action, path, source }
+    };
+    match fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => {
-            fs::remove_file(&path).map_err(failed("remove the stale socket", &path))?;
+            fs::remove_file(path).map_err(failed("remove the stale socket", path))?;
         }
-        Ok(_) => return Err(SocketError::NotASocket { path }),
+        Ok(_) => return Err(SocketError::NotASocket { path: path.to_owned() }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(failed("look at", &path)(source)),
+        Err(source) => return Err(failed("look at", path)(source)),
     }
     // Private from its first moment; a chmod after bind would leave a gap.
     let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = UnixListener::bind(&path);
+    let bound = UnixListener::bind(path);
     umask(before);
-    let listener = bound.map_err(failed("listen on", &path))?;
-    listener.set_nonblocking(true).map_err(failed("make non-blocking", &path))?;
-    Ok((listener, SocketClaim { path, _lock: lock }))
+    bound.map_err(failed("listen on", path))
 }
 
 impl Drop for SocketClaim {

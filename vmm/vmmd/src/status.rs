@@ -6,6 +6,8 @@ use drover_lifecycle::{BootTime, Lifecycle, Phase, State, StopReason};
 use drover_wire::vm::v1 as wire;
 use tokio::sync::watch;
 
+use crate::jail;
+
 /// The published message. Any thread may change it; readers see the newest.
 #[derive(Debug)]
 pub(crate) struct Status {
@@ -20,7 +22,7 @@ impl Status {
         let info = wire::VmInfo {
             state: wire::VmState::Empty.into(),
             revision: 1,
-            pid: u64::from(std::process::id()),
+            pid: u64::from(jail::host_pid()),
             boot: Some(wire::BootTimes::default()),
             ..wire::VmInfo::default()
         };

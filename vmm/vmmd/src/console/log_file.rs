@@ -7,10 +7,12 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use drover_ids::OwnerEpoch;
+use nix::fcntl::OFlag;
 
 use super::Chunk;
 
@@ -22,7 +24,7 @@ const OWN_LINES_MAX: u64 = 160;
 
 /// The open log.
 #[derive(Debug)]
-pub(super) struct LogFile {
+pub(crate) struct LogFile {
     path: PathBuf,
     file: File,
     length: u64,
@@ -32,11 +34,21 @@ pub(super) struct LogFile {
 
 impl LogFile {
     /// Opens the log in `run_dir` and goes on where an earlier process has left it.
-    pub(super) fn open(run_dir: &Path) -> io::Result<Self> {
+    pub(crate) fn open(run_dir: &Path) -> io::Result<Self> {
         let path = run_dir.join("console.log");
-        let file = OpenOptions::new().append(true).create(true).open(&path)?;
+        let file = open(&path)?;
         let length = file.metadata()?.len();
         Ok(Self { path, file, length, named: None })
+    }
+
+    /// The file that is written.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where the older part is.
+    pub(crate) fn older(&self) -> PathBuf {
+        self.path.with_added_extension("1")
     }
 
     /// Adds what the guest said under an owner; where some of it was lost, a line says how much.
@@ -57,8 +69,8 @@ impl LogFile {
     /// Sets the file aside if it would grow too large.
     fn make_room(&mut self, bytes: usize) -> io::Result<()> {
         if self.length + bytes as u64 + OWN_LINES_MAX > LOG_BYTES_MAX {
-            fs::rename(&self.path, self.path.with_added_extension("1"))?;
-            self.file = OpenOptions::new().append(true).create(true).open(&self.path)?;
+            fs::rename(&self.path, self.older())?;
+            self.file = open(&self.path)?;
             (self.length, self.named) = (0, None);
         }
         Ok(())
@@ -68,6 +80,16 @@ impl LogFile {
         self.file.write_all(bytes)?;
         self.length += bytes.len() as u64;
         Ok(())
+    }
+}
+
+/// Opens a plain file. An earlier process in this directory may have been a guest's, and have left anything there.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let file = OpenOptions::new().append(true).create(true).custom_flags(flags).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "console.log is not a plain file")),
     }
 }
 

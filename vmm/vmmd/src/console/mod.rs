@@ -16,7 +16,6 @@ mod ring;
 
 use std::{
     fmt,
-    path::Path,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -31,8 +30,8 @@ use drover_thread_role::{Role, spawn};
 use tokio::sync::watch;
 use tracing::warn;
 
-pub(crate) use self::ring::Chunk;
-use self::{log_file::LogFile, ring::Ring};
+use self::ring::Ring;
+pub(crate) use self::{log_file::LogFile, ring::Chunk};
 use crate::boottime;
 
 /// How long an unfinished line may wait for more of it: short for a person who types, long for a processor.
@@ -78,11 +77,11 @@ impl fmt::Debug for Console {
 }
 
 impl Console {
-    /// A console whose log is kept in `run_dir`. `on_first_byte` is called once, by a vCPU.
+    /// A console whose log is kept in `file`. `on_first_byte` is called once, by a vCPU.
     ///
     /// The console works without its log: a failure to write it is a warning.
     pub(crate) fn start(
-        run_dir: &Path,
+        file: LogFile,
         on_first_byte: impl Fn(BootTime) + Send + Sync + 'static,
     ) -> std::io::Result<(Arc<Self>, ConsoleLog)> {
         let console = Arc::new(Self {
@@ -93,7 +92,6 @@ impl Console {
             first_byte: OnceLock::new(),
             on_first_byte: Box::new(on_first_byte),
         });
-        let file = LogFile::open(run_dir)?;
         let follow = Arc::clone(&console);
         let builder = thread::Builder::new().name("console-log".to_owned());
         let thread = spawn(Role::Console, builder, move || follow.keep_log(file))?;
@@ -254,7 +252,8 @@ mod tests {
 
     fn console() -> (tempfile::TempDir, Arc<Console>, ConsoleLog) {
         let dir = tempfile::tempdir().expect("a directory");
-        let (console, log) = Console::start(dir.path(), |_| {}).expect("started");
+        let (console, log) =
+            Console::start(LogFile::open(dir.path()).expect("a log"), |_| {}).expect("started");
         (dir, console, log)
     }
 
@@ -305,7 +304,8 @@ mod tests {
         static CALLS: AtomicU32 = AtomicU32::new(0);
         let dir = tempfile::tempdir().expect("a directory");
         let count = |_| _ = CALLS.fetch_add(1, Ordering::Relaxed);
-        let (console, _log) = Console::start(dir.path(), count).expect("started");
+        let (console, _log) =
+            Console::start(LogFile::open(dir.path()).expect("a log"), count).expect("started");
         console.append(b"a");
         console.append(b"b");
         assert_eq!(CALLS.load(Ordering::Relaxed), 1);

@@ -10,7 +10,6 @@ use drover_migration::{
     driver,
     source::{self, SourcePlan},
     target::{self, TargetPlan},
-    transport::{TcpConnector, TcpTarget},
 };
 use drover_thread_role::Role;
 use drover_wire::vm::v1 as wire;
@@ -65,10 +64,19 @@ impl<H: Hypervisor> VmThread<H> {
             limits,
             timeouts: source::SourceTimeouts::default(),
         };
-        let connector = TcpConnector::new(outgoing.target.to_string());
+        let unreachable = |error| {
+            Refused::Precondition(format!("target_address: no connection to {}: {error}", outgoing.target))
+        };
+        let connector = match self.files.connector(&outgoing.target.to_string()) {
+            Ok(connector) => connector,
+            Err(error) => {
+                self.machine = Machine::Here(machine);
+                return Err(unreachable(error));
+            }
+        };
         let (handle, observed) = (self.handle.clone(), progress.clone());
         let lent = lend((Role::Migration, "migrate-out"), machine, move |mut machine| {
-            let outcome = driver::send(&mut machine, &connector, plan, receiver, &observed);
+            let outcome = driver::send(&mut machine, connector.as_ref(), plan, receiver, &observed);
             handle.send(Input::SendEnded(Box::new(SendEnded { machine, outcome })));
         });
         match lent {
@@ -93,7 +101,7 @@ impl<H: Hypervisor> VmThread<H> {
         let address = incoming.listen.to_string();
         let cannot =
             |error| Refused::Precondition(format!("listen_address: cannot listen on {address}: {error}"));
-        let acceptor = TcpTarget::bind(&address).map_err(cannot)?;
+        let acceptor = self.files.listen(&address).map_err(cannot)?;
         let listening = acceptor.local_address().map_err(cannot)?;
         let (control, receiver) = drover_migration::control();
         let progress = published_progress(&self.handle, incoming.migration);

@@ -39,6 +39,7 @@ use self::{
 use crate::{
     boottime,
     console::Console,
+    files::Files,
     hosted::Hypervisor,
     order::{Order, Renewal},
     refused::Refused,
@@ -73,6 +74,7 @@ struct VmThread<H: Hypervisor> {
     hypervisor: H,
     console: Arc<Console>,
     watchdog: Watchdog,
+    files: Files,
     lifecycle: Lifecycle,
     machine: Machine<H::Machine>,
     /// At most [`INPUTS_MAX`].
@@ -84,6 +86,7 @@ pub(crate) fn start<H: Hypervisor>(
     hypervisor: H,
     status: Arc<Status>,
     console: Arc<Console>,
+    files: Files,
 ) -> io::Result<VmHandle<H::Machine>> {
     let (sender, inputs) = mpsc::sync_channel(INPUTS_MAX);
     let watchdog = Watchdog::new()?;
@@ -95,6 +98,7 @@ pub(crate) fn start<H: Hypervisor>(
         hypervisor,
         console,
         watchdog,
+        files,
         lifecycle: Lifecycle::new(),
         machine: Machine::None,
         waiting: Vec::new(),

@@ -172,9 +172,12 @@ struct Process {
 impl Process {
     fn empty() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let (console, log) = Console::start(dir.path(), |_| {}).expect("a console");
+        let (console, log) =
+            Console::start(crate::console::LogFile::open(dir.path()).expect("a log"), |_| {})
+                .expect("a console");
         let bench = Bench::default();
-        let vm = start(bench.clone(), Arc::new(Status::new(None)), console).expect("a thread");
+        let vm =
+            start(bench.clone(), Arc::new(Status::new(None)), console, Files::default()).expect("a thread");
         Self { bench, vm, _log: log, _dir: dir }
     }
 

@@ -1,0 +1,98 @@
+//! What the VM is made of, opened here or handed over.
+//!
+//! A process in its jail opens nothing: whatever a call names, the agent has handed over under that name before it makes
+//! the call (drover-handover). Without a jail the process opens what is named.
+
+use std::{
+    fs::File,
+    io,
+    net::{TcpListener, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::Path,
+    sync::Arc,
+    thread::Builder,
+};
+
+use drover_block::{Access, FileBackend, OpenError, Sidecar};
+use drover_handover::{Incoming, Table, connection_name, listener_name, record_name};
+use drover_migration::transport::{Connect, MadeConnection, TcpConnector, TcpTarget};
+use drover_thread_role::{Role, spawn};
+use tracing::warn;
+
+/// Stack of the thread that takes files: it moves descriptors and short names.
+const STACK_BYTES: usize = 128 << 10;
+
+/// Where open files come from. Clones share what has been handed over.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Files {
+    handed: Option<Arc<Table>>,
+}
+
+impl Files {
+    /// What is handed over on this socket from now on, and nothing else.
+    pub(crate) fn handed_over(listener: UnixListener) -> io::Result<Self> {
+        let table = Arc::new(Table::default());
+        let kept = Arc::clone(&table);
+        let builder = Builder::new().name("handover".to_owned()).stack_size(STACK_BYTES);
+        spawn(Role::Main, builder, move || take_all(&listener, &kept))?;
+        Ok(Self { handed: Some(table) })
+    }
+
+    /// A file to read: an image, an initial RAM disk.
+    pub(crate) fn read(&self, path: &Path) -> io::Result<File> {
+        match &self.handed {
+            None => File::open(path),
+            Some(table) => table.take(&path.to_string_lossy()).ok_or_else(missing),
+        }
+    }
+
+    /// A volume.
+    pub(crate) fn volume(&self, path: &Path, access: Access) -> Result<FileBackend, OpenError> {
+        let Some(table) = &self.handed else { return FileBackend::open(path, access) };
+        let name = path.to_string_lossy();
+        let gone = |attempt| OpenError::Io { attempt, path: path.to_owned(), source: missing() };
+        let file = table.take(&name).ok_or_else(|| gone("open"))?;
+        let sidecar = match table.take(&record_name(&name)) {
+            Some(record) => Sidecar::Open(record, path.with_extension("owner")),
+            None if access == Access::ReadOnly => Sidecar::At(path.with_extension("owner")),
+            None => return Err(gone("open the owner record of")),
+        };
+        FileBackend::of_file(file, access, (path.to_owned(), sidecar))
+    }
+
+    /// Listens for a migration.
+    pub(crate) fn listen(&self, address: &str) -> io::Result<TcpTarget> {
+        match &self.handed {
+            None => TcpTarget::bind(address),
+            Some(table) => {
+                let socket = table.take(&listener_name(address)).ok_or_else(missing)?;
+                TcpTarget::of_listener(TcpListener::from(OwnedFd::from(socket)))
+            }
+        }
+    }
+
+    /// The way to a migration's target.
+    pub(crate) fn connector(&self, address: &str) -> io::Result<Box<dyn Connect>> {
+        match &self.handed {
+            None => Ok(Box::new(TcpConnector::new(address))),
+            Some(table) => {
+                let socket = table.take(&connection_name(address)).ok_or_else(missing)?;
+                Ok(Box::new(MadeConnection::new(TcpStream::from(OwnedFd::from(socket)))))
+            }
+        }
+    }
+}
+
+fn missing() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "this process may open nothing, and it was not handed over")
+}
+
+/// Takes whatever comes, for as long as the process lives. Only the agent can connect.
+fn take_all(listener: &UnixListener, table: &Table) {
+    for stream in listener.incoming() {
+        let served = stream.and_then(Incoming::new).and_then(|mut incoming| incoming.serve(table));
+        if let Err(error) = served {
+            warn!(%error, "files could not be taken");
+        }
+    }
+}
