@@ -22,6 +22,7 @@ use crate::{
     clock,
     config::Config,
     death_watch::DeathWatch,
+    jail::Jail,
     launch::{self, How, Plan},
     message::{Asked, Body, Located, Message, Reply},
     process::Process,
@@ -42,6 +43,7 @@ const ADOPTION_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Agent {
     config: Config,
+    jail: Jail,
     state_dir: StateDir,
     registry: Registry,
     recorder: Recorder,
@@ -80,7 +82,7 @@ impl Drop for Watch {
 
 impl Agent {
     pub(crate) fn new(
-        config: Config,
+        (config, jail): (Config, Jail),
         state_dir: StateDir,
         registry: Registry,
         deaths: DeathWatch,
@@ -88,6 +90,7 @@ impl Agent {
     ) -> anyhow::Result<Self> {
         Ok(Self {
             config,
+            jail,
             state_dir,
             registry,
             recorder: Recorder::start()?,
@@ -360,6 +363,7 @@ impl Agent {
             run,
             dir,
             vmmd: self.config.vmmd.clone(),
+            jail: self.jail,
             machine,
             command,
             lease,
@@ -395,9 +399,9 @@ impl Agent {
             let record = Record { name, epoch: asked.command.owner_epoch, retired: false };
             self.recorder.write(self.state_dir.run_dir(vm), record)
         });
-        let inbox = self.inbox.clone();
+        let (inbox, dir) = (self.inbox.clone(), self.state_dir.run_dir(vm));
         tokio::spawn(async move {
-            let task = relay::Relay { vm, run, vmmd, asked, listen, lease };
+            let task = relay::Relay { vm, run, vmmd, dir, asked, listen, lease };
             reply.send(task.carry_out(recorded, &inbox).await).ok();
         });
     }

@@ -11,7 +11,10 @@ use drover_dir_volume::DirPool;
 use drover_units::{Bytes, VcpuCount};
 use drover_wire::placement::v1::HostFacts;
 
-use crate::host_facts::{HostArgs, HostFolders};
+use crate::{
+    host_facts::{HostArgs, HostFolders},
+    jail::JailArgs,
+};
 
 /// The agent of one Drover node.
 ///
@@ -46,6 +49,8 @@ pub(crate) struct Args {
     memory: Bytes,
     #[command(flatten)]
     host: HostArgs,
+    #[command(flatten)]
+    jail: JailArgs,
     /// The vmmd to start [default: drover-vmmd beside this program]
     #[arg(long, value_name = "PATH")]
     vmmd: Option<PathBuf>,
@@ -76,6 +81,7 @@ pub(crate) struct Config {
     /// What placement is told of the host, besides what it offers.
     pub(crate) facts: HostFacts,
     pub(crate) vmmd: PathBuf,
+    pub(crate) jail: JailArgs,
     pub(crate) log_level: String,
 }
 
@@ -125,6 +131,7 @@ impl Config {
             memory: args.memory,
             facts,
             vmmd,
+            jail: args.jail,
             log_level: args.log_level,
         })
     }

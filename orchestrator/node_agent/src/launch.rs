@@ -18,6 +18,8 @@ use uuid::Uuid;
 
 use crate::{
     death_watch::DeathWatch,
+    handover::{self, Parcel},
+    jail::Jail,
     machine::Machine,
     message::{Message, NotUp, Up},
     process::Process,
@@ -42,6 +44,7 @@ pub(crate) struct Plan {
     pub(crate) run: Run,
     pub(crate) dir: RunDir,
     pub(crate) vmmd: PathBuf,
+    pub(crate) jail: Jail,
     pub(crate) machine: Machine,
     pub(crate) command: Command,
     pub(crate) lease: Lease,
@@ -54,6 +57,15 @@ pub(crate) struct Plan {
 pub(crate) enum How {
     Boot,
     Receive { migration: MigrationId, listen: String },
+}
+
+impl How {
+    fn listens_on(&self) -> Option<String> {
+        match self {
+            Self::Boot => None,
+            Self::Receive { listen, .. } => Some(listen.clone()),
+        }
+    }
 }
 
 /// Carries out a plan and tells the agent how it went.
@@ -101,7 +113,8 @@ async fn bring_up(
 fn start_process(plan: &Plan) -> Result<Arc<Process>, Status> {
     // Spawning blocks until the child has become vmmd, about a millisecond: shorter than the way to another thread
     // and back, and this thread has to register the process with its reactor.
-    match spawn::spawn(&plan.vmmd, &plan.dir, &plan.deaths) {
+    let rbd = plan.machine.config.disks.iter().any(|disk| disk.rbd.is_some());
+    match spawn::spawn(spawn::Start { vmmd: &plan.vmmd, jail: plan.jail, rbd }, &plan.dir, &plan.deaths) {
         Ok(Some(process)) => Ok(Arc::new(process)),
         Ok(None) => Err(Status::internal("an older process of this VM is still there")),
         Err(error) => Err(io_status(&format!("cannot start {}", plan.vmmd.display()), &error)),
@@ -114,6 +127,15 @@ async fn talk(plan: Plan, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
     let vmmd = Vmmd::connect(dir.socket()).await.map_err(never_ran)?;
     // Its lease can be extended from now on, however long its disks take.
     inbox.send(Message::Reachable { vm, run, vmmd: vmmd.clone() }).await.ok();
+    let (config, listen) = (machine.config.clone(), how.listens_on());
+    let parcel = move || {
+        let mut parcel = Parcel::of_machine(&config);
+        if let Some(address) = listen {
+            parcel.add_listener(&address)?;
+        }
+        Ok(parcel)
+    };
+    handover::deliver(&dir, parcel).await.map_err(never_ran)?;
     match how {
         How::Boot => {
             let created = vmmd.create(command.clone(), machine.config, lease).await.map_err(never_ran)?;

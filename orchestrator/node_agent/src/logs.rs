@@ -1,15 +1,16 @@
 //! The console log as vmmd keeps it in two files, streamed; also of a VM that has ended.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom},
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use drover_wire::vm::v1::ConsoleOutput;
+use rustix::fs::OFlags;
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -124,8 +125,11 @@ impl Log {
 }
 
 fn open_if_present(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
-        Ok(file) => Ok(Some(file)),
+    // A guest's process may have had this directory: what is not a plain file is not followed, and not waited for.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+    match OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path) {
+        Ok(file) if file.metadata()?.is_file() => Ok(Some(file)),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the console log is not a plain file")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

@@ -24,11 +24,14 @@
 mod adopt;
 mod agent;
 mod capabilities;
+mod cgroup;
 mod clock;
 mod config;
 mod console;
 mod death_watch;
+mod handover;
 mod host_facts;
+mod jail;
 mod launch;
 mod logs;
 mod machine;
@@ -63,6 +66,7 @@ use crate::{
     capabilities::Librbd,
     config::{Args, Config},
     death_watch::DeathWatch,
+    jail::Jail,
     registry::Registry,
     service::Service,
     state_dir::StateDir,
@@ -98,13 +102,17 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let incarnation = Uuid::new_v4();
     info!(node = %node_id, name = config.name, %incarnation, address = %config.advertise, port, "node agent starts");
 
+    let jail = Jail::probe(&config.jail)?;
+    if jail.is_on() {
+        cgroup::find();
+    }
     let librbd = Librbd::of(&config.vmmd).await;
     let registry = Registry::new(&config, (node_id, incarnation), port, &librbd)?;
     let (inbox, messages) = mpsc::channel(INBOX_DEPTH);
     let deaths = DeathWatch::start()?;
     let adopted = adopt::scan(&state_dir, &deaths).await?;
     let config_pools = config.pools.clone();
-    let agent = Agent::new(config, state_dir, registry, deaths, inbox.clone())?;
+    let agent = Agent::new((config, jail), state_dir, registry, deaths, inbox.clone())?;
     let service = NodeAgentServer::new(Service::new(node_id, &config_pools, librbd, inbox))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()

@@ -15,7 +15,7 @@ use rustix::{
 use tokio::{sync::watch, task::spawn_blocking};
 use tracing::{error, warn};
 
-use crate::{death_watch::DeathWatch, state_dir::RunDir};
+use crate::{cgroup, death_watch::DeathWatch, state_dir::RunDir};
 
 /// Between two looks at a process that should be gone.
 const PROOF_PAUSE: Duration = Duration::from_millis(20);
@@ -100,7 +100,12 @@ async fn prove_end(dir: &RunDir) {
         })
         .await;
         match free {
-            Ok(Ok(true)) => return,
+            Ok(Ok(true)) => {
+                let vm = dir.vm();
+                // Nobody waits for this.
+                spawn_blocking(move || cgroup::remove(vm));
+                return;
+            }
             Ok(Ok(false)) if look != PROOF_LOOKS => {}
             Ok(Ok(false)) => error!(vm = %dir.vm(), "a process that cannot be found holds the VM's vmmd.log"),
             Ok(Err(error)) => error!(vm = %dir.vm(), %error, "cannot check the lock of vmmd.log"),

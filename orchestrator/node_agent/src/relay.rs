@@ -12,7 +12,9 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::{
+    handover::{self, Parcel},
     message::{Asked, Body, Message, Reply},
+    state_dir::RunDir,
     vmmd::{Vmmd, io_status, wire_lease},
 };
 
@@ -22,6 +24,7 @@ pub(crate) struct Relay {
     pub(crate) vm: VmId,
     pub(crate) run: Run,
     pub(crate) vmmd: Vmmd,
+    pub(crate) dir: RunDir,
     pub(crate) asked: Asked,
     /// Where to listen for a migration.
     pub(crate) listen: String,
@@ -44,7 +47,16 @@ impl Relay {
             (Verb::Pause, _) => self.vmmd.pause(command).await?,
             // A grant is a resume with a newer epoch.
             (Verb::Resume | Verb::GrantEpoch, _) => self.vmmd.resume(command).await?,
-            (Verb::MigrateOut, Body::MigrateOut(request)) => self.vmmd.migrate_out(request).await?,
+            (Verb::MigrateOut, Body::MigrateOut(request)) => {
+                let target = request.target_address.clone();
+                let connect = move || {
+                    let mut parcel = Parcel::default();
+                    parcel.add_connection(&target)?;
+                    Ok(parcel)
+                };
+                handover::deliver(&self.dir, connect).await?;
+                self.vmmd.migrate_out(request).await?
+            }
             (Verb::CancelMigration, Body::CancelMigration { migration_id }) => {
                 let request = CancelMigrationRequest { command: Some(command), migration_id };
                 self.vmmd.cancel_migration(request).await?

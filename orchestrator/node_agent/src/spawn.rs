@@ -7,7 +7,10 @@
 use std::{
     ffi::{CString, OsStr},
     io,
-    os::{fd::AsRawFd as _, unix::ffi::OsStrExt as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::Path,
 };
 
@@ -19,18 +22,35 @@ use nix::{
     sys::{signal::SigSet, stat::Mode},
 };
 use rustix::process::Pid;
+use tokio::task::spawn_blocking;
 
-use crate::{clock, death_watch::DeathWatch, process::Process, state_dir::RunDir};
+use crate::{
+    cgroup, clock,
+    death_watch::DeathWatch,
+    jail::{self, Jail},
+    process::Process,
+    state_dir::RunDir,
+};
 
 /// What vmmd may know of the agent's environment.
 const ENVIRONMENT: [&str; 3] = ["PATH", "RUST_LOG", "RUST_BACKTRACE"];
 
-/// Starts `vmmd` in `dir`. `None`: a process of this VM is still there.
-pub(crate) fn spawn(vmmd: &Path, dir: &RunDir, deaths: &DeathWatch) -> io::Result<Option<Process>> {
+/// What is started, and in what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start<'a> {
+    pub(crate) vmmd: &'a Path,
+    pub(crate) jail: Jail,
+    /// It has disks in Ceph.
+    pub(crate) rbd: bool,
+}
+
+/// Starts vmmd in `dir`. `None`: a process of this VM is still there.
+pub(crate) fn spawn(start: Start<'_>, dir: &RunDir, deaths: &DeathWatch) -> io::Result<Option<Process>> {
+    let Start { vmmd, jail, rbd } = start;
     let Some(log) = dir.lock_log()? else { return Ok(None) };
     let spawned_at = clock::now().as_ns().to_string();
     let socket = dir.socket();
-    let arguments = [
+    let mut arguments = [
         vmmd.as_os_str(),
         OsStr::new("--socket"),
         socket.as_os_str(),
@@ -42,6 +62,9 @@ pub(crate) fn spawn(vmmd: &Path, dir: &RunDir, deaths: &DeathWatch) -> io::Resul
     .map(c_string)
     .into_iter()
     .collect::<io::Result<Vec<_>>>()?;
+    for argument in jail.arguments(dir.vm(), rbd) {
+        arguments.push(c_string(argument)?);
+    }
     let environment = ENVIRONMENT
         .iter()
         .filter_map(|name| {
@@ -53,6 +76,24 @@ pub(crate) fn spawn(vmmd: &Path, dir: &RunDir, deaths: &DeathWatch) -> io::Resul
         })
         .collect::<io::Result<Vec<_>>>()?;
 
+    let pid = jail::in_namespaces(jail.namespaces(rbd), || {
+        become_vmmd(vmmd, (&arguments, &environment), log.as_fd())
+    })?;
+    let pid = Pid::from_raw(pid).ok_or(Errno::ESRCH)?;
+    if jail.is_on() {
+        let (vm, pid) = (dir.vm(), u64::from(pid.as_raw_nonzero().get().unsigned_abs()));
+        // A first move in a while waits for every processor: the VM does not wait for it.
+        spawn_blocking(move || cgroup::join(vm, pid));
+    }
+    Process::of_child(pid, dir.clone(), deaths).map(Some)
+}
+
+/// Starts a child of this thread and returns its process id.
+fn become_vmmd(
+    vmmd: &Path,
+    (arguments, environment): (&[CString], &[CString]),
+    log: BorrowedFd<'_>,
+) -> io::Result<i32> {
     let mut actions = PosixSpawnFileActions::init()?;
     actions.add_open(0, "/dev/null", OFlag::O_RDONLY, Mode::empty())?;
     actions.add_open(1, "/dev/null", OFlag::O_WRONLY, Mode::empty())?;
@@ -68,10 +109,7 @@ pub(crate) fn spawn(vmmd: &Path, dir: &RunDir, deaths: &DeathWatch) -> io::Resul
     defaults.add(nix::sys::signal::Signal::SIGPIPE);
     defaults.add(nix::sys::signal::Signal::SIGCHLD);
     attributes.set_sigdefault(&defaults)?;
-
-    let pid = posix_spawn(vmmd, &actions, &attributes, &arguments, &environment)?;
-    let pid = Pid::from_raw(pid.as_raw()).ok_or(Errno::ESRCH)?;
-    Process::of_child(pid, dir.clone(), deaths).map(Some)
+    Ok(posix_spawn(vmmd, &actions, &attributes, arguments, environment)?.as_raw())
 }
 
 fn c_string(text: impl AsRef<OsStr>) -> io::Result<CString> {

@@ -229,9 +229,11 @@ impl RunDir {
         fs::create_dir_all(&self.path)?;
         let path = self.vmmd_log();
         let Some(log) = lock_log_file(&path)? else { return Ok(None) };
-        match fs::remove_file(self.socket()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        for socket in [self.socket(), self.path.join(drover_handover::SOCKET)] {
+            match fs::remove_file(socket) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
         if log.metadata()?.len() < VMMD_LOG_MAX {
             return Ok(Some(log.into()));
@@ -261,7 +263,12 @@ fn lock_log_file(path: &Path) -> io::Result<Option<File>> {
 /// Replaces a file as a whole, durably.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
-    let mut file = File::create(&temporary)?;
+    // Never into a file that somebody else may have put there.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = File::create_new(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;

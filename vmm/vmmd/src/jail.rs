@@ -15,7 +15,7 @@ use drover_jail::{Confinement, Enforced, Grant, Plan, Seccomp, confine, rbd_gran
 use drover_machine::{Hypervisor, HypervisorError};
 use tracing::{info, warn};
 
-use crate::{cli::Arguments, console::LogFile, socket};
+use crate::{cli::Arguments, console::LogFile};
 
 /// Rights of a run directory in which a stranger keeps files: it may add files, and remove its own.
 const RUN_DIR_MODE: u32 = 0o1770;
@@ -58,11 +58,9 @@ pub(crate) struct Prepared {
     pub(crate) log: LogFile,
     /// KVM, or why it cannot be had.
     pub(crate) kvm: Result<Hypervisor, HypervisorError>,
-    /// Where files are handed over.
-    pub(crate) handover: std::os::unix::net::UnixListener,
 }
 
-/// Confines this process as its command line says. `socket` is being served already.
+/// Confines this process as its command line says. `socket` is open already, and that for files beside it.
 pub(crate) fn enter(arguments: &Arguments, socket: &Path, run_dir: &Path) -> anyhow::Result<Prepared> {
     // Read where the host's processes can still be seen: the link names us as the host does.
     let pid = fs::read_link("/proc/self").ok().and_then(|link| link.to_str()?.parse().ok());
@@ -70,10 +68,8 @@ pub(crate) fn enter(arguments: &Arguments, socket: &Path, run_dir: &Path) -> any
     let run_dir = run_dir.canonicalize().context("--run-dir")?;
     let log = LogFile::open(&run_dir)
         .with_context(|| format!("--run-dir {}: cannot keep console.log there", run_dir.display()))?;
-    let handover_path = run_dir.join(SOCKET);
-    let handover = socket::listen_privately(&handover_path)?;
     if let Some(uid) = arguments.jail_uid {
-        give_away(&run_dir, &[socket, &handover_path], &log, uid)
+        give_away(&run_dir, &[socket, &run_dir.join(SOCKET)], &log, uid)
             .with_context(|| format!("--jail-uid {uid}: cannot give it the run directory"))?;
     }
     let kvm = Hypervisor::open();
@@ -96,7 +92,7 @@ pub(crate) fn enter(arguments: &Arguments, socket: &Path, run_dir: &Path) -> any
     }
     info!(?confinement, "confined");
     let _ = CONFINEMENT.set(confinement);
-    Ok(Prepared { log, kvm, handover })
+    Ok(Prepared { log, kvm })
 }
 
 fn make_root_folder(run_dir: &Path) -> anyhow::Result<PathBuf> {

@@ -45,6 +45,7 @@ use std::{os::unix::net::UnixListener, process::ExitCode, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
+use drover_handover::SOCKET;
 use drover_thread_role::Role;
 use tokio_stream::wrappers::UnixListenerStream;
 use tracing::{error, info};
@@ -58,6 +59,7 @@ use crate::{
     lifetime::Lifetime,
     refused::chain,
     service::Service,
+    socket::SocketClaim,
     status::Status,
 };
 
@@ -105,9 +107,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let (Some(socket), Some(run_dir)) = (&arguments.socket, &arguments.run_dir) else {
         bail!("--socket and --run-dir are needed");
     };
-    let (listener, _claim) = socket::listen(socket)?;
-    let (files, kvm, log) = if arguments.jail {
-        let jail::Prepared { log, kvm, handover } = jail::enter(arguments, socket, run_dir)?;
+    let claim = SocketClaim::take(socket)?;
+    // Whoever can call finds this one as well.
+    let handover = arguments.jail.then(|| socket::listen_privately(&run_dir.join(SOCKET))).transpose()?;
+    let listener = claim.listen()?;
+    let (files, kvm, log) = if let Some(handover) = handover {
+        let jail::Prepared { log, kvm } = jail::enter(arguments, socket, run_dir)?;
         let kvm = kvm.map_or_else(|error| KvmDevice::Missing(chain(&error)), KvmDevice::Open);
         (Files::handed_over(handover).context("cannot start a thread")?, kvm, log)
     } else {

@@ -44,40 +44,56 @@ pub(crate) struct SocketClaim {
     _lock: File,
 }
 
-/// Claims `path` and listens on it, in place of whatever socket a dead process has left there.
-///
-/// Must be called while the process has one thread: the mode of a socket file comes from the process's umask.
-pub(crate) fn listen(path: &Path) -> Result<(UnixListener, SocketClaim), SocketError> {
-    let path = path.to_owned();
-    let length = path.as_os_str().len();
-    if length > SOCKET_PATH_BYTES_MAX {
-        return Err(SocketError::PathTooLong { path, length });
-    }
-    let lock_path = path.with_added_extension("lock");
-    let failed = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source| SocketError::Io { action, path, source }
-    };
-    let lock = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
-        .open(&lock_path)
-        .map_err(failed("open", &lock_path))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(SocketError::InUse { path }),
-        Err(TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),
-    }
-    let listener = listen_privately(&path)?;
-    listener.set_nonblocking(true).map_err(failed("make non-blocking", &path))?;
-    Ok((listener, SocketClaim { path, _lock: lock }))
+/// Claims `path` and listens on it.
+#[cfg(test)]
+fn listen(path: &Path) -> Result<(UnixListener, SocketClaim), SocketError> {
+    let claim = SocketClaim::take(path)?;
+    let listener = claim.listen()?;
+    Ok((listener, claim))
 }
 
-/// Listens on `path`, in place of whatever socket a dead process has left there. The path is claimed already, and the process
-/// has one thread: see [`listen`].
+impl SocketClaim {
+    /// Claims `path`.
+    pub(crate) fn take(path: &Path) -> Result<Self, SocketError> {
+        let path = path.to_owned();
+        let length = path.as_os_str().len();
+        if length > SOCKET_PATH_BYTES_MAX {
+            return Err(SocketError::PathTooLong { path, length });
+        }
+        let lock_path = path.with_added_extension("lock");
+        let failed = |action| {
+            let path = lock_path.clone();
+            move |source| SocketError::Io { action, path, source }
+        };
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(OFlag::O_NOFOLLOW.bits())
+            .open(&lock_path)
+            .map_err(failed("open"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(SocketError::InUse { path }),
+            Err(TryLockError::Error(source)) => Err(failed("lock")(source)),
+        }
+    }
+
+    /// Listens, in place of whatever socket a dead process has left there.
+    ///
+    /// Must be called while the process has one thread: the mode of a socket file comes from the process's umask.
+    pub(crate) fn listen(&self) -> Result<UnixListener, SocketError> {
+        let listener = listen_privately(&self.path)?;
+        let failed =
+            |source| SocketError::Io { action: "make non-blocking", path: self.path.clone(), source };
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(listener)
+    }
+}
+
+/// Listens on `path`, in place of whatever socket a dead process has left there. The path is claimed already, and the
+/// process has one thread: see [`SocketClaim::listen`].
 pub(crate) fn listen_privately(path: &Path) -> Result<UnixListener, SocketError> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();

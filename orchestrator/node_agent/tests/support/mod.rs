@@ -116,6 +116,7 @@ impl Node {
             .arg(format!("--control-plane={}", self.server))
             .arg(format!("--pool=main=dir:{}", self.folder.path().join("pool").display()))
             .arg(format!("--vmmd={}", vmmd.display()))
+            .arg("--jail=off")
             .stdin(Stdio::null());
         program
     }

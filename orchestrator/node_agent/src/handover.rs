@@ -1,0 +1,92 @@
+//! What a jailed vmmd cannot open, opened for it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use drover_dir_volume::{DirPool, open_record};
+use drover_handover::{SOCKET, connection_name, hand_over, listener_name, record_name};
+use drover_wire::vm::v1::VmConfig;
+use tokio::task::spawn_blocking;
+use tonic::Status;
+
+use crate::{state_dir::RunDir, vmmd::io_status};
+
+/// A target that does not take a connection within this has gone; the command that asks for it waits five seconds.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+
+/// Open files by the names that calls will use.
+#[derive(Debug, Default)]
+pub(crate) struct Parcel {
+    files: Vec<(String, OwnedFd)>,
+}
+
+impl Parcel {
+    /// What a machine of this configuration is made of. What cannot be opened is left out: vmmd then refuses by the name of
+    /// the field.
+    pub(crate) fn of_machine(config: &VmConfig) -> Self {
+        let mut parcel = Self::default();
+        parcel.add(&config.kernel_path, File::open(&config.kernel_path));
+        for disk in config.disks.iter().filter(|disk| disk.rbd.is_none()) {
+            let path = Path::new(&disk.path);
+            parcel.add(&disk.path, OpenOptions::new().read(true).write(!disk.read_only).open(path));
+            if !disk.read_only && path.exists() {
+                parcel.add(&record_name(&disk.path), open_record(&DirPool::sidecar_of(path)));
+            }
+        }
+        parcel
+    }
+
+    fn add(&mut self, name: &str, file: io::Result<File>) {
+        if let Ok(file) = file {
+            self.files.push((name.to_owned(), file.into()));
+        }
+    }
+
+    /// A socket that listens on `address`.
+    pub(crate) fn add_listener(&mut self, address: &str) -> Result<(), Status> {
+        let cannot = |error| Status::failed_precondition(format!("cannot listen on {address}: {error}"));
+        let socket: SocketAddr = address
+            .parse()
+            .map_err(|_| Status::internal(format!("'{address}' is no address to listen on")))?;
+        let listener = TcpListener::bind(socket).map_err(cannot)?;
+        self.files.push((listener_name(&socket.to_string()), listener.into()));
+        Ok(())
+    }
+
+    /// A connection to `address`.
+    pub(crate) fn add_connection(&mut self, address: &str) -> Result<(), Status> {
+        let socket: SocketAddr = address
+            .parse()
+            .map_err(|_| Status::invalid_argument(format!("target_address: '{address}' is not ip:port")))?;
+        let stream = TcpStream::connect_timeout(&socket, CONNECT_WITHIN).map_err(|error| {
+            Status::unavailable(format!("cannot connect to the target {address}: {error}"))
+        })?;
+        self.files.push((connection_name(&socket.to_string()), stream.into()));
+        Ok(())
+    }
+
+    fn hand_to(&self, dir: &RunDir) -> io::Result<()> {
+        hand_over(dir.path(), self.files.iter().map(|(name, file)| (name.as_str(), file.as_fd())))
+    }
+}
+
+/// Fills a parcel and hands it to the VM's process, if that waits for one: it is not in a jail otherwise.
+pub(crate) async fn deliver(
+    dir: &RunDir,
+    fill: impl FnOnce() -> Result<Parcel, Status> + Send + 'static,
+) -> Result<(), Status> {
+    let dir = dir.clone();
+    let work = move || {
+        if !dir.path().join(SOCKET).exists() {
+            return Ok(());
+        }
+        fill()?.hand_to(&dir).map_err(|error| io_status("cannot hand files over to vmmd", &error))
+    };
+    spawn_blocking(work).await.map_err(|_| Status::internal("handing files over did not end"))?
+}
