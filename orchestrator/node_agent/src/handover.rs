@@ -31,7 +31,11 @@ impl Parcel {
     /// the field.
     pub(crate) fn of_machine(config: &VmConfig) -> Self {
         let mut parcel = Self::default();
-        parcel.add(&config.kernel_path, File::open(&config.kernel_path));
+        for image in [&config.kernel_path, &config.initrd_path] {
+            if !image.is_empty() {
+                parcel.add(image, File::open(image));
+            }
+        }
         for disk in config.disks.iter().filter(|disk| disk.rbd.is_none()) {
             let path = Path::new(&disk.path);
             parcel.add(&disk.path, OpenOptions::new().read(true).write(!disk.read_only).open(path));

@@ -4,6 +4,7 @@
 //! - `test`: everything that is tested, with a count of what ran and what was skipped
 //! - `bench <name>`: one side-by-side comparison, with a table and a JSON file
 //! - `ci`: formatting, lints, `tidy` and `test`
+//! - `fuzz`: the fuzz targets, each for a while
 //! - `tidy`: crate edges and source rules
 //! - `setup`: what the machine lacks
 //! - `ceph`: a Ceph cluster to try things on
@@ -14,6 +15,7 @@
 mod bench;
 mod ceph;
 mod demo;
+mod fuzz;
 mod leftovers;
 mod setup;
 mod test;
@@ -51,6 +53,8 @@ enum Command {
     Bench(bench::Options),
     /// What must pass before a change lands: formatting, lints, tidy, tests
     Ci,
+    /// Runs the fuzz targets, which a nightly compiler builds; findings are in target/fuzz-findings
+    Fuzz(fuzz::Options),
     /// Checks crate edges against ARCHITECTURE.md and the sources against the rules no lint knows
     Tidy,
     /// Installs what is missing, or prints the command that would
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Test { .. } => test::run(),
         Command::Bench(options) => bench::run(&options),
         Command::Ci => test::ci(),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Tidy => tidy::run(),
         Command::Setup(options) => setup::run(&options),
         Command::Ceph(command) => ceph::run(&command),

@@ -199,7 +199,7 @@ impl Hypervisor for Kvm {
 
     fn build_incoming(&mut self, config: &VmConfig, owner: Owner, ended: EndSink) -> Result<KvmVm, Refused> {
         let Assembled { ready, cpu, backends } = self.assemble(config, Ownership::Later, ended)?;
-        let received = match boot_files(config) {
+        let received = match self.boot_files(config) {
             Ok((kernel, initrd)) => ready.receive_with(&kernel, initrd.as_ref())?,
             // The guest brings what it runs. Only its next reset needs the kernel, and ends it here without one.
             Err(error) => {

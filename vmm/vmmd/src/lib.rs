@@ -41,7 +41,11 @@ mod status;
 mod vm_thread;
 mod watchdog;
 
-use std::{os::unix::net::UnixListener, process::ExitCode, sync::Arc};
+use std::{
+    os::unix::net::UnixListener,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+};
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
@@ -65,6 +69,15 @@ use crate::{
 
 /// Calls at once on one connection, streams included (B9). An agent has a watch, a few consoles, and a command.
 const CALLS_MAX: u32 = 64;
+
+/// What a process does when it is confined and ready to serve: nothing, outside of a test that breaks out of it.
+static MISBEHAVIOUR: OnceLock<fn()> = OnceLock::new();
+
+/// As [`main`], of a process that misbehaves once it is confined: the test of the jail is such a program.
+pub fn main_that_misbehaves(misbehaviour: fn()) -> ExitCode {
+    let _ = MISBEHAVIOUR.set(misbehaviour);
+    main()
+}
 
 /// The program: reads its command line, serves until its VM has ended.
 pub fn main() -> ExitCode {
@@ -141,6 +154,9 @@ async fn serve(
         Kvm::new(Arc::clone(&console), instruments.clone(), Arc::clone(&status), (files.clone(), kvm));
     let vm =
         vm_thread::start(hypervisor, status, Arc::clone(&console), files).context("cannot start a thread")?;
+    if let Some(misbehave) = MISBEHAVIOUR.get() {
+        misbehave();
+    }
     // The threads that need more have been started.
     drover_thread_role::enter(Role::Main);
     let over = Arc::new(tokio::sync::Notify::new());

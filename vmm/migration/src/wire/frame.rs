@@ -42,7 +42,8 @@ pub enum FrameKind {
 }
 
 impl FrameKind {
-    pub(super) const ALL: [Self; 11] = [
+    /// Each of them.
+    pub const ALL: [Self; 11] = [
         Self::Hello,
         Self::HelloAck,
         Self::Pages,

@@ -1,0 +1,14 @@
+//! Headers of kernels.
+#![no_main]
+
+use std::path::Path;
+
+use drover_machine::KernelImage;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let mut file = drover_fuzz::file_with(data);
+    std::io::Seek::rewind(&mut file).expect("a file");
+    if let Ok(image) = KernelImage::of_file(file, Path::new("fuzz")) {
+        let _ = image.memory_needed();
+    }
+});
