@@ -21,7 +21,8 @@ const FILES_MAX: u64 = 4096;
 
 /// Becomes a user who owns nothing else, and gives every privilege up, for good.
 pub(crate) fn become_nobody(uid: u32) -> io::Result<()> {
-    leave_niceness()?;
+    // Where even this is not allowed, migrations are not nice (vmmd's courtesy).
+    let _ = leave_niceness();
     for capability in CapabilitySet::all().iter() {
         // A kernel that does not know it does not grant it.
         let _ = remove_capability_from_bounding_set(capability);

@@ -120,6 +120,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let (Some(socket), Some(run_dir)) = (&arguments.socket, &arguments.run_dir) else {
         bail!("--socket and --run-dir are needed");
     };
+    // Made before the doors close; its threads come later.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let claim = SocketClaim::take(socket)?;
     // Whoever can call finds this one as well.
     let handover = arguments.jail.then(|| socket::listen_privately(&run_dir.join(SOCKET))).transpose()?;
@@ -138,7 +140,6 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let (console, _log) =
         Console::start(log, move |at| publish.publish_first_byte(at)).context("cannot start a thread")?;
     info!(socket = %socket.display(), pid = jail::host_pid(), "serving");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(listener, (status, console), (files, kvm)))
 }
 
