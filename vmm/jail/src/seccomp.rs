@@ -82,14 +82,15 @@ impl Chosen {
 #[cfg(target_env = "gnu")]
 const HEAPS_MAX: libc::c_int = 8;
 
-/// glibc reads from /sys how many processors there are when the threads have so many heaps that it wonders whether to make
-/// another one. A number that is set is not looked for.
+/// glibc opens files when it allocates: from /sys it learns how many processors there are, to decide whether threads get
+/// another heap, and from /proc whether memory is overcommitted, to decide how a heap shrinks. What is set it does not look
+/// for, and heaps that do not shrink need no answer: what is large is mapped, and given back, on its own.
 fn settle_allocator() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt takes two integers.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, HEAPS_MAX)
-    };
+    for (parameter, value) in [(libc::M_ARENA_MAX, HEAPS_MAX), (libc::M_TRIM_THRESHOLD, libc::c_int::MAX)] {
+        // SAFETY: mallopt takes two integers.
+        unsafe { libc::mallopt(parameter, value) };
+    }
 }
 
 fn install_handler() -> io::Result<()> {
