@@ -67,15 +67,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The short form for CI: every target for so many seconds. The number of targets, or why none can run.
-pub(crate) fn run_short(seconds: u32) -> anyhow::Result<Result<usize, String>> {
-    if let Some(reason) = missing() {
-        return Ok(Err(reason));
-    }
-    run(&Options { targets: Vec::new(), seconds, keep: false })?;
-    Ok(Ok(targets(&workspace_root())?.len()))
-}
-
 /// Why nothing can be fuzzed here.
 fn missing() -> Option<String> {
     let quietly = |program: &str, arguments: &[&str]| {

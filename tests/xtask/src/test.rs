@@ -12,16 +12,13 @@ use std::{
 use anyhow::{Context as _, bail};
 use drover_test_prerequisites::{PROBE_VARIABLE, SKIPPED_VARIABLE, build_probe, workspace_root};
 
-use crate::{fuzz, leftovers::Watch, setup, tidy};
+use crate::{leftovers::Watch, setup, tidy};
 
 /// Makes tests that break and move things on Ceph do so for longer: fifty moves, outages of a minute.
 const LONG_VARIABLE: &str = "DROVER_CEPH_LONG";
 
 /// Makes the tests with unmodified Linux do more: a whole Debian, and its move to another emulated host.
 const LINUX_LONG_VARIABLE: &str = "DROVER_LINUX_LONG";
-
-/// How long each fuzz target runs among the tests: all of them together take three minutes of the thirty that CI has.
-const FUZZ_SECONDS: u32 = 15;
 
 /// Sets up, runs every test, prints the count.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -81,22 +78,7 @@ fn run_tests(selections: &[&[&str]], more: &[(OsString, OsString)]) -> anyhow::R
         cargo(&[&everything, *selection].concat(), &environment, &mut total)?;
     }
 
-    let mut skipped = fs::read_to_string(&skips).unwrap_or_default();
-    // Everything, and not a selection.
-    if selections.iter().all(|selection| selection.is_empty()) {
-        match fuzz::run_short(FUZZ_SECONDS) {
-            Ok(Ok(targets)) => total.passed += targets,
-            Ok(Err(reason)) => {
-                // As a test that skips itself: one that ran, and one that did not.
-                total.passed += 1;
-                skipped.push_str(&format!("fuzz\t{reason}\n"));
-            }
-            Err(error) => {
-                println!("fuzz: {error:#}");
-                total.failed += 1;
-            }
-        }
-    }
+    let skipped = fs::read_to_string(&skips).unwrap_or_default();
     let skipped: Vec<&str> = skipped.lines().collect();
     eprintln!("test: {:.0} s", start.elapsed().as_secs_f64());
     for line in &skipped {

@@ -1,4 +1,4 @@
-//! A guest that does what bytes say, to any device on either transport. The property test and the fuzz targets share it.
+//! A guest that does what bytes say, to any device on either transport. The fuzz targets share it.
 //!
 //! The bytes are a script of small steps: descriptors, heads, doorbells, registers, configuration space, writes to RAM. Most
 //! numbers are almost right, since what is wholly wrong is refused at the door. Whatever the script, the device ends its
