@@ -58,6 +58,16 @@ impl Machine {
                 spec.image, boot_pool.name
             )));
         }
+        let initrd_path = match spec.initrd.as_str() {
+            "" => String::new(),
+            name => {
+                let path = boot_pool
+                    .dir
+                    .image_path(name)
+                    .map_err(|error| invalid(format!("spec.initrd: {error}")))?;
+                utf8(&path)?
+            }
+        };
         let mut disks = Vec::with_capacity(spec.volumes.len());
         for volume in &spec.volumes {
             let id: VolumeId = volume
@@ -92,8 +102,8 @@ impl Machine {
             disks,
             node_id: node.to_string(),
             stall: spec.stall,
-            initrd_path: String::new(),
-            platform: None,
+            initrd_path,
+            platform: spec.platform,
         };
         if spec.seed.as_ref().is_some_and(|seed| seed.image.len() > SEED_BYTES_MAX) {
             return Err(invalid(format!("spec.seed has more than {SEED_BYTES_MAX} bytes")));
@@ -152,8 +162,8 @@ mod tests {
                 read_only: true,
                 access: None,
             }],
-            stall: None,
             seed: None,
+            ..VmSpec::default()
         }
     }
 

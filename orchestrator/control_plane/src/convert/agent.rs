@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use drover_cluster_state::{Incarnation, Name, PoolAccess, VmSpec};
+use drover_cluster_state::{CpuBaseline, Incarnation, Name, PoolAccess, VmSpec};
 use drover_ids::{VmId, VolumeId};
 use drover_placement_messages::facts_from;
 use drover_reconcile::{Heartbeat, admission::Registration};
@@ -31,11 +31,23 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess
         cmdline: spec.cmdline.clone(),
         volumes: spec.volumes.iter().map(volume).collect(),
         stall: None,
+        initrd: String::new(),
+        platform: Some(platform(spec)),
         seed: spec
             .cloud_init
             .as_deref()
             .map(|seed| wire::SeedDisk { image: seed.image(&vm.to_string(), spec.name.as_str()) }),
     }
+}
+
+/// A VM that demands a baseline of its hosts sees that baseline and no more, so that it can move between all of them. One
+/// that demands none sees what its host has.
+fn platform(spec: &VmSpec) -> vm::Platform {
+    let cpu_baseline = match spec.constraints.cpu_baseline {
+        CpuBaseline::V1 => String::new(),
+        baseline => baseline.name().to_owned(),
+    };
+    vm::Platform { cpu_baseline, ..vm::Platform::default() }
 }
 
 fn rbd_access(access: &PoolAccess, volume: VolumeId) -> wire::PoolAccess {
