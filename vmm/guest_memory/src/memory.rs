@@ -4,7 +4,8 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use drover_units::{Bytes, Gpa, PAGE_SIZE, Pages};
@@ -15,7 +16,7 @@ use nix::{
 };
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestRegionCollection};
 
-use crate::{DirtyPages, PageRun, RamLayout, Segment, mapping::RamRegion};
+use crate::{DirtyPages, PageRun, RamLayout, Segment, lazy::Loading, mapping::RamRegion};
 
 /// Name of the memory file in /proc/<pid>/maps and smaps: tools subtract it to see the VMM's own memory.
 const MEMFD_NAME: &str = "drover-guest-ram";
@@ -54,6 +55,18 @@ pub enum MemoryError {
         /// Length.
         len: Bytes,
     },
+    /// Pages are still being brought by a [`Loader`](crate::Loader).
+    #[error("guest memory is still being loaded")]
+    Loading,
+    /// Pages cannot be brought on demand.
+    #[error("cannot {attempt} guest memory that is loaded on demand")]
+    Lazy {
+        /// What was tried.
+        attempt: &'static str,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The memory file refused an operation.
     #[error("cannot {attempt} the guest memory file")]
     File {
@@ -88,6 +101,8 @@ struct Shared {
     regions: Vec<Arc<RamRegion>>,
     layout: RamLayout,
     file: File,
+    /// There once pages have been loaded on demand.
+    loading: OnceLock<Arc<Loading>>,
 }
 
 impl GuestMemory {
@@ -120,7 +135,7 @@ impl GuestMemory {
             .map_err(|source| MemoryError::Allocate { attempt: "map the memory file", size, source })?;
         let ram =
             GuestRam::from_arc_regions(regions.clone()).expect("a layout is sorted and does not overlap");
-        Ok(Self { shared: Arc::new(Shared { ram, regions, layout, file }) })
+        Ok(Self { shared: Arc::new(Shared { ram, regions, layout, file, loading: OnceLock::new() }) })
     }
 
     /// RAM for tests.
@@ -233,18 +248,48 @@ impl GuestMemory {
         let (Ok(position), Ok(signed_len)) = (i64::try_from(position), i64::try_from(len)) else {
             return Err(MemoryError::OutsideRam { start: run.start, len: run.bytes() });
         };
-        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.shared.file, punch, position, signed_len).map_err(file_error)?;
+        let punch = || self.punch(position, signed_len).map_err(file_error);
+        match self.loading() {
+            Some(loading) => loading.settle(run, punch)?,
+            None => punch()?,
+        }
         region.dirty_bitmap().mark_dirty(offset as usize, len as usize);
         Ok(())
+    }
+
+    fn punch(&self, position: i64, len: i64) -> nix::Result<()> {
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.shared.file, punch, position, len)
+    }
+
+    /// Who is to hear of pages that are given back, while pages are still to come.
+    fn loading(&self) -> Option<&Loading> {
+        self.shared.loading.get().map(Arc::as_ref).filter(|loading| loading.is_under_way())
+    }
+
+    /// Whether pages are still to come.
+    pub fn is_loading(&self) -> bool {
+        self.loading().is_some()
+    }
+
+    /// Waits until all pages have come. Says whether they have.
+    pub fn wait_loaded(&self, limit: Duration) -> bool {
+        self.loading().is_none_or(|loading| loading.wait(limit))
+    }
+
+    pub(crate) fn begin_loading(&self, loading: Arc<Loading>) -> Result<(), MemoryError> {
+        self.shared.loading.set(loading).map_err(|_| MemoryError::Loading)
     }
 
     /// The pages that the host has allocated. Every other page has never been written and reads as zeroes; asking
     /// here, instead of reading it, leaves it unallocated.
     ///
     /// # Errors
-    /// [`MemoryError::File`] where the host refuses.
+    /// [`MemoryError::File`] where the host refuses; [`MemoryError::Loading`] while pages are still to come.
     pub fn populated(&self) -> Result<DirtyPages, MemoryError> {
+        if self.is_loading() {
+            return Err(MemoryError::Loading);
+        }
         let mut pages = DirtyPages::new();
         for range in self.shared.layout.ranges() {
             let (first, end) = (range.file_offset.get(), range.file_offset.get() + range.len.get());

@@ -123,6 +123,30 @@ impl DirtyPages {
         }
     }
 
+    /// The pages of this set that are not in the other.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let mut left = Self::new();
+        let mut others = other.runs.iter().peekable();
+        for run in &self.runs {
+            let end = run.end().expect("runs of RAM end below 2^64");
+            let mut at = run.start;
+            while at < end {
+                while others.next_if(|cut| cut.end().is_some_and(|end| end <= at)).is_some() {}
+                let cut = others.peek().map_or(end, |cut| cut.start.clamp(at, end));
+                let pages = Pages::new(cut.saturating_sub(at).get() / PAGE_SIZE);
+                left.push(PageRun { start: at, pages });
+                at = match others.peek() {
+                    Some(other) if other.start < end => {
+                        other.end().expect("runs of RAM end below 2^64").clamp(at, end)
+                    }
+                    _ => end,
+                };
+            }
+        }
+        left
+    }
+
     /// Both sets' pages.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
@@ -209,6 +233,17 @@ mod tests {
                 (0..cut).filter(|n| words.get((n / 64) as usize).is_some_and(|w| w >> (n % 64) & 1 == 1)).collect();
             prop_assert_eq!(page_numbers(&pages), expect);
             prop_assert!(pages.runs().windows(2).all(|w| w[0].end().unwrap() < w[1].start));
+        }
+
+        #[test]
+        fn a_difference_has_the_pages_of_one_only(
+            a in prop::collection::vec((0u64..200, 0u64..20), 0..12),
+            b in prop::collection::vec((0u64..200, 0u64..20), 0..12),
+        ) {
+            let (a, b) = (runs(&a), runs(&b));
+            let left = a.without(&b);
+            prop_assert_eq!(page_numbers(&left), &page_numbers(&a) - &page_numbers(&b));
+            prop_assert!(left.runs().windows(2).all(|w| w[0].end().unwrap() < w[1].start));
         }
 
         #[test]
