@@ -118,7 +118,11 @@ impl Sidecar {
         }
     }
 
-    pub(crate) fn read(&self) -> Result<Option<OwnerRecord>, RecordError> {
+    /// The volume's record, as it is at the moment.
+    ///
+    /// # Errors
+    /// [`RecordError`] where it cannot be read or means nothing.
+    pub fn read(&self) -> Result<Option<OwnerRecord>, RecordError> {
         let (file, path) = match self {
             Self::At(path) => return read_record(path),
             Self::Open(file, path) => (file, path),

@@ -29,5 +29,5 @@ mod record;
 
 pub use drover_volume_owner::{Owner, OwnerRecord, Refusal};
 pub use fence::{Fence, FenceProof, detach, fence, renew, unfence};
-pub use lock::{ImageLock, LockError};
+pub use lock::{ImageLock, LockError, last_owner};
 pub use record::{ImageRecord, RecordError, read_record};

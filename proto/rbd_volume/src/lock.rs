@@ -63,6 +63,14 @@ pub(crate) fn lock(image: &Image) -> Result<(), LockError> {
     })
 }
 
+/// Who last acquired the image, whether or not they still have it.
+///
+/// # Errors
+/// See [`LockError`].
+pub fn last_owner(image: &Image) -> Result<Option<Owner>, LockError> {
+    Ok(read_record(image)?.and_then(|record| record.owner.last_owner()))
+}
+
 /// The exclusive right to write one image through one handle of it, until [released](Self::release) or until the image
 /// is closed.
 ///

@@ -99,6 +99,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// [`OwnershipError::InFlight`], [`OwnershipError::Flush`]; the image is still owned then.
     fn release(&self) -> Result<(), OwnershipError>;
 
+    /// Who last acquired the image through any handle anywhere, whether or not they still have it: whose writes are the
+    /// last in it. `None` where nobody ever has, or it has changed hands since. May wait for the storage.
+    ///
+    /// # Errors
+    /// Where the record cannot be read.
+    fn last_owner(&self) -> Result<Option<Owner>, OwnershipError>;
+
     /// For whom this handle owns the image at the moment.
     fn owner(&self) -> Option<Owner>;
 

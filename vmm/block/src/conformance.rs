@@ -527,6 +527,11 @@ fn an_image_is_handed_over(image: &dyn TestImage) {
     let (mut from, mut to) = (Worker::new(source.as_ref()), Worker::new(target.as_ref()));
     from.write(0, &pattern(1, 4096)).unwrap();
     source.release().unwrap();
+    assert_eq!(
+        target.last_owner().unwrap(),
+        Some(owner(1, 1)),
+        "whoever looks sees whose the last writes are"
+    );
     // The target declines; the source goes on with the epoch it has.
     source.acquire(&owner(1, 1)).unwrap();
     from.write(0, &pattern(2, 4096)).unwrap();
@@ -537,6 +542,7 @@ fn an_image_is_handed_over(image: &dyn TestImage) {
     assert!(source.acquire(&owner(1, 1)).is_err());
     to.write(0, &pattern(3, 4096)).unwrap();
     target.release().unwrap();
+    assert_eq!(source.last_owner().unwrap(), Some(owner(2, 2)));
     source.acquire(&owner(1, 3)).unwrap();
     assert_eq!(from.read(0, 4096).unwrap(), pattern(3, 4096));
 }

@@ -188,6 +188,10 @@ impl Backend for MemoryBackend {
         Ok(())
     }
 
+    fn last_owner(&self) -> Result<Option<Owner>, OwnershipError> {
+        Ok(self.handle.image.lock().record.and_then(|record| record.last_owner()))
+    }
+
     fn owner(&self) -> Option<Owner> {
         *self.handle.owner()
     }

@@ -191,6 +191,10 @@ impl Backend for RbdBackend {
         Ok(())
     }
 
+    fn last_owner(&self) -> Result<Option<Owner>, OwnershipError> {
+        drover_rbd_volume::last_owner(&self.disk.image).map_err(|error| self.refused(error))
+    }
+
     fn owner(&self) -> Option<Owner> {
         self.disk.ownership().as_ref().map(Ownership::owner)
     }

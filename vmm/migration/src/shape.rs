@@ -78,6 +78,21 @@ impl fmt::Display for ShapeMismatch {
 impl std::error::Error for ShapeMismatch {}
 
 impl MachineShape {
+    /// As bytes, for whoever keeps a machine's state in another way than by sending it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        crate::wire::encode_shape(self, &mut bytes);
+        bytes
+    }
+
+    /// What [`to_bytes`](Self::to_bytes) wrote, here or in another release.
+    ///
+    /// # Errors
+    /// [`WireError`](crate::wire::WireError) names the field that is not valid.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, crate::wire::WireError> {
+        crate::wire::shape_from_bytes(bytes)
+    }
+
     /// All guest RAM.
     pub fn ram(&self) -> Bytes {
         self.memory.iter().fold(Bytes::ZERO, |sum, range| sum.saturating_add(range.size))

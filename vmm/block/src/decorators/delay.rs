@@ -64,6 +64,9 @@ impl Backend for Delayed {
             count => Err(OwnershipError::InFlight(count)),
         }
     }
+    fn last_owner(&self) -> Result<Option<Owner>, OwnershipError> {
+        self.inner.last_owner()
+    }
     fn owner(&self) -> Option<Owner> {
         self.inner.owner()
     }

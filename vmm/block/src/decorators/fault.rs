@@ -73,6 +73,9 @@ impl Backend for Faulty {
     fn release(&self) -> Result<(), OwnershipError> {
         self.inner.release()
     }
+    fn last_owner(&self) -> Result<Option<Owner>, OwnershipError> {
+        self.inner.last_owner()
+    }
     fn owner(&self) -> Option<Owner> {
         self.inner.owner()
     }

@@ -231,6 +231,11 @@ impl Backend for FileBackend {
         Ok(())
     }
 
+    fn last_owner(&self) -> Result<Option<Owner>, OwnershipError> {
+        let record = self.volume.sidecar.read().map_err(drover_dir_volume::LockError::from)?;
+        Ok(record.and_then(|record| record.last_owner()))
+    }
+
     fn owner(&self) -> Option<Owner> {
         self.volume.ownership().as_ref().map(Ownership::owner)
     }

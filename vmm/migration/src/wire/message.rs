@@ -259,6 +259,11 @@ fn encode_hello(hello: &Hello, out: &mut Vec<u8>) {
     out.extend_from_slice(&migration.as_u128().to_le_bytes());
     out.extend_from_slice(&source_epoch.get().to_le_bytes());
     out.extend_from_slice(&target_epoch.get().to_le_bytes());
+    encode_shape(shape, out);
+}
+
+/// A shape by itself, as whoever keeps one beside a saved machine writes it down.
+pub(crate) fn encode_shape(shape: &MachineShape, out: &mut Vec<u8>) {
     out.extend_from_slice(&shape.vm.as_u128().to_le_bytes());
     out.extend_from_slice(&shape.vcpus.get().to_le_bytes());
     out.extend_from_slice(&shape.page_size.to_le_bytes());
@@ -294,6 +299,14 @@ fn decode_hello(fields: &mut bytes::Fields<'_>) -> Result<Hello, WireError> {
         target_epoch: OwnerEpoch::new(fields.u64("target epoch")?),
         shape: decode_shape(fields)?,
     })
+}
+
+/// What [`encode_shape`] wrote, and nothing else.
+pub(crate) fn shape_from_bytes(bytes: &[u8]) -> Result<MachineShape, WireError> {
+    let mut fields = bytes::Fields::new(FrameKind::Hello, bytes);
+    let shape = decode_shape(&mut fields)?;
+    fields.end()?;
+    Ok(shape)
 }
 
 fn decode_shape(fields: &mut bytes::Fields<'_>) -> Result<MachineShape, WireError> {

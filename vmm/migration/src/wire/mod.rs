@@ -42,6 +42,7 @@ pub use frame::{Frame, FrameEncoder, FrameKind, FrameReader, HEADER_LEN, Ledger,
 pub use message::{
     AbortCode, AbortReason, Hello, MAX_DEVICES, MAX_FEATURE_WORDS, MAX_RAM_RANGES, MAX_TEXT, Message,
 };
+pub(crate) use message::{encode_shape, shape_from_bytes};
 pub use pages::{MAX_DATA_PAGES, MAX_RUNS, PagesBuilder, PagesView, RunKind};
 
 /// The oldest encoding that this build speaks.
