@@ -40,7 +40,7 @@ pub enum ListError {
     Compile(String),
 }
 
-const LISTS: [(&str, &str); 10] = [
+const LISTS: [(&str, &str); 11] = [
     ("common", include_str!("../filters/common")),
     ("main", include_str!("../filters/main")),
     ("vm", include_str!("../filters/vm")),
@@ -50,6 +50,7 @@ const LISTS: [(&str, &str); 10] = [
     ("lease", include_str!("../filters/lease")),
     ("migration", include_str!("../filters/migration")),
     ("watch", include_str!("../filters/watch")),
+    ("load", include_str!("../filters/load")),
     ("rbd", include_str!("../filters/rbd")),
 ];
 

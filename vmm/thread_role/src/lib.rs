@@ -31,11 +31,13 @@ pub enum Role {
     Migration,
     /// Watches for storage that does not answer.
     Watch,
+    /// Brings a suspended machine's memory from its file.
+    Load,
 }
 
 impl Role {
     /// Each of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Main,
         Self::Vm,
         Self::Vcpu,
@@ -44,6 +46,7 @@ impl Role {
         Self::Lease,
         Self::Migration,
         Self::Watch,
+        Self::Load,
     ];
 
     /// Its name, in lower case.
@@ -57,6 +60,7 @@ impl Role {
             Self::Lease => "lease",
             Self::Migration => "migration",
             Self::Watch => "watch",
+            Self::Load => "load",
         }
     }
 }
