@@ -191,6 +191,18 @@ pub enum MachineError {
     /// A machine that has a guest was to receive another.
     #[error("the machine has a guest already: only a machine built to receive one takes a state")]
     NotIncoming,
+    /// The guest's writes are being logged for somebody else.
+    #[error("the guest's writes are being logged already: try again when its migration is over")]
+    Logging,
+    /// The guest does not say which pages are free.
+    #[error("the guest does not say which of its pages are free")]
+    NoHints,
+    /// The machine cannot be paused for a moment.
+    #[error(transparent)]
+    Pause(#[from] crate::PauseError),
+    /// Guest memory cannot be changed.
+    #[error(transparent)]
+    Memory(MemoryError),
     /// The hypervisor refused.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),

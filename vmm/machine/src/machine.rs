@@ -226,6 +226,10 @@ impl Machine {
         Ok(())
     }
 
+    pub(crate) fn is_dirty_log_on(&self) -> bool {
+        self.shared.dirty().is_some()
+    }
+
     /// The pages written since the log was started or last taken. None where there is no log.
     ///
     /// # Errors
