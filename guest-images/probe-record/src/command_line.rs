@@ -42,6 +42,16 @@ pub struct DiskWork {
     pub queue_depth: u64,
 }
 
+/// Writes stamped blocks in an order that spans the first two disks: number `s` to slot `s % slots` of the first, then of the
+/// second, then comes `s + 1`. Numbers begin at 1 with each boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrderedWork {
+    /// Blocks of 4 KiB from the start of each disk, `1..=`[`DISK_SLOTS_MAX`].
+    pub slots: u64,
+    /// Numbers per second, 0 for as fast as the disks allow, at most [`DISK_IOPS_MAX`].
+    pub iops: u64,
+}
+
 /// Sweeps over RAM, rewriting pages at a rate; each page is verified before it is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirtyWork {
@@ -62,6 +72,8 @@ pub struct Workload {
     pub disk: Option<DiskWork>,
     /// Measure the first disk, whose contents it overwrites; instead of work on it.
     pub bench: Option<BenchWork>,
+    /// Work on the first two disks, instead of on one of them.
+    pub ordered: Option<OrderedWork>,
     /// Work on RAM.
     pub dirty: Option<DirtyWork>,
     /// Stop the machine so many milliseconds after start, `0..=`[`HALT_MS_MAX`].
@@ -139,6 +151,7 @@ impl CommandLine {
             }
             "probe.disk" => work.disk = Some(disk(value)?),
             "probe.bench" => work.bench = Some(BenchWork::parse(value)?),
+            "probe.ordered" => work.ordered = Some(ordered(value)?),
             "probe.dirty" => work.dirty = Some(dirty(value)?),
             "probe.halt" => {
                 work.halt_after_ms =
@@ -154,7 +167,7 @@ impl CommandLine {
             }
             "virtio_mmio.device" => self.announce(mmio_device(value)?)?,
             _ if key.starts_with("probe.") => {
-                return Err("probe.seed, .heartbeat, .disk, .bench, .dirty, .halt or .vcpus");
+                return Err("probe.seed, .heartbeat, .disk, .bench, .ordered, .dirty, .halt or .vcpus");
             }
             _ => {}
         }
@@ -180,6 +193,14 @@ fn disk(value: &str) -> Result<DiskWork, &'static str> {
         None => QUEUE_DEPTH_DEFAULT,
     };
     parts.next().map_or(Ok(DiskWork { slots, iops, queue_depth }), |_| Err(EXPECTED))
+}
+
+fn ordered(value: &str) -> Result<OrderedWork, &'static str> {
+    const EXPECTED: &str = "<slots>,<iops or 0> with 1 to 1048576 slots, at most 1000000 iops";
+    let (slots, iops) = value.split_once(',').ok_or(EXPECTED)?;
+    let slots = number_in(slots, 1, DISK_SLOTS_MAX).ok_or(EXPECTED)?;
+    let iops = number_in(iops, 0, DISK_IOPS_MAX).ok_or(EXPECTED)?;
+    Ok(OrderedWork { slots, iops })
 }
 
 fn dirty(value: &str) -> Result<DirtyWork, &'static str> {
@@ -235,6 +256,9 @@ impl fmt::Display for Workload {
         if let Some(bench) = self.bench {
             write!(f, " probe.bench={bench}")?;
         }
+        if let Some(OrderedWork { slots, iops }) = self.ordered {
+            write!(f, " probe.ordered={slots},{iops}")?;
+        }
         if let Some(DirtyWork { mib, mib_per_s }) = self.dirty {
             write!(f, " probe.dirty={mib},{mib_per_s}")?;
         }
@@ -279,6 +303,7 @@ mod tests {
             heartbeat_ms: Some(10),
             disk: Some(DiskWork { slots: 4096, iops: 200, queue_depth: QUEUE_DEPTH_DEFAULT }),
             bench: None,
+            ordered: None,
             dirty: Some(DirtyWork { mib: 128, mib_per_s: 64 }),
             halt_after_ms: Some(5000),
             vcpus: Some(2),
@@ -307,6 +332,8 @@ mod tests {
             "probe.disk=8",
             "probe.disk=8,1,65",
             "probe.disk=8,1,4,9",
+            "probe.ordered=64",
+            "probe.ordered=0,1",
             "probe.dirty=64",
             "probe.bench=write,4K",
             "probe.dirty=9999,1",
@@ -340,6 +367,7 @@ mod tests {
             seed: u64,
             heartbeat_ms in prop::option::of(1..=HEARTBEAT_MS_MAX),
             disk in prop::option::of((1..=DISK_SLOTS_MAX, 0..=DISK_IOPS_MAX, 1..=QUEUE_DEPTH_MAX)),
+            ordered in prop::option::of((1..=DISK_SLOTS_MAX, 0..=DISK_IOPS_MAX)),
             dirty in prop::option::of((1..=DIRTY_MIB_MAX, 1..=DIRTY_MIB_PER_S_MAX)),
             halt_after_ms in prop::option::of(0..=HALT_MS_MAX),
             vcpus in prop::option::of(1..=VCPUS_MAX),
@@ -347,7 +375,8 @@ mod tests {
             let disk = disk.map(|(slots, iops, queue_depth)| DiskWork { slots, iops, queue_depth });
             let dirty = dirty.map(|(mib, mib_per_s)| DirtyWork { mib, mib_per_s });
             let bench = None;
-            Workload { seed, heartbeat_ms, disk, bench, dirty, halt_after_ms, vcpus }
+            let ordered = ordered.map(|(slots, iops)| OrderedWork { slots, iops });
+            Workload { seed, heartbeat_ms, disk, bench, ordered, dirty, halt_after_ms, vcpus }
         }
     }
 

@@ -29,7 +29,7 @@ pub mod console;
 pub mod image;
 
 pub use bench::BenchWork;
-pub use command_line::{CommandLine, DirtyWork, DiskWork, MmioDevice, ParseError, Workload};
+pub use command_line::{CommandLine, DirtyWork, DiskWork, MmioDevice, OrderedWork, ParseError, Workload};
 pub use event::{BenchFigures, DiskState, Event};
 pub use stamp::{BLOCK_BYTES, Block, Life, Stamp, StampError};
 

@@ -9,6 +9,7 @@ use crate::disk::Disk;
 use crate::gate;
 use crate::heartbeat::Heartbeat;
 use crate::instructions::out_byte;
+use crate::ordered::Ordered;
 use crate::pvh::Loaded;
 use crate::ram::Ram;
 use crate::serial::{report_error, report_last};
@@ -40,6 +41,7 @@ pub(crate) struct FirstVcpu {
     heartbeat: Option<Heartbeat>,
     disk: Option<Disk>,
     bench: Option<Bench>,
+    ordered: Option<Ordered>,
     sweep: Option<Sweep>,
     halt: Halt,
 }
@@ -62,13 +64,17 @@ impl FirstVcpu {
         mut clock: Clock,
         identity: Identity,
     ) -> Self {
-        let Workload { heartbeat_ms, disk, bench, dirty, halt_after_ms, .. } = command_line.workload;
+        let Workload { heartbeat_ms, disk, bench, ordered, dirty, halt_after_ms, .. } = command_line.workload;
         let mut ram = Ram::new(loaded.ram());
         let now = clock.now_us();
         let places: &[MmioDevice] = command_line.mmio_devices();
         let bench = bench.and_then(|work| {
             let started = Bench::start(places, &work, &mut ram, identity, now);
             started.inspect_err(|why| report_error(format_args!("nothing to measure: {why}"))).ok()
+        });
+        let ordered = ordered.filter(|_| bench.is_none() && disk.is_none()).and_then(|work| {
+            let started = Ordered::start(places, &work, &mut ram, identity, now);
+            started.inspect_err(|why| report_error(format_args!("no work on two disks: {why}"))).ok()
         });
         let disk = disk.filter(|_| bench.is_none()).and_then(|work| {
             let started = Disk::start(places, &work, &mut ram, identity);
@@ -88,6 +94,7 @@ impl FirstVcpu {
             heartbeat: heartbeat_ms.map(|period_ms| Heartbeat::new(period_ms, now)),
             disk,
             bench,
+            ordered,
             sweep,
             halt: halt_after_ms.map_or(Halt::Never, |ms| Halt::At(ms * 1000)),
             clock,
@@ -107,6 +114,9 @@ impl FirstVcpu {
             if let Some(bench) = &mut self.bench {
                 bench.poll(now);
             }
+            if let Some(ordered) = &mut self.ordered {
+                ordered.poll(now);
+            }
             if let Some(sweep) = &mut self.sweep {
                 sweep.poll(now);
             }
@@ -118,7 +128,8 @@ impl FirstVcpu {
             }
             self.alarm.set(now, wake);
             let disk_may = self.disk.as_mut().is_none_or(Disk::may_sleep);
-            if disk_may && self.bench.as_mut().is_none_or(Bench::may_sleep) {
+            let ordered_may = self.ordered.as_mut().is_none_or(Ordered::may_sleep);
+            if disk_may && ordered_may && self.bench.as_mut().is_none_or(Bench::may_sleep) {
                 gate::idle();
             }
         }
@@ -133,7 +144,8 @@ impl FirstVcpu {
         let disk = self.disk.as_ref().map_or(u64::MAX, Disk::wake_us);
         let sweep = self.sweep.as_ref().map_or(u64::MAX, Sweep::wake_us);
         let bench = self.bench.as_ref().map_or(u64::MAX, Bench::wake_us);
-        halt.min(heartbeat).min(disk).min(bench).min(sweep)
+        let ordered = self.ordered.as_ref().map_or(u64::MAX, Ordered::wake_us);
+        halt.min(heartbeat).min(disk).min(bench).min(ordered).min(sweep)
     }
 
     fn approach_halt(&mut self, now: u64) {
@@ -145,6 +157,9 @@ impl FirstVcpu {
                 if let Some(bench) = &mut self.bench {
                     bench.stop();
                 }
+                if let Some(ordered) = &mut self.ordered {
+                    ordered.stop();
+                }
                 self.halt = Halt::Settling(now + SETTLE_US_MAX);
             }
             Halt::Settling(limit) if now >= limit || self.is_settled() => self.halt_now(),
@@ -153,7 +168,9 @@ impl FirstVcpu {
     }
 
     fn is_settled(&self) -> bool {
-        self.disk.as_ref().is_none_or(Disk::is_stopped) && self.bench.as_ref().is_none_or(Bench::is_stopped)
+        self.disk.as_ref().is_none_or(Disk::is_stopped)
+            && self.bench.as_ref().is_none_or(Bench::is_stopped)
+            && self.ordered.as_ref().is_none_or(Ordered::is_stopped)
     }
 
     fn halt_now(&mut self) -> ! {

@@ -19,6 +19,7 @@ mod first;
 mod gate;
 mod heartbeat;
 mod instructions;
+mod ordered;
 mod pvh;
 mod ram;
 mod serial;

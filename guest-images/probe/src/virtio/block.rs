@@ -26,6 +26,8 @@ const CONFIG_CAPACITY: usize = 0;
 const CONFIG_QUEUES: usize = 32;
 
 /// Of all queues, which share them evenly: the stack has to hold a few copies of so many.
+/// Disks for which there is memory.
+const DISKS_MAX: usize = 2;
 const REQUESTS_MAX: usize = (SIZE_MAX / CHAIN) as usize;
 const STATUS_OK: u8 = 0;
 const STATUS_IO_ERROR: u8 = 1;
@@ -46,13 +48,15 @@ struct Ends {
     status: u8,
 }
 
-struct SharedEnds(UnsafeCell<[Ends; REQUESTS_MAX]>);
+struct SharedEnds(UnsafeCell<[[Ends; REQUESTS_MAX]; DISKS_MAX]>);
 
-// SAFETY: only the one `BlockDevice` and the device reach them, the device only while a request is in flight.
+// SAFETY: only the one `BlockDevice` of each disk and its device reach its part, the device only while a request is in flight.
 unsafe impl Sync for SharedEnds {}
 
 static ENDS: SharedEnds = SharedEnds(UnsafeCell::new(
-    [const { Ends { header: Header { operation: 0, reserved: 0, sector: 0 }, status: 0 } }; REQUESTS_MAX],
+    [const {
+        [const { Ends { header: Header { operation: 0, reserved: 0, sector: 0 }, status: 0 } }; REQUESTS_MAX]
+    }; DISKS_MAX],
 ));
 
 /// RAM for a request's data. A request takes it and its completion gives it back: whoever holds it has it alone.
@@ -106,6 +110,8 @@ struct InFlight<Job> {
 
 /// A disk and the requests that it works on, each with the `Job` that it is for.
 pub(crate) struct BlockDevice<Job> {
+    /// Which of the disks it is.
+    disk: usize,
     transport: Transport,
     queues: [Option<Queue>; QUEUES_MAX],
     /// The queue that the next request goes to, if it has room.
@@ -147,17 +153,38 @@ impl<Job> BlockDevice<Job> {
     /// # Errors
     /// There is none, or it cannot be used or has fewer queues; the reasons of others are reported.
     pub(crate) fn start(places: &[MmioDevice], queues: usize) -> Result<Self, &'static str> {
+        Self::start_disk(0, places, queues)
+    }
+
+    /// Starts the second disk among the announced devices, with one queue. The first one must not have all that there are.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub(crate) fn start_second(places: &[MmioDevice]) -> Result<Self, &'static str> {
+        Self::start_disk(1, places, 1)
+    }
+
+    fn start_disk(disk: usize, places: &[MmioDevice], queues: usize) -> Result<Self, &'static str> {
+        let mut disks = 0;
         for place in places {
             match Transport::open(place) {
-                Ok(Some((transport, DEVICE_TYPE))) => return Self::start_at(transport, place.irq, queues),
+                Ok(Some((transport, DEVICE_TYPE))) if disks == disk => {
+                    return Self::start_at(disk, transport, place.irq, queues);
+                }
+                Ok(Some((_, DEVICE_TYPE))) => disks += 1,
                 Ok(_) => {}
                 Err(why) => report_error(format_args!("{place}: {why}")),
             }
         }
-        Err("no virtio-mmio block device is announced on the command line")
+        Err("no such virtio-mmio block device is announced on the command line")
     }
 
-    fn start_at(transport: Transport, interrupt: u32, queues: usize) -> Result<Self, &'static str> {
+    fn start_at(
+        disk: usize,
+        transport: Transport,
+        interrupt: u32,
+        queues: usize,
+    ) -> Result<Self, &'static str> {
         let several = if queues > 1 { SEVERAL_QUEUES } else { 0 };
         let features = transport.negotiate(READ_ONLY | FLUSH | several | EVENT_INDEX | VERSION_1)?;
         if features & READ_ONLY != 0 {
@@ -178,12 +205,15 @@ impl<Job> BlockDevice<Job> {
         let capacity = transport.config(CONFIG_CAPACITY);
         let mut set_up = [const { None }; QUEUES_MAX];
         for (number, place) in set_up.iter_mut().take(queues).enumerate() {
-            let queue = Queue::new(number, size, features & EVENT_INDEX != 0);
+            // The second disk's memory is the last one's.
+            let memory = if disk == 0 { number } else { QUEUES_MAX - 1 };
+            let queue = Queue::new(memory, size, features & EVENT_INDEX != 0);
             transport.set_up_queue(number as u32, size, &queue.addresses());
             *place = Some(queue);
         }
         transport.start();
         Ok(BlockDevice {
+            disk,
             transport,
             queues: set_up,
             turn: 0,
@@ -232,7 +262,7 @@ impl<Job> BlockDevice<Job> {
             Operation::Flush => (SYNC, 0, 0),
         };
         let sector = block * (BLOCK_BYTES as u64 / SECTOR_BYTES);
-        let ends = ENDS.0.get().cast::<Ends>().wrapping_add(place);
+        let ends = ends(self.disk, place);
         let header = Header { operation: kind, reserved: 0, sector };
         // SAFETY: in bounds; the chain is not in flight, so the device does not look.
         unsafe { ends.write_volatile(Ends { header, status: STATUS_UNSET }) };
@@ -245,7 +275,7 @@ impl<Job> BlockDevice<Job> {
             }
         });
         let head = Segment { address: ends as u64, length: size_of::<Header>() as u32, device_writes: false };
-        let status = Segment { address: status_of(place) as u64, length: 1, device_writes: true };
+        let status = Segment { address: status_of(self.disk, place) as u64, length: 1, device_writes: true };
         if let Some(queue) = &mut self.queues[number] {
             queue.publish(chain as u16, &head, data.as_ref(), &status);
         }
@@ -305,7 +335,7 @@ impl<Job> BlockDevice<Job> {
             };
             self.count -= 1;
             // SAFETY: in bounds; the device is done with the chain.
-            let status = unsafe { status_of(place).read_volatile() };
+            let status = unsafe { status_of(self.disk, place).read_volatile() };
             let outcome = match status {
                 STATUS_OK => Ok(()),
                 STATUS_IO_ERROR => Err(Failure::Io),
@@ -343,7 +373,10 @@ impl<Job> BlockDevice<Job> {
     }
 }
 
-fn status_of(place: usize) -> *mut u8 {
-    let ends = ENDS.0.get().cast::<Ends>().wrapping_add(place);
-    ends.cast::<u8>().wrapping_add(core::mem::offset_of!(Ends, status))
+fn ends(disk: usize, place: usize) -> *mut Ends {
+    ENDS.0.get().cast::<[Ends; REQUESTS_MAX]>().wrapping_add(disk).cast::<Ends>().wrapping_add(place)
+}
+
+fn status_of(disk: usize, place: usize) -> *mut u8 {
+    ends(disk, place).cast::<u8>().wrapping_add(core::mem::offset_of!(Ends, status))
 }
