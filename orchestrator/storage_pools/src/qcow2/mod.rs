@@ -26,6 +26,8 @@ use header::{Compression, Header};
 const L1_ENTRIES_MAX: u64 = (32 << 20) / 8;
 /// Bits of a table entry that are an offset (9 to 55).
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+/// No cluster becomes smaller: 512 equal bytes take this many.
+const COMPRESSED_BYTES_MIN: u64 = 4;
 /// The cluster is compressed.
 const COMPRESSED: u64 = 1 << 62;
 /// The cluster reads as zeros, whatever is in the file (version 3).
@@ -80,6 +82,15 @@ pub struct Qcow2 {
     l2: Option<(usize, Vec<u64>)>,
     /// The compressed cluster that was used last, and which one it is.
     inflated: Option<(u64, Vec<u8>)>,
+    counted: Counted,
+}
+
+/// Clusters of the disk that have been looked at in turn.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    up_to: u64,
+    plain: u64,
+    compressed: u64,
 }
 
 impl Qcow2 {
@@ -105,7 +116,15 @@ impl Qcow2 {
             return Err(damaged(format!("its L1 table would have {needed} entries")));
         }
         let needed = usize::try_from(needed).map_err(|_| damaged("its L1 table"))?;
-        let mut image = Self { file, file_size, header, l1: Vec::new(), l2: None, inflated: None };
+        let mut image = Self {
+            file,
+            file_size,
+            header,
+            l1: Vec::new(),
+            l2: None,
+            inflated: None,
+            counted: Counted::default(),
+        };
         image.l1 = image.read_table(image.header.l1_offset, needed)?;
         Ok(image)
     }
@@ -160,7 +179,8 @@ impl Qcow2 {
         if !offset.is_multiple_of(self.header.cluster_size()) {
             return Err(damaged(format!("a cluster at {offset} is not aligned")));
         }
-        Ok(Cluster::Plain(offset))
+        // As QEMU reads it: the end of the file need not have been written.
+        Ok(if offset < self.file_size { Cluster::Plain(offset) } else { Cluster::Zero })
     }
 
     fn inflate(&self, offset: u64, length: usize) -> Result<Vec<u8>, Qcow2Error> {
@@ -195,7 +215,7 @@ impl Qcow2 {
             Cluster::Zero => buffer.fill(0),
             Cluster::Plain(offset) => {
                 let start = offset.checked_add(within).ok_or_else(|| damaged("a cluster's offset"))?;
-                // As QEMU reads it: the end of the file need not have been written.
+                // The last one may end before it is whole.
                 let there = self.file_size.saturating_sub(start).min(buffer.len() as u64);
                 let (there, missing) = buffer.split_at_mut(usize::try_from(there).expect("at most a buffer"));
                 self.file.read_exact_at(there, start)?;
@@ -230,6 +250,26 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Refuses an image that holds fewer clusters than it says: each belongs to one place of the disk, and a file of a
+    /// megabyte must not become a disk of terabytes.
+    fn count(&mut self, index: u64, cluster: Cluster) -> Result<(), Qcow2Error> {
+        if index < self.counted.up_to {
+            return Ok(());
+        }
+        self.counted.up_to = index + 1;
+        match cluster {
+            Cluster::Zero => {}
+            Cluster::Plain(_) => self.counted.plain += 1,
+            Cluster::Compressed(..) => self.counted.compressed += 1,
+        }
+        let plain_max = self.file_size.div_ceil(self.header.cluster_size());
+        let compressed_max = self.file_size.div_ceil(COMPRESSED_BYTES_MIN);
+        if self.counted.plain > plain_max || self.counted.compressed > compressed_max {
+            return Err(damaged("its disk uses clusters of the file more than once"));
+        }
+        Ok(())
+    }
+
     fn next(&mut self, offset: u64) -> Result<Option<Range<u64>>, Qcow2Error> {
         let cluster_size = self.header.cluster_size();
         let (end, per_table) = (DiskReader::size(self).get(), self.header.l2_entries() as u64);
@@ -240,7 +280,9 @@ impl Qcow2 {
                 index = (table as u64 + 1) * per_table;
                 continue;
             }
-            if self.cluster(index)? != Cluster::Zero {
+            let cluster = self.cluster(index)?;
+            self.count(index, cluster)?;
+            if cluster != Cluster::Zero {
                 let start = (index * cluster_size).max(offset);
                 return Ok(Some(start..((index + 1) * cluster_size).min(end)));
             }
