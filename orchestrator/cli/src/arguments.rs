@@ -231,7 +231,32 @@ pub(crate) struct CreateVm {
     #[command(flatten)]
     pub(crate) guest: guest::CloudInit,
     #[command(flatten)]
+    pub(crate) stall: Stall,
+    #[command(flatten)]
     pub(crate) place: placement::Where,
+}
+
+/// What becomes of a VM whose storage does not answer. Its requests wait in any case.
+#[derive(Clone, Copy, Debug, Args)]
+#[group(skip)]
+pub(crate) struct Stall {
+    /// What becomes of a VM when its storage does not answer: its requests wait in any case. A VM that does not say takes what
+    /// its pool says, or waits
+    #[arg(long, value_enum, value_name = "ACTION")]
+    pub(crate) stall_action: Option<StallAction>,
+    /// When storage is said not to answer, such as 10s, at least 500ms [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) stall_after: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StallAction {
+    /// Go on, and say so
+    Wait,
+    /// Stand still until the storage answers again
+    Pause,
+    /// End, and be restarted, perhaps where the storage can be reached
+    Stop,
 }
 
 #[derive(Debug, Subcommand)]
@@ -338,6 +363,8 @@ pub(crate) enum PoolCommand {
         /// Its namespace
         #[arg(long, default_value = "")]
         namespace: String,
+        #[command(flatten)]
+        stall: Stall,
     },
     /// Lists pools, and how full they are
     List,
@@ -542,6 +569,8 @@ mod tests {
             "vm create web --image probe --count 3 --apart group:web@rack --spread web@zone=2 --tolerate gpu",
             true,
         );
+        check("vm create web --image probe --stall-action pause --stall-after 10s", true);
+        check("vm create web --image probe --stall-action panic", false);
         check("vm create web --image probe --count 0", false);
         check("vm create web --image probe --lifetime soon", false);
         check("node label n1 rack=r1 old-", true);

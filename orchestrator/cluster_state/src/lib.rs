@@ -26,6 +26,7 @@ mod ownership;
 mod policy;
 mod pool;
 mod report;
+mod stall;
 mod state;
 mod storage_work;
 mod time;
@@ -58,6 +59,7 @@ pub use policy::{
 };
 pub use pool::{Pool, PoolAccess, PoolState, RbdCredentials, RbdPool, Secret};
 pub use report::{BootTimes, MigrationPhase, MigrationReport, RunState, StopReason, StorageClient, VmReport};
+pub use stall::{StallAction, StallPolicy};
 pub use state::{ClusterState, Stored, Usage};
 pub use storage_work::{CloneSource, StorageWork};
 pub use time::{Moment, Now, WallTime};

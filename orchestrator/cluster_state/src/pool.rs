@@ -4,7 +4,7 @@ use std::fmt;
 
 use drover_ids::OperationId;
 
-use crate::{Name, WallTime};
+use crate::{Name, StallPolicy, WallTime};
 
 /// A text that must not be seen: it shows itself in no log, error or answer.
 #[derive(Clone, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub struct PoolAccess {
     pub user: String,
     /// Its key. It can use the images of this pool, and cannot fence anybody.
     pub key: Secret,
+    /// For VMs that do not say themselves what becomes of them when the storage does not answer.
+    pub stall: Option<StallPolicy>,
 }
 
 /// Where a pool of RBD images is.
@@ -91,6 +93,8 @@ pub struct Pool {
     pub operation: Option<OperationId>,
     /// When it was created.
     pub created_at: WallTime,
+    /// For VMs that do not say themselves what becomes of them when the storage does not answer.
+    pub stall: Option<StallPolicy>,
 }
 
 impl Pool {
@@ -103,6 +107,7 @@ impl Pool {
             namespace: self.rbd.namespace.clone(),
             user: self.rbd.user.clone(),
             key: credentials.key.clone(),
+            stall: self.stall,
         })
     }
 }

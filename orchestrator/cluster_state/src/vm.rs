@@ -6,7 +6,7 @@ use drover_cloud_init::Seed;
 use drover_ids::{Generation, OperationId, VmId, VolumeId};
 use drover_units::{Bytes, VcpuCount};
 
-use crate::{Capacity, Constraints, DEFAULT_PROJECT, Moment, Name, Ownership, WallTime};
+use crate::{Capacity, Constraints, DEFAULT_PROJECT, Moment, Name, Ownership, StallPolicy, WallTime};
 
 /// A volume as a disk of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct VmSpec {
     pub cloud_init: Option<Arc<Seed>>,
     /// Where it may run, beyond what it takes.
     pub constraints: Constraints,
+    /// What becomes of it when its storage does not answer. `None`: as its first volume's pool says that says anything.
+    pub stall: Option<StallPolicy>,
 }
 
 impl VmSpec {

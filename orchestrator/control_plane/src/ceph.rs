@@ -131,6 +131,7 @@ impl CephClusters {
             namespace: rbd.namespace.clone(),
             user: rbd.user.clone(),
             key: key.clone(),
+            stall: None,
         };
         prove(&cluster, name, &access)?;
         Ok(RbdCredentials { mon_hosts, key })

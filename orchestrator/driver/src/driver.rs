@@ -150,6 +150,11 @@ impl<S: Store, A: NodeAgents, F: Fence, C: Clock> Driver<S, A, F, C> {
         Ok((driver, cluster))
     }
 
+    /// The cluster as the driver knows it. Before it runs: as it was stored.
+    pub fn state(&self) -> &ClusterState {
+        self.planner.state()
+    }
+
     /// Runs until `stop` is ready. What is under way then is abandoned: whoever loads the store next takes it up.
     ///
     /// # Errors

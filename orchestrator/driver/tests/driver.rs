@@ -101,6 +101,7 @@ async fn of_two_requests_for_one_name_one_stands() {
             priority: 0,
             cloud_init: None,
             constraints: Default::default(),
+            stall: None,
             start: true,
         };
         let admit = move |view: View<'_>| {
@@ -240,6 +241,21 @@ async fn the_event_log_is_bounded_in_the_store_too() {
         let dropped = tokio::time::timeout(Duration::from_secs(10), changes.changed()).await;
         dropped.expect("the store keeps too many events").expect("the driver runs");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stored_is_known_before_anything_is_decided() {
+    let store = store();
+    let mut world = World::start(store.clone(), Hosts::default(), clock()).await;
+    world.add_node(A);
+    world.add_image().await;
+    let vm = world.running_vm("web").await;
+    world.stop().await.expect("it was told to stop");
+    let (agents, _) = FakeNodeAgents::new(|_| None);
+    let ports = drover_driver::Ports { store, agents, fence: FakeFence::default(), clock: clock() };
+    let loaded = drover_driver::Driver::load(ports, Timers::default(), Box::new(NoStopwatch), 2).await;
+    let (driver, _cluster) = loaded.expect("the store is sound");
+    assert!(driver.state().vms.contains_key(&vm.id));
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,6 +25,7 @@ impl StoredForm for Pool {
             state: state.into(),
             operation_id: self.operation.map(|id| id_bytes(id.as_u128())).unwrap_or_default(),
             created_at_ms: self.created_at.as_unix_millis(),
+            stall: self.stall.as_ref().map(StoredForm::to_message),
         }
     }
 
@@ -42,6 +43,7 @@ impl StoredForm for Pool {
             state,
             operation: optional_id("pool.operation_id", &message.operation_id, OperationId::from_u128)?,
             created_at: WallTime::from_unix_millis(message.created_at_ms),
+            stall: message.stall.map(StoredForm::from_message).transpose()?,
         })
     }
 }

@@ -162,6 +162,7 @@ pub(crate) fn samples() -> Vec<Record> {
         priority: 5,
         cloud_init: None,
         constraints: Constraints::default(),
+        stall: None,
     };
     let operation = OperationId::from_u128(0x0e);
     let kind = OperationKind::VmMigrate {
@@ -260,6 +261,7 @@ fn storage_samples() -> [Record; 6] {
             state: PoolState::Ready,
             operation: Some(operation),
             created_at: at,
+            stall: None,
         }),
         Record::DiskImage(DiskImage {
             name: name("debian"),

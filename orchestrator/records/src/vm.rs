@@ -1,10 +1,11 @@
 //! VMs.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use drover_cloud_init::{Seed, Unchecked};
 use drover_cluster_state::{
-    Constraints, Desired, Restarts, StopCause, Vm, VmSpec, VolumeAttachment, WallTime,
+    Constraints, Desired, Restarts, StallAction, StallPolicy, StopCause, Vm, VmSpec, VolumeAttachment,
+    WallTime,
 };
 use drover_ids::{Generation, OperationId, VmId, VolumeId};
 use drover_placement_messages::{constraints_from, constraints_message};
@@ -111,6 +112,7 @@ impl StoredForm for VmSpec {
             cloud_init: self.cloud_init.as_deref().map(StoredForm::to_message),
             constraints: (self.constraints != Constraints::default())
                 .then(|| constraints_message(&self.constraints, |vm| vm.to_string())),
+            stall: self.stall.as_ref().map(StoredForm::to_message),
         }
     }
 
@@ -128,6 +130,7 @@ impl StoredForm for VmSpec {
             cloud_init: message.cloud_init.map(Seed::from_message).transpose()?.map(Arc::new),
             constraints: constraints_from(message.constraints.unwrap_or_default(), |vm| vm.parse().ok())
                 .map_err(placement("vm.spec.constraints"))?,
+            stall: message.stall.map(StoredForm::from_message).transpose()?,
         })
     }
 }
@@ -170,5 +173,33 @@ impl StoredForm for VolumeAttachment {
             pool: name("volume_attachment.pool", &message.pool)?,
             read_only: message.read_only,
         })
+    }
+}
+
+impl StoredForm for StallPolicy {
+    type Message = stored::StallPolicy;
+
+    fn to_message(&self) -> stored::StallPolicy {
+        let action = match self.action {
+            StallAction::Wait => stored::StallAction::Unspecified,
+            StallAction::Pause => stored::StallAction::Pause,
+            StallAction::Stop => stored::StallAction::Stop,
+        };
+        let deadline_ms = self.deadline.map_or(0, |deadline| deadline.as_millis());
+        stored::StallPolicy {
+            deadline_ms: u32::try_from(deadline_ms).unwrap_or(u32::MAX),
+            action: action.into(),
+        }
+    }
+
+    fn from_message(message: stored::StallPolicy) -> Result<Self, RecordError> {
+        let action = match stored::StallAction::try_from(message.action) {
+            Ok(stored::StallAction::Unspecified) => StallAction::Wait,
+            Ok(stored::StallAction::Pause) => StallAction::Pause,
+            Ok(stored::StallAction::Stop) => StallAction::Stop,
+            Err(_) => return Err(invalid("stall.action", message.action)),
+        };
+        let deadline = u64::from(message.deadline_ms);
+        Ok(Self { deadline: (deadline > 0).then(|| Duration::from_millis(deadline)), action })
     }
 }

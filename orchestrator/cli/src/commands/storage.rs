@@ -18,12 +18,12 @@ use crate::{
     },
 };
 
-use super::{import, rows, settle};
+use super::{import, rows, settle, vm};
 
 pub(super) async fn pool(session: &Session, command: PoolCommand) -> anyhow::Result<()> {
     let client = &session.client;
     match command {
-        PoolCommand::Create { name, kind, cluster, ceph_pool, namespace } => {
+        PoolCommand::Create { name, kind, cluster, ceph_pool, namespace, stall } => {
             let kind = match kind {
                 arguments::PoolKind::Rbd => PoolKind::Rbd,
                 arguments::PoolKind::Dir => PoolKind::Dir,
@@ -34,6 +34,7 @@ pub(super) async fn pool(session: &Session, command: PoolCommand) -> anyhow::Res
                 cluster,
                 ceph_pool,
                 namespace,
+                stall: vm::stall(stall),
                 ..CreatePoolRequest::default()
             };
             match settle(session, client.create_pool(request).await?).await? {

@@ -3,11 +3,12 @@
 use drover_client::{
     LogRange,
     api::{MigrateVmRequest, Operation, VmSpec},
+    vm_api::{StallAction, StallPolicy},
 };
 
 use crate::{
     Session,
-    arguments::{CreateVm, VmCommand},
+    arguments::{self, CreateVm, Stall, VmCommand},
     output::{OperationRow, VmRow, print_details, print_note, print_row, print_rows},
     terminal::{self, Ended},
 };
@@ -92,5 +93,23 @@ pub(super) fn spec(arguments: CreateVm) -> anyhow::Result<VmSpec> {
         anti_affinity_group: arguments.anti_affinity,
         priority: arguments.priority,
         cloud_init: super::guest::cloud_init(&arguments.guest)?,
+        stall: stall(arguments.stall),
     })
+}
+
+/// Nothing is said unless one of the two is.
+pub(super) fn stall(arguments: Stall) -> Option<StallPolicy> {
+    let Stall { stall_action, stall_after } = arguments;
+    if stall_action.is_none() && stall_after.is_none() {
+        return None;
+    }
+    let action = match stall_action {
+        None | Some(arguments::StallAction::Wait) => StallAction::Unspecified,
+        Some(arguments::StallAction::Pause) => StallAction::Pause,
+        Some(arguments::StallAction::Stop) => StallAction::Stop,
+    };
+    let deadline_ms = stall_after.map_or(0, |after| u32::try_from(after.as_millis()).unwrap_or(u32::MAX));
+    // Zero would be the default; what is shorter than a millisecond is refused like anything too short.
+    let deadline_ms = if stall_after.is_some() { deadline_ms.max(1) } else { 0 };
+    Some(StallPolicy { deadline_ms, action: action.into() })
 }

@@ -2,7 +2,10 @@
 
 use std::time::SystemTime;
 
-use drover_client::api::{Event, Node, NodeRejection, Operation, Vm};
+use drover_client::{
+    api::{Event, Node, NodeRejection, Operation, Vm},
+    vm_api::{StallAction, StallPolicy},
+};
 use drover_units::Bytes;
 use serde::Serialize;
 
@@ -201,6 +204,37 @@ pub(crate) struct VmRow {
     last_fence_evidence: String,
     pid: Option<u64>,
     created_at: String,
+    stall: Option<StallRow>,
+}
+
+/// What becomes of a VM whose storage does not answer.
+#[derive(Debug, Serialize)]
+pub(crate) struct StallRow {
+    action: &'static str,
+    after_ms: Option<u32>,
+}
+
+impl From<StallPolicy> for StallRow {
+    fn from(policy: StallPolicy) -> Self {
+        let action = match policy.action() {
+            StallAction::Unspecified => "wait",
+            StallAction::Pause => "pause",
+            StallAction::Stop => "stop",
+        };
+        Self { action, after_ms: Some(policy.deadline_ms).filter(|ms| *ms > 0) }
+    }
+}
+
+impl StallRow {
+    pub(crate) fn text(row: Option<&Self>) -> String {
+        match row {
+            None => String::new(),
+            Some(Self { action, after_ms: None }) => (*action).to_owned(),
+            Some(Self { action, after_ms: Some(ms) }) => {
+                format!("{action} after {}", micros(u64::from(*ms) * 1000))
+            }
+        }
+    }
 }
 
 impl From<Vm> for VmRow {
@@ -230,6 +264,7 @@ impl From<Vm> for VmRow {
             last_fence_evidence: vm.last_fence_evidence,
             pid: Some(vm.pid).filter(|pid| *pid > 0),
             created_at: time!(vm.created_at),
+            stall: spec.stall.map(StallRow::from),
         }
     }
 }
@@ -266,6 +301,7 @@ impl Row for VmRow {
             ("anti-affinity", self.anti_affinity_group.clone()),
             ("priority", self.priority.to_string()),
             ("cloud-init", if self.cloud_init { "a seed disk" } else { "" }.to_owned()),
+            ("storage stalls", StallRow::text(self.stall.as_ref())),
             ("epoch", self.owner_epoch.to_string()),
             ("pid", self.pid.map(|pid| pid.to_string()).unwrap_or_default()),
             ("restarts", self.restarts.to_string()),

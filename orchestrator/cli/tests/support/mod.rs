@@ -7,7 +7,7 @@ use std::{
 
 use drover_wire::{
     control::v1::{self as api, Operation, OperationState, Vm, VmSpec},
-    vm::v1::{BootTimes, ConsoleOutput},
+    vm::v1::{BootTimes, ConsoleOutput, StallAction, StallPolicy},
 };
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::{
@@ -63,6 +63,7 @@ fn vm(name: &str) -> Result<Vm, Status> {
             cmdline: "probe.heartbeat=5".into(),
             volumes: vec!["data".into()],
             anti_affinity_group: "tier".into(),
+            stall: Some(StallPolicy { deadline_ms: 10_000, action: StallAction::Pause.into() }),
             priority: 10,
             ..VmSpec::default()
         }),

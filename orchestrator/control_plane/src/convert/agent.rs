@@ -21,6 +21,8 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess
         read_only: attachment.read_only,
         access: pools.get(&attachment.pool).map(|access| rbd_access(access, attachment.volume)),
     };
+    // The first volume's pool that says anything.
+    let of_pool = || spec.volumes.iter().find_map(|attachment| pools.get(&attachment.pool)?.stall);
     wire::VmSpec {
         vm_id: vm.to_string(),
         name: spec.name.to_string(),
@@ -30,13 +32,13 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess
         image_pool: spec.image_pool.to_string(),
         cmdline: spec.cmdline.clone(),
         volumes: spec.volumes.iter().map(volume).collect(),
-        stall: None,
         initrd: String::new(),
         platform: Some(platform(spec)),
         seed: spec
             .cloud_init
             .as_deref()
             .map(|seed| wire::SeedDisk { image: seed.image(&vm.to_string(), spec.name.as_str()) }),
+        stall: spec.stall.or_else(of_pool).map(super::stall),
     }
 }
 
@@ -107,7 +109,54 @@ pub(crate) fn registration(request: wire::RegisterRequest) -> Result<Registratio
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use drover_cluster_state::{Constraints, Secret, StallAction, StallPolicy, VolumeAttachment};
+    use drover_units::{Bytes, VcpuCount};
+
     use super::*;
+
+    #[test]
+    fn a_vm_says_itself_what_becomes_of_it_when_storage_stalls_or_its_pool_does() {
+        let name = |text: &str| Name::new(text).unwrap();
+        let policy = |seconds, action| StallPolicy { deadline: Some(Duration::from_secs(seconds)), action };
+        let access = |stall| PoolAccess {
+            mon_hosts: String::new(),
+            ceph_pool: "vms".to_owned(),
+            namespace: String::new(),
+            user: String::new(),
+            key: Secret::new(""),
+            stall,
+        };
+        let attach =
+            |n, pool| VolumeAttachment { volume: VolumeId::from_u128(n), pool: name(pool), read_only: false };
+        let spec = VmSpec {
+            name: name("web"),
+            vcpus: VcpuCount::new(1),
+            memory: Bytes::mib(64),
+            image: name("probe"),
+            image_pool: name("local"),
+            cmdline: String::new(),
+            volumes: vec![attach(1, "local"), attach(2, "silent"), attach(3, "fast")],
+            anti_affinity_group: None,
+            priority: 0,
+            constraints: Constraints::default(),
+            stall: None,
+            cloud_init: None,
+        };
+        let pools = BTreeMap::from([
+            (name("silent"), access(None)),
+            (name("fast"), access(Some(policy(7, StallAction::Pause)))),
+        ]);
+        let check = |stall, pools: &BTreeMap<_, _>, expect: Option<(u32, vm::StallAction)>| {
+            let sent = vm_spec(VmId::from_u128(1), &VmSpec { stall, ..spec.clone() }, pools).stall;
+            assert_eq!(sent.map(|stall| (stall.deadline_ms, stall.action())), expect);
+        };
+        check(None, &BTreeMap::new(), None);
+        check(None, &pools, Some((7000, vm::StallAction::Pause)));
+        check(Some(policy(9, StallAction::Stop)), &pools, Some((9000, vm::StallAction::Stop)));
+        check(Some(StallPolicy::default()), &pools, Some((0, vm::StallAction::Unspecified)));
+    }
 
     #[test]
     fn a_vm_reported_twice_is_refused() {

@@ -90,6 +90,7 @@ fn vm_spec(state: &ClusterState, vm: &Vm) -> wire::VmSpec {
             ssh_keys: seed.fields().ssh_keys.clone(),
             ..wire::CloudInit::default()
         }),
+        stall: spec.stall.map(super::stall),
         constraints: (spec.constraints != Constraints::default()).then(|| {
             constraints_message(&spec.constraints, |vm| {
                 state.vms.get(&vm).map_or_else(|| vm.to_string(), |vm| vm.spec.name.to_string())

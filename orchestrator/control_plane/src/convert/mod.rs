@@ -9,7 +9,7 @@ pub(crate) use agent::{heartbeat, registration, vm_spec};
 pub(crate) use api::{
     disk_image, event, image, node, operation, snapshot, timestamp, vm, vm_snapshot, volume,
 };
-pub(crate) use placement::{create_vm, update_node, within};
+pub(crate) use placement::{create_vm, stall, stall_from, update_node, within};
 pub(crate) use report::vm_report;
 
 /// A message that breaks a rule: "vms[2].info.vm_id: …".

@@ -3,10 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use drover_cloud_init::{Seed, Unchecked};
-use drover_cluster_state::{Capacity, ClusterState, Name, Ratio};
+use drover_cluster_state::{Capacity, ClusterState, Name, Ratio, StallAction, StallPolicy};
 use drover_ids::VmId;
 use drover_placement_messages::{MessageError, constraints_from, taint_from};
 use drover_reconcile::admission::{AdmissionError, CreateVm, UpdateNode};
@@ -48,6 +49,7 @@ pub(crate) fn create_vm(state: &ClusterState, spec: wire::VmSpec) -> Result<Crea
         priority: spec.priority,
         cloud_init,
         constraints,
+        stall: spec.stall.map(|stall| stall_from("spec.stall.action", stall)).transpose()?,
         start: true,
     })
 }
@@ -59,6 +61,43 @@ fn seed(message: wire::CloudInit) -> Result<Seed, AdmissionError> {
         let problem = format!("{}: {}", error.field, error.problem);
         AdmissionError::Invalid { field: "spec.cloud_init", problem, valid: error.valid }
     })
+}
+
+/// What becomes of a VM whose storage does not answer, as a client wants it.
+pub(crate) fn stall_from(
+    field: &'static str,
+    stall: drover_wire::vm::v1::StallPolicy,
+) -> Result<StallPolicy, AdmissionError> {
+    use drover_wire::vm::v1::StallAction as Wire;
+    let action = match Wire::try_from(stall.action) {
+        Ok(Wire::Unspecified) => StallAction::Wait,
+        Ok(Wire::Pause) => StallAction::Pause,
+        Ok(Wire::Stop) => StallAction::Stop,
+        Err(_) => {
+            return Err(AdmissionError::Invalid {
+                field,
+                problem: format!("it is {}", stall.action),
+                valid: "an action of StallAction".to_owned(),
+            });
+        }
+    };
+    let ms = u64::from(stall.deadline_ms);
+    Ok(StallPolicy { deadline: (ms > 0).then(|| Duration::from_millis(ms)), action })
+}
+
+/// The same for clients and agents.
+pub(crate) fn stall(stall: StallPolicy) -> drover_wire::vm::v1::StallPolicy {
+    use drover_wire::vm::v1::StallAction as Wire;
+    let action = match stall.action {
+        StallAction::Wait => Wire::Unspecified,
+        StallAction::Pause => Wire::Pause,
+        StallAction::Stop => Wire::Stop,
+    };
+    let deadline_ms = stall.deadline.map_or(0, |deadline| deadline.as_millis());
+    drover_wire::vm::v1::StallPolicy {
+        deadline_ms: u32::try_from(deadline_ms).unwrap_or(u32::MAX),
+        action: action.into(),
+    }
 }
 
 /// What an operator wants of a node.

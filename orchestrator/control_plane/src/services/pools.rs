@@ -87,7 +87,8 @@ fn pool(known: &Known, asked: &Result<(Capabilities, PoolUsage), String>) -> wir
         disk_image_count: known.images,
         ..wire::Pool::default()
     };
-    if let Some(Pool { rbd, created_at, .. }) = &known.made {
+    if let Some(Pool { rbd, created_at, stall, .. }) = &known.made {
+        shown.stall = stall.map(convert::stall);
         shown.cluster = rbd.cluster.to_string();
         shown.ceph_pool.clone_from(&rbd.ceph_pool);
         shown.namespace.clone_from(&rbd.namespace);
@@ -131,8 +132,10 @@ impl<S: Store> pools_server::Pools for Api<S> {
             }
             PoolKind::Unspecified => return Err(invalid("kind", "it is not said", "POOL_KIND_RBD")),
         }
-        let CreatePoolRequest { request_id, name, cluster, ceph_pool, namespace, .. } = request;
-        let request = CreatePool { name, cluster, ceph_pool, namespace };
+        let CreatePoolRequest { request_id, name, cluster, ceph_pool, namespace, stall, .. } = request;
+        let stall = stall.map(|stall| convert::stall_from("stall.action", stall)).transpose();
+        let stall = stall.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let request = CreatePool { name, cluster, ceph_pool, namespace, stall };
         let (configured, clusters) = (self.pools.names(), self.pools.ceph().names());
         let identity = identity(request_id);
         let admitted = self.cluster.submit(move |view| {

@@ -235,6 +235,7 @@ impl<S: Store + Clone> World<S> {
             priority: 0,
             cloud_init: None,
             constraints: Default::default(),
+            stall: None,
             start: true,
         };
         let identity = RequestIdentity { request_id: text.to_owned(), random: 0 };

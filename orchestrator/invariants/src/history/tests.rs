@@ -25,6 +25,7 @@ fn state(ownership: &Ownership) -> ClusterState {
             priority: 0,
             cloud_init: None,
             constraints: Constraints::default(),
+            stall: None,
         },
         generation: Generation::new(1),
         desired: Desired::Running,

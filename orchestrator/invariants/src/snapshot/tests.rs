@@ -68,6 +68,7 @@ impl Cluster {
                 priority: 0,
                 cloud_init: None,
                 constraints: Constraints::default(),
+                stall: None,
             },
             generation: Generation::new(1),
             desired: Desired::Running,

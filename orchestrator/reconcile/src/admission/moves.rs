@@ -275,6 +275,7 @@ pub fn question_of(state: &ClusterState, request: &CreateVm, now: WallTime) -> R
         priority: request.priority,
         cloud_init: None,
         constraints: request.constraints.clone(),
+        stall: None,
     };
     // No VM has this id.
     let mut question = crate::book::request_of_spec(VmId::from_u128(0), &spec, now);

@@ -67,6 +67,7 @@ pub fn check_project(state: &ClusterState, request: &CreateVm) -> Result<(), Adm
         priority: 0,
         cloud_init: None,
         constraints: Constraints::default(),
+        stall: None,
     };
     spec.constraints.project.clone_from(&request.constraints.project);
     admit_to_project(state, &mut Txn::new(), &spec, 1)

@@ -1,12 +1,12 @@
 //! Create, start, stop and delete a VM.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use drover_cloud_init::Seed;
 use drover_cluster_state::{
     ClusterEvent, ClusterState, Constraints, Desired, Image, Key, Name, NameKind, NameRecord, NumaPolicy,
-    Operation, OperationKind, OperationState, Ownership, Record, Restarts, StopCause, Stored, Subject, Txn,
-    Vm, VmSpec, Volume, VolumeAttachment, VolumeState, WallTime, event_kind,
+    Operation, OperationKind, OperationState, Ownership, Record, Restarts, StallPolicy, StopCause, Stored,
+    Subject, Txn, Vm, VmSpec, Volume, VolumeAttachment, VolumeState, WallTime, event_kind,
 };
 use drover_ids::{Generation, OperationId, VmId, VolumeId};
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
@@ -27,6 +27,9 @@ const CMDLINE_LEN_MAX: usize = 1536;
 /// Most memory of a VM: what 46 bits of guest-physical address, the least that any CPU of the last ten years has, leave
 /// below the devices.
 const MEMORY_MAX: Bytes = Bytes::gib(16 << 10);
+/// How long storage may take until it is said to have stalled, as vmmd has it: anything shorter would call load a stall, and
+/// after an hour nobody is waiting any more.
+const STALL_DEADLINES: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(3600);
 
 /// A request for a new VM, as the client sent it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub struct CreateVm {
     pub cloud_init: Option<Arc<Seed>>,
     /// Where it may run, beyond what it takes.
     pub constraints: Constraints,
+    /// What becomes of it when its storage does not answer. `None`: what its pools say.
+    pub stall: Option<StallPolicy>,
     /// Whether it is to run at once.
     pub start: bool,
 }
@@ -112,6 +117,7 @@ pub(super) fn resolve_spec(
         priority: request.priority,
         cloud_init: request.cloud_init.clone(),
         constraints: request.constraints.clone(),
+        stall: request.stall,
     })
 }
 
@@ -331,6 +337,7 @@ fn check_shape(request: &CreateVm, image: &Image) -> Result<(), AdmissionError> 
         ));
     }
     check_binding(&request.constraints)?;
+    check_stall("spec.stall.deadline_ms", request.stall)?;
     // The seed is a disk as well.
     let volumes_max = VOLUMES_MAX - usize::from(request.cloud_init.is_some());
     if request.volumes.len() > volumes_max {
@@ -338,6 +345,22 @@ fn check_shape(request: &CreateVm, image: &Image) -> Result<(), AdmissionError> 
         return Err(AdmissionError::invalid("spec.volumes", problem, format!("at most {volumes_max}")));
     }
     Ok(())
+}
+
+/// Refuses deadlines that vmmd would refuse: it could not be started.
+pub(super) fn check_stall(field: &'static str, stall: Option<StallPolicy>) -> Result<(), AdmissionError> {
+    match stall.and_then(|stall| stall.deadline) {
+        Some(deadline) if !STALL_DEADLINES.contains(&deadline) => Err(AdmissionError::invalid(
+            field,
+            format!("it is {}", deadline.as_millis()),
+            format!(
+                "{} to {}, or 0 for the default",
+                STALL_DEADLINES.start().as_millis(),
+                STALL_DEADLINES.end().as_millis()
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Placement finds room on one NUMA node, for dedicated threads and for hugepages; vmmd does not bind a VM to them. A VM

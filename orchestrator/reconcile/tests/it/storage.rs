@@ -61,6 +61,7 @@ impl Scene {
             state: PoolState::Ready,
             operation: None,
             created_at: WallTime::default(),
+            stall: None,
         };
         let right = Right::Owned { node: NODE, epoch: OwnerEpoch::new(4), claim: Claim::Taken };
         let vm = Vm {
@@ -145,6 +146,7 @@ fn spec() -> VmSpec {
         priority: 0,
         cloud_init: None,
         constraints: Default::default(),
+        stall: None,
     }
 }
 

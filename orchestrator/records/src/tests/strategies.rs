@@ -8,8 +8,9 @@ use drover_cluster_state::{
     DiskImageState, Evidence, Hold, HostFacts, Image, ImageFormat, ImageSource, Incarnation, MigrationResult,
     Name, NameKind, NameRecord, Node, NodeFence, NodeFenceEvidence, NodeRejection, NodeSettings, Operation,
     OperationKind, OperationState, Ownership, Pool, PoolState, RbdCredentials, RbdPool, Record, Restarts,
-    Right, Secret, Snapshot, SnapshotState, StopCause, StorageWork, Subject, Vm, VmSnapshot, VmSpec, Volume,
-    VolumeAttachment, VolumeFence, VolumeOwner, VolumeParent, VolumeState, WallTime,
+    Right, Secret, Snapshot, SnapshotState, StallAction, StallPolicy, StopCause, StorageWork, Subject, Vm,
+    VmSnapshot, VmSpec, Volume, VolumeAttachment, VolumeFence, VolumeOwner, VolumeParent, VolumeState,
+    WallTime,
 };
 use drover_ids::{
     Generation, ImageDigest, MigrationId, NodeId, OperationId, OwnerEpoch, SnapshotId, VmId, VolumeId,
@@ -172,9 +173,11 @@ pub(super) fn vm() -> impl Strategy<Value = Vm> {
                     priority,
                     cloud_init: seed.map(Arc::new),
                     constraints: Constraints::default(),
+                    stall: None,
                 }
             },
         );
+    let spec = (spec, option::of(stall())).prop_map(|(spec, stall)| VmSpec { stall, ..spec });
     let desired = prop_oneof![Just(Desired::Running), Just(Desired::Stopped), Just(Desired::Deleted)];
     let cause = prop_oneof![
         Just(StopCause::Requested),
@@ -201,6 +204,12 @@ pub(super) fn vm() -> impl Strategy<Value = Vm> {
                 created_at,
             },
         )
+}
+
+pub(super) fn stall() -> impl Strategy<Value = StallPolicy> {
+    let action = prop_oneof![Just(StallAction::Wait), Just(StallAction::Pause), Just(StallAction::Stop)];
+    (option::of(1..10_000_000_u64), action)
+        .prop_map(|(ms, action)| StallPolicy { deadline: ms.map(Duration::from_millis), action })
 }
 
 pub(super) fn volume() -> impl Strategy<Value = Volume> {
@@ -281,8 +290,15 @@ pub(super) fn pool() -> impl Strategy<Value = Pool> {
             credentials,
         },
     );
-    (name(), rbd, state, option::of(operation_id()), wall()).prop_map(
-        |(name, rbd, state, operation, created_at)| Pool { name, rbd, state, operation, created_at },
+    (name(), rbd, state, option::of(operation_id()), wall(), option::of(stall())).prop_map(
+        |(name, rbd, state, operation, created_at, stall)| Pool {
+            name,
+            rbd,
+            state,
+            operation,
+            created_at,
+            stall,
+        },
     )
 }
 

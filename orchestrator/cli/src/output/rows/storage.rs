@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use drover_client::api::{DiskImage, Image, ImageFormat, Pool, Snapshot, VmSnapshot, Volume};
 use serde::Serialize;
 
-use super::{bytes, micros, state};
+use super::{StallRow, bytes, micros, state};
 use crate::output::Row;
 
 /// A volume.
@@ -354,6 +354,7 @@ pub(crate) struct PoolRow {
     online_snapshot: Option<bool>,
     problem: String,
     created_at: String,
+    stall: Option<StallRow>,
 }
 
 impl From<Pool> for PoolRow {
@@ -378,6 +379,7 @@ impl From<Pool> for PoolRow {
             online_snapshot: pool.capabilities.map(|can| can.online_snapshot),
             problem: pool.problem,
             created_at: time!(pool.created_at),
+            stall: pool.stall.map(StallRow::from),
         }
     }
 }
@@ -422,6 +424,7 @@ impl Row for PoolRow {
             ("disk images", self.disk_image_count.to_string()),
             ("clones at once", says(self.instant_clone)),
             ("clones need source", says(self.clones_need_source)),
+            ("storage stalls", StallRow::text(self.stall.as_ref())),
             ("snapshots while used", says(self.online_snapshot)),
             ("created", self.created_at.clone()),
         ]

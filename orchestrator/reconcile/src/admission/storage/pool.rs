@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use drover_cluster_state::{
-    ClusterState, Name, Pool, PoolState, RbdPool, Record, StorageWork, Subject, Txn, WallTime,
+    ClusterState, Name, Pool, PoolState, RbdPool, Record, StallPolicy, StorageWork, Subject, Txn, WallTime,
 };
 
 use super::{AdmissionError, Admitted, RequestIdentity, begin, repeated_work, require_free};
-use crate::admission::vm::parse_name;
+use crate::admission::vm::{check_stall, parse_name};
 
 /// Longest name of a Ceph pool or namespace, bytes.
 const CEPH_NAME_BYTES_MAX: usize = 128;
@@ -23,6 +23,8 @@ pub struct CreatePool {
     pub ceph_pool: String,
     /// Its namespace. Empty: the default one.
     pub namespace: String,
+    /// For VMs that do not say themselves what becomes of them when the storage does not answer.
+    pub stall: Option<StallPolicy>,
 }
 
 /// Admits a new pool.
@@ -47,6 +49,7 @@ pub fn create_pool(
             holder: holder.to_owned(),
         });
     }
+    check_stall("stall.deadline_ms", request.stall)?;
     let cluster = find_cluster(clusters, &request.cluster)?;
     let ceph_pool = ceph_name("ceph_pool", &request.ceph_pool)?;
     let namespace = match request.namespace.as_str() {
@@ -68,7 +71,7 @@ pub fn create_pool(
     let user = format!("drover.{name}.{:08x}", operation.as_u128() >> 96);
     let rbd = RbdPool { cluster, ceph_pool, namespace, user, credentials: None };
     let (state, operation) = (PoolState::Creating, Some(operation));
-    txn.create(Record::Pool(Pool { name, rbd, state, operation, created_at: now }));
+    txn.create(Record::Pool(Pool { name, rbd, state, operation, created_at: now, stall: request.stall }));
     Ok(Admitted { operation: identity.operation(), txn: Some(txn) })
 }
 

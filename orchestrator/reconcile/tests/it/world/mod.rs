@@ -245,6 +245,7 @@ impl World {
             priority: 0,
             cloud_init: None,
             constraints: Default::default(),
+            stall: None,
             start: true,
         };
         change(&mut request);
@@ -271,6 +272,7 @@ impl World {
             priority: 0,
             cloud_init: None,
             constraints: Default::default(),
+            stall: None,
             start: true,
         };
         change(&mut request);
