@@ -21,6 +21,7 @@ mod clock;
 mod config;
 mod convert;
 mod kernel_image;
+mod network;
 mod paging;
 mod pools;
 mod rbd_fence;
@@ -31,6 +32,10 @@ mod status;
 mod storage;
 mod upload;
 
-pub use config::{Arguments, CephConfig, CephConfigError, Config, ConfigError, PoolError, TimerArguments};
+pub use config::{
+    Arguments, CephConfig, CephConfigError, Config, ConfigError, ImportConfig, PoolError, TimerArguments,
+};
+pub use network::Network;
 pub use server::{ControlPlane, StartError};
 pub use state_dir::StateDirError;
+pub use storage::AuthorityError;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use drover_cluster_state::{ClusterState, Name, RbdPool};
 use drover_driver::{Driver, DriverError, LoadError, Ports};
 use drover_ports::Store;
 use drover_store_embedded::{Closed, EmbeddedStore, OpenError, Options};
@@ -29,7 +30,7 @@ use crate::{
     services::Api,
     state_dir::{StateDir, StateDirError},
     status::describe,
-    storage::{StorageWorker, resume},
+    storage::{AuthorityError, Fetcher, Leftovers, StorageWorker, resume},
 };
 
 /// Streams on one connection at a time: an agent needs a few, a web server in front of many users some hundred.
@@ -48,6 +49,9 @@ pub enum StartError {
     /// A pool's directory.
     #[error("--pool")]
     Pool(#[from] drover_dir_volume::PoolError),
+    /// Authorities of web servers.
+    #[error("--import-ca")]
+    Authority(#[from] AuthorityError),
     /// The store's file.
     #[error("opening the store failed")]
     Store(#[from] OpenError),
@@ -101,8 +105,11 @@ impl ControlPlane {
         let ports = Ports { store, agents: agents.clone(), fence: pools.clone(), clock };
         let (start, _) = Uuid::new_v4().as_u64_pair();
         let (driver, cluster) = Driver::load(ports, config.timers, Box::new(clock), start).await?;
+        // Before anything is decided: a fence finds the pools of its volumes from the first moment on.
+        pools.remember(made_pools(driver.state()));
+        let leftovers = Leftovers::of(driver.state());
         let driver = tokio::spawn(driver.run(raised(stopped.clone())));
-        let storage = StorageWorker::default();
+        let storage = StorageWorker::new(Fetcher::new(&config.import)?);
         let api =
             Api { cluster, pools, agents, timers: config.timers, state_dir: Arc::clone(&state_dir), storage };
         let background = api.storage.background.clone();
@@ -110,7 +117,7 @@ impl ControlPlane {
         background.spawn(blocklist_keeper::keep(api.cluster.clone(), api.pools.clone()));
         let server = serve(api.clone(), listener, raised(stopped)).await?;
         // Storage may be slow, or away: agents do not wait for what a predecessor left.
-        background.spawn(resume(api));
+        background.spawn(resume(api, leftovers));
         Ok(Self { address, stop, driver, server, background, store_closed, _state_dir: state_dir })
     }
 
@@ -160,16 +167,17 @@ async fn raised(mut flag: watch::Receiver<bool>) {
     let _raised_or_gone = flag.wait_for(|raised| *raised).await;
 }
 
+/// The pools that clients made.
+fn made_pools(state: &ClusterState) -> BTreeMap<Name, RbdPool> {
+    state.pools.values().map(|pool| (pool.name.clone(), pool.rbd.clone())).collect()
+}
+
 /// Tells the pools what the store says of those that clients made, whenever that changes.
 async fn remember_pools<S: Store>(api: Api<S>) {
     let mut changes = api.cluster.changes();
     let mut last = None;
     loop {
-        let made = api.cluster.read(|view| {
-            let made = view.state.pools.values().map(|pool| (pool.name.clone(), pool.rbd.clone()));
-            made.collect::<BTreeMap<_, _>>()
-        });
-        let Ok(made) = made.await else { return };
+        let Ok(made) = api.cluster.read(|view| made_pools(view.state)).await else { return };
         if last.as_ref() != Some(&made) {
             api.pools.remember(made.clone());
             last = Some(made);

@@ -5,9 +5,10 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::TcpListener,
-    path::Path,
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -16,6 +17,7 @@ use clap::Parser as _;
 use drover_control_plane::{Arguments, Config, ControlPlane};
 use drover_test_ceph_cluster::{CephCluster, CephOptions};
 use drover_wire::control::v1 as api;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
@@ -38,9 +40,14 @@ async fn run(
 ) -> (Channel, oneshot::Sender<()>, JoinHandle<anyhow::Result<()>>) {
     fs::create_dir_all(folder.join("pool")).unwrap();
     let mut line = format!(
-        "drover-control-plane --state-dir {0}/state --pool local=dir:{0}/pool --listen 127.0.0.1:0",
+        "drover-control-plane --state-dir {0}/state --pool local=dir:{0}/pool --listen 127.0.0.1:0 \
+         --import-allow 127.0.0.1",
         folder.display()
     );
+    let authority = folder.join("authority/ca.pem");
+    if authority.exists() {
+        line += &format!(" --import-ca {}", authority.display());
+    }
     if let Some(conf) = ceph {
         line += &format!(" --ceph main=conf:{conf}");
     }
@@ -124,32 +131,106 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The head of a request, in lower case.
+fn request(connection: &mut impl Read) -> String {
+    let mut request = Vec::new();
+    let mut byte = [0];
+    while !request.ends_with(b"\r\n\r\n") && connection.read(&mut byte).unwrap_or(0) == 1 {
+        request.push(byte[0]);
+    }
+    String::from_utf8_lossy(&request).to_lowercase()
+}
+
+fn answer(connection: &mut (impl Read + Write), content: &[u8], cut: usize) {
+    let text = request(connection);
+    let range = text.lines().find_map(|line| line.strip_prefix("range: bytes="));
+    let start: usize = range.and_then(|range| range.trim_end_matches('-').parse().ok()).unwrap_or(0);
+    let (status, all) = (if start > 0 { "206 Partial Content" } else { "200 OK" }, content.len());
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nContent-Range: bytes {start}-{}/{all}\r\n\r\n",
+        all - start,
+        all - 1
+    );
+    let body = &content[start..all.min(start.saturating_add(cut))];
+    let _gone = connection.write_all(&[head.as_bytes(), body].concat());
+}
+
+/// Serves on `address`; gives back its port.
+fn listen(address: &str, mut serve: impl FnMut(TcpStream) + Send + 'static) -> u16 {
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || listener.incoming().for_each(|connection| serve(connection.unwrap())));
+    port
+}
+
 /// A web server that cuts each answer off after `cut` bytes, and takes up where it is asked to.
 fn serve(content: Vec<u8>, cut: usize) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for connection in listener.incoming() {
-            let mut connection = connection.unwrap();
-            let mut request = Vec::new();
-            let mut byte = [0];
-            while !request.ends_with(b"\r\n\r\n") && connection.read(&mut byte).unwrap_or(0) == 1 {
-                request.push(byte[0]);
-            }
-            let text = String::from_utf8_lossy(&request).to_lowercase();
-            let range = text.lines().find_map(|line| line.strip_prefix("range: bytes="));
-            let start: usize = range.and_then(|range| range.trim_end_matches('-').parse().ok()).unwrap_or(0);
-            let (status, all) = (if start > 0 { "206 Partial Content" } else { "200 OK" }, content.len());
-            let head = format!(
-                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nContent-Range: bytes {start}-{}/{all}\r\n\r\n",
-                all - start,
-                all - 1
-            );
-            let body = &content[start..all.min(start + cut)];
-            let _gone = connection.write_all(&[head.as_bytes(), body].concat());
-        }
+    let port = listen("127.0.0.1", move |mut connection| answer(&mut connection, &content, cut));
+    format!("http://user:secret@127.0.0.1:{port}/disk?token=secret")
+}
+
+/// A web server that only points to another place.
+fn redirect(to: String) -> String {
+    let port = listen("127.0.0.1", move |mut connection| {
+        let _request = request(&mut connection);
+        let head = format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n");
+        let _gone = connection.write_all(head.as_bytes());
     });
-    format!("http://user:secret@{address}/disk?token=secret")
+    format!("http://127.0.0.1:{port}/disk")
+}
+
+/// Who vouches for web servers: a certificate and its key, in a folder.
+struct Authority(PathBuf);
+
+fn openssl(folder: &Path, line: &str) {
+    let output = Command::new("openssl").args(line.split_whitespace()).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "openssl {line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+const NEW_KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+
+impl Authority {
+    fn new(folder: PathBuf) -> Self {
+        fs::create_dir(&folder).unwrap();
+        openssl(
+            &folder,
+            &format!("req -x509 {NEW_KEY} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"),
+        );
+        Self(folder)
+    }
+
+    fn certificate(&self) -> PathBuf {
+        self.0.join("ca.pem")
+    }
+}
+
+/// The same over TLS, by a server that the authority vouches for.
+fn serve_tls(content: Vec<u8>, authority: &Authority) -> String {
+    let folder = &authority.0;
+    fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
+    openssl(folder, &format!("req {NEW_KEY} -keyout server.key -out server.csr -subj /CN=server"));
+    openssl(
+        folder,
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 -extfile names",
+    );
+    let certificate = CertificateDer::from_pem_file(folder.join("server.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(folder.join("server.key")).unwrap();
+    let provider = rustls::crypto::ring::default_provider();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let port = listen("127.0.0.1", move |connection| {
+        let session = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+        let mut stream = rustls::StreamOwned::new(session, connection);
+        answer(&mut stream, &content, usize::MAX);
+        stream.conn.send_close_notify();
+        let _gone = stream.flush();
+    });
+    format!("https://127.0.0.1:{port}/disk")
 }
 
 /// A disk of 5 MiB with something in it.
@@ -174,7 +255,7 @@ async fn lives(mut cluster: Cluster, pool: &str) -> Cluster {
     let image = cluster.images().get_disk_image(get("disk")).await.unwrap().into_inner();
     assert_eq!((image.size_bytes, image.format()), (5 << 20, api::ImageFormat::Raw));
     assert!(!format!("{image:?}").contains("secret"), "{image:?}");
-    let wrong = cluster.import("wrong", &pool, &"ab".repeat(32), &serve(raw.clone(), usize::MAX >> 1)).await;
+    let wrong = cluster.import("wrong", &pool, &"ab".repeat(32), &serve(raw.clone(), usize::MAX)).await;
     assert!(wrong.reason.contains("sha256: the file that came has"), "{wrong:?}");
     refused(cluster.images().get_disk_image(get("wrong")).await, Code::NotFound, "wrong");
     // The same file again is there at once, even where no server is.
@@ -331,4 +412,53 @@ async fn a_qcow2_image_is_the_disk_it_stands_for() {
         let read = fs::read(folder.join(format!("pool/disk-images/{hash}.raw"))).unwrap();
         assert!(read == disk(), "{name}");
     }
+}
+
+/// What only the host of the control plane reaches is not reached for its clients, however it is called.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_come_from_where_the_configuration_permits() {
+    let cluster = Cluster::start(None).await;
+    let (raw, hash) = (disk(), sha256(&disk()));
+    let untouched = listen("127.0.0.2", |_| panic!("nobody may connect"));
+    let refused = [
+        format!("http://127.0.0.2:{untouched}/disk"),
+        format!("https://127.0.0.2:{untouched}/disk"),
+        format!("http://2130706434:{untouched}/disk"),
+        format!("http://[::1]:{untouched}/disk"),
+        format!("http://[::ffff:127.0.0.2]:{untouched}/disk"),
+        "http://169.254.169.254/latest/meta-data".to_owned(),
+        "http://10.0.0.1/disk".to_owned(),
+        // Allowed itself, but not where it points to.
+        redirect(format!("http://127.0.0.2:{untouched}/disk")),
+        redirect("http://169.254.169.254/latest/meta-data".to_owned()),
+    ];
+    for (number, url) in refused.iter().enumerate() {
+        let ended = cluster.import(&format!("no-{number}"), "local", &hash, url).await;
+        assert_eq!(ended.state(), api::OperationState::Failed, "{url}: {ended:?}");
+        assert!(ended.reason.contains("url: its server is not at a public address"), "{url}: {ended:?}");
+        assert!(!ended.reason.contains("127.0.0"), "what a name means is not told: {ended:?}");
+    }
+    let moved = cluster.import("moved", "local", &hash, &redirect(serve(raw.clone(), usize::MAX))).await;
+    assert_eq!(moved.state(), api::OperationState::Done, "{moved:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_come_over_https_from_servers_that_are_vouched_for() {
+    if !drover_test_prerequisites::is_installed("openssl") {
+        drover_test_prerequisites::skipped("openssl is not installed");
+        return;
+    }
+    let cluster = Cluster::start(None).await;
+    let ours = Authority::new(cluster.folder.path().join("authority"));
+    assert!(ours.certificate().exists());
+    // Known from now on.
+    let cluster = cluster.restart().await;
+    let stranger = Authority::new(cluster.folder.path().join("stranger"));
+    let (raw, hash) = (disk(), sha256(&disk()));
+    let strange = cluster.import("strange", "local", &hash, &serve_tls(raw.clone(), &stranger)).await;
+    assert_eq!(strange.state(), api::OperationState::Failed, "{strange:?}");
+    let known = cluster.import("known", "local", &hash, &serve_tls(raw.clone(), &ours)).await;
+    assert_eq!(known.state(), api::OperationState::Done, "{known:?}");
+    let copied = fs::read(cluster.folder.path().join(format!("pool/disk-images/{hash}.raw"))).unwrap();
+    assert!(copied == raw);
 }

@@ -1,6 +1,7 @@
 //! Configuration: what was given on the command line and in a file, then checked once.
 
 mod ceph;
+mod import;
 mod pool;
 mod raw;
 
@@ -10,6 +11,7 @@ use drover_cluster_state::Name;
 use drover_reconcile::{RawTimers, Timers, TimersError};
 
 pub use ceph::{CephConfig, CephConfigError};
+pub use import::ImportConfig;
 pub use pool::PoolError;
 pub use raw::{Arguments, TimerArguments};
 
@@ -29,6 +31,8 @@ pub struct Config {
     pub pools: BTreeMap<Name, PathBuf>,
     /// Ceph clusters by name.
     pub ceph: BTreeMap<Name, CephConfig>,
+    /// Where files may be fetched from.
+    pub import: ImportConfig,
     /// When what happens.
     pub timers: Timers,
 }
@@ -106,7 +110,8 @@ impl Config {
         let pools = pool::resolve(&arguments.pools, file.pools)?;
         let ceph = ceph::resolve(&arguments.ceph, file.ceph)?;
         let timers = Timers::new(timers(arguments.timers, file.timers))?;
-        Ok(Self { state_dir, listen, pools, ceph, timers })
+        let import = import::resolve(&arguments.import_allow, arguments.import_ca, file.import)?;
+        Ok(Self { state_dir, listen, pools, ceph, import, timers })
     }
 }
 
@@ -196,11 +201,25 @@ mod tests {
     }
 
     #[test]
+    fn networks_to_fetch_from_are_named() {
+        let base = ["--state-dir", "/s", "--pool", "default=dir:/p"];
+        assert_eq!(resolve(&base).unwrap().import, ImportConfig::default());
+        let given = ["--import-allow", "10.0.0.0/8", "--import-allow", "::1", "--import-ca", "/ca.pem"];
+        let import = resolve(&[&base[..], &given].concat()).unwrap().import;
+        let allow: Vec<String> = import.allow.iter().map(ToString::to_string).collect();
+        assert_eq!(allow, ["10.0.0.0/8", "::1/128"]);
+        assert_eq!(import.authorities, [PathBuf::from("/ca.pem")]);
+        let bad = [&base[..], &["--import-allow", "example.org"]].concat();
+        refused(&bad, "--import-allow: 'example.org' is not valid; valid: a network such as 10.0.0.0/8");
+    }
+
+    #[test]
     fn the_command_line_goes_over_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("drover.toml");
         let text = "state_dir = '/s'\nlisten = '127.0.0.1:1'\n[pools]\nfast = 'dir:/fast'\n\
-                    [timers]\nsuspect_ms = 2000\nt_fence_ms = 9000\n";
+                    [timers]\nsuspect_ms = 2000\nt_fence_ms = 9000\n\
+                    [import]\nallow = ['10.0.0.0/8']\nca = ['/ca.pem']\n";
         std::fs::write(&path, text).unwrap();
         let path = path.to_str().unwrap();
         let config = resolve(&["--config", path, "--listen", "127.0.0.1:2", "--t-fence-ms", "8000"]).unwrap();
@@ -208,6 +227,7 @@ mod tests {
         assert_eq!(config.listen.port(), 2);
         assert_eq!(config.timers.get().suspect, Duration::from_secs(2));
         assert_eq!(config.timers.get().t_fence, Duration::from_secs(8));
+        assert_eq!((config.import.allow.len(), config.import.authorities.len()), (1, 1));
         std::fs::write(path, "stat_dir = '/s'").unwrap();
         refused(&["--config", path], "unknown field `stat_dir`");
     }

@@ -28,6 +28,13 @@ pub struct Arguments {
     /// be repeated
     #[arg(long = "ceph", value_name = "NAME=conf:PATH[,user=USER]")]
     pub ceph: Vec<String>,
+    /// A network that is not public and that disk images may be fetched from; may be repeated
+    #[arg(long = "import-allow", value_name = "ADDRESS/BITS")]
+    pub import_allow: Vec<String>,
+    /// Certificates (PEM) of an authority to be trusted besides those of this host, when disk images are fetched over https;
+    /// may be repeated
+    #[arg(long = "import-ca", value_name = "FILE")]
+    pub import_ca: Vec<PathBuf>,
     /// A TOML file with the same settings; flags go over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -68,7 +75,16 @@ pub(super) struct ConfigFile {
     pub(super) listen: Option<String>,
     pub(super) pools: BTreeMap<String, String>,
     pub(super) ceph: BTreeMap<String, String>,
+    pub(super) import: FileImport,
     pub(super) timers: FileTimers,
+}
+
+/// The file's `[import]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct FileImport {
+    pub(super) allow: Vec<String>,
+    pub(super) ca: Vec<PathBuf>,
 }
 
 /// The file's `[timers]`.

@@ -132,6 +132,8 @@ impl<S: Store> Api<S> {
             Ok((admitted.volume, admitted.txn))
         });
         let id = admitted.await.map_err(submit_failed)?;
+        // Of two that ask for the same one makes it, and what a predecessor left is not removed meanwhile.
+        let _alone = self.storage.volume(id).await;
         let found = move |state: &ClusterState| {
             state.volumes.get(&id).map(|volume| (volume.state, volume.pool.clone(), volume.size))
         };

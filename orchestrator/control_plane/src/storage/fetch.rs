@@ -1,11 +1,15 @@
 //! A file at a web server, from some byte on.
 //!
 //! The URL comes from a client and may hold credentials: it is in no error and no log. Only http and https are spoken,
-//! redirects are counted, and a server that stops sending is given up.
+//! redirects are counted, and a server that stops sending is given up. Only addresses that the configuration permits are
+//! connected to: each server's name is looked up here, those of redirects too, and what was found permitted is what is
+//! connected to.
 
 use std::{
+    fs,
     io::{self, Read},
-    sync::{LazyLock, mpsc},
+    path::PathBuf,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -14,8 +18,18 @@ use drover_storage_pools::Observer;
 use drover_units::Bytes;
 use ureq::{
     Agent, Body,
+    config::Config,
     http::{Response, StatusCode, Uri, header},
-    tls::{RootCerts, TlsConfig},
+    tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
+    unversioned::{
+        resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver},
+        transport::{DefaultConnector, NextTimeout},
+    },
+};
+
+use crate::{
+    config::ImportConfig,
+    network::{Network, is_permitted},
 };
 
 /// Largest file that is fetched: as for uploads.
@@ -43,6 +57,8 @@ pub(super) enum FetchError {
     Transient(String),
     /// It never will.
     Permanent(String),
+    /// Its server is at an address that must not be reached.
+    NotPermitted,
     /// Nobody wants it any more.
     Cancelled,
 }
@@ -55,49 +71,147 @@ pub(super) struct Fetched<'a> {
     pub(super) body: Chunks<'a>,
 }
 
-static AGENT: LazyLock<Agent> = LazyLock::new(|| {
-    // The certificates that the host trusts: an operator's own authority is one of them.
-    let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-    let config = Agent::config_builder()
-        .tls_config(tls)
-        .http_status_as_error(false)
-        .max_redirects(REDIRECTS_MAX)
-        .timeout_connect(Some(CONNECT_TIMEOUT))
-        .timeout_recv_response(Some(ANSWER_TIMEOUT))
-        .timeout_recv_body(Some(BODY_TIMEOUT))
-        .user_agent(concat!("drover/", env!("CARGO_PKG_VERSION")));
-    config.build().into()
-});
+/// Certificates of authorities that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// A file of the configuration.
+    #[error("{path} cannot be read", path = .path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is no such file.
+    #[error("{path} holds no certificate; valid: a file in PEM format", path = .path.display())]
+    NoCertificate {
+        /// Which.
+        path: PathBuf,
+    },
+}
 
-/// Asks for a file from byte `offset` on. Blocks.
-pub(super) fn open<'a>(
-    url: &str,
-    offset: u64,
-    observer: &'a dyn Observer,
-) -> Result<Fetched<'a>, FetchError> {
-    let (url, authorization) = split_credentials(url)?;
-    let mut request = AGENT.get(url);
-    if let Some(authorization) = authorization {
-        request = request.header(header::AUTHORIZATION, authorization);
+/// A server that is not to be reached. Says nothing of where it is: that is for the log, not for whoever asked.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "url: its server is not at a public address; valid: one that is, or that is in a network given to the control plane with \
+     --import-allow"
+)]
+pub(super) struct NotPermitted;
+
+/// Looks names up, and keeps the addresses that may be connected to.
+#[derive(Debug)]
+struct Permitted {
+    inner: DefaultResolver,
+    allowed: Vec<Network>,
+}
+
+impl Resolver for Permitted {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let found = self.inner.resolve(uri, config, timeout)?;
+        let mut permitted = self.empty();
+        for address in &*found {
+            match is_permitted(address.ip(), &self.allowed) {
+                true => permitted.push(*address),
+                false => tracing::warn!(%address, "an import points to an address that is not permitted"),
+            }
+        }
+        if permitted.is_empty() { Err(ureq::Error::Other(Box::new(NotPermitted))) } else { Ok(permitted) }
     }
-    if offset > 0 {
-        request = request.header(header::RANGE, format!("bytes={offset}-"));
+}
+
+/// Fetches files. Clones share its connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetcher {
+    agent: Agent,
+}
+
+impl Default for Fetcher {
+    fn default() -> Self {
+        Self::with_roots(Vec::new(), RootCerts::PlatformVerifier)
     }
-    let response = request.call().map_err(|error| explain(&error))?;
-    let (file_size, skip) = announced(&response, offset)?;
-    if file_size == 0 || file_size > FILE_BYTES_MAX {
-        return Err(FetchError::Permanent(format!(
-            "the file has {file_size} bytes; valid: 1 to {FILE_BYTES_MAX}"
-        )));
+}
+
+impl Fetcher {
+    /// One that may reach what the configuration says.
+    ///
+    /// # Errors
+    /// [`AuthorityError`].
+    pub(crate) fn new(config: &ImportConfig) -> Result<Self, AuthorityError> {
+        // The certificates that the host trusts: an operator's own authority may be one of them.
+        let mut roots = RootCerts::PlatformVerifier;
+        if !config.authorities.is_empty() {
+            let trusted = rustls_native_certs::load_native_certs().certs;
+            let mut all: Vec<_> = trusted.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
+            for path in &config.authorities {
+                let pem = fs::read(path)
+                    .map_err(|source| AuthorityError::Unreadable { path: path.clone(), source })?;
+                let before = all.len();
+                all.extend(parse_pem(&pem).filter_map(|item| match item {
+                    Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                    _ => None,
+                }));
+                if all.len() == before {
+                    return Err(AuthorityError::NoCertificate { path: path.clone() });
+                }
+            }
+            roots = RootCerts::Specific(Arc::new(all));
+        }
+        Ok(Self::with_roots(config.allow.clone(), roots))
     }
-    let mut body = Chunks::start(response.into_body(), observer);
-    // A server that cannot begin in the middle sends everything.
-    let skipped = io::copy(&mut (&mut body).take(skip), &mut io::sink());
-    match skipped {
-        Ok(count) if count == skip => Ok(Fetched { file_size: Bytes::new(file_size), body }),
-        Ok(_) => Err(FetchError::Transient("it ended before the part that is missing".to_owned())),
-        Err(_) if observer.is_cancelled() => Err(FetchError::Cancelled),
-        Err(error) => Err(FetchError::Transient(error.to_string())),
+
+    fn with_roots(allowed: Vec<Network>, roots: RootCerts) -> Self {
+        let config = Agent::config_builder()
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .http_status_as_error(false)
+            .max_redirects(REDIRECTS_MAX)
+            // A proxy would look names up by itself.
+            .proxy(None)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(ANSWER_TIMEOUT))
+            .timeout_recv_body(Some(BODY_TIMEOUT))
+            .user_agent(concat!("drover/", env!("CARGO_PKG_VERSION")))
+            .build();
+        let resolver = Permitted { inner: DefaultResolver::default(), allowed };
+        Self { agent: Agent::with_parts(config, DefaultConnector::default(), resolver) }
+    }
+
+    /// Asks for a file from byte `offset` on. Blocks.
+    pub(super) fn open<'a>(
+        &self,
+        url: &str,
+        offset: u64,
+        observer: &'a dyn Observer,
+    ) -> Result<Fetched<'a>, FetchError> {
+        let (url, authorization) = split_credentials(url)?;
+        let mut request = self.agent.get(url);
+        if let Some(authorization) = authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        if offset > 0 {
+            request = request.header(header::RANGE, format!("bytes={offset}-"));
+        }
+        let response = request.call().map_err(|error| explain(&error))?;
+        let (file_size, skip) = announced(&response, offset)?;
+        if file_size == 0 || file_size > FILE_BYTES_MAX {
+            return Err(FetchError::Permanent(format!(
+                "the file has {file_size} bytes; valid: 1 to {FILE_BYTES_MAX}"
+            )));
+        }
+        let mut body = Chunks::start(response.into_body(), observer);
+        // A server that cannot begin in the middle sends everything.
+        let skipped = io::copy(&mut (&mut body).take(skip), &mut io::sink());
+        match skipped {
+            Ok(count) if count == skip => Ok(Fetched { file_size: Bytes::new(file_size), body }),
+            Ok(_) => Err(FetchError::Transient("it ended before the part that is missing".to_owned())),
+            Err(_) if observer.is_cancelled() => Err(FetchError::Cancelled),
+            Err(error) => Err(FetchError::Transient(error.to_string())),
+        }
     }
 }
 
@@ -139,6 +253,7 @@ fn announced(response: &Response<Body>, offset: u64) -> Result<(u64, u64), Fetch
 fn explain(error: &ureq::Error) -> FetchError {
     use ureq::Error;
     match error {
+        Error::Other(error) if error.is::<NotPermitted>() => FetchError::NotPermitted,
         Error::BadUri(_) | Error::Http(_) => FetchError::Permanent("url: it is not valid".to_owned()),
         Error::TooManyRedirects | Error::RedirectFailed => FetchError::Permanent(format!(
             "the server points elsewhere more than {REDIRECTS_MAX} times, or badly"

@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::{
     Incoming, Progress,
-    fetch::{self, FetchError},
+    fetch::{FetchError, NotPermitted},
     observe::Phase,
     receive::{Intake, IntakeError, forget},
     work::{copy_into, failed, vanished},
@@ -182,8 +182,9 @@ impl<S: Store> Api<S> {
         while !intake.is_complete() {
             let before = intake.received();
             let (url, mut write_down) = (url.clone(), self.writes_down(image));
+            let fetcher = self.storage.fetcher.clone();
             let take = move |progress: &Progress| {
-                let taken = fetch::open(&url, intake.received(), progress).map_err(IntakeError::from);
+                let taken = fetcher.open(&url, intake.received(), progress).map_err(IntakeError::from);
                 let taken = taken.and_then(|mut fetched| {
                     intake.announce(fetched.file_size)?;
                     intake.will_resume();
@@ -337,6 +338,7 @@ impl From<FetchError> for IntakeError {
         match error {
             FetchError::Transient(reason) => Self::BrokenOff(reason),
             FetchError::Permanent(reason) => Self::Refused(reason),
+            FetchError::NotPermitted => Self::NotPermitted(NotPermitted),
             FetchError::Cancelled => Self::Storage(StorageError::Cancelled),
         }
     }

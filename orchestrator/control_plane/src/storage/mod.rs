@@ -7,12 +7,14 @@
 //! - `work`: what each kind of operation does to a pool.
 //! - `vm_snapshot`: volumes of one VM, all at one moment.
 //! - `import`: disk images, in pieces; `fetch`: from a web server; `uploads`: from a client.
+//! - `sweep`: what predecessors left.
 //! - `observe`: progress and cancellation of what blocks a thread.
 
 mod fetch;
 mod import;
 mod observe;
 mod receive;
+mod sweep;
 mod uploads;
 mod vm_snapshot;
 mod work;
@@ -23,23 +25,23 @@ use std::{
     time::Duration,
 };
 
-use drover_cluster_state::{
-    ClusterState, Name, OperationKind, SnapshotState, StorageWork, Subject, VolumeState,
-};
+use drover_cluster_state::{ClusterState, Name, OperationKind, StorageWork, Subject};
 use drover_driver::SubmitError;
 use drover_ids::{ImageDigest, OperationId, VolumeId};
 use drover_ports::Store;
 use drover_reconcile::admission::{self, AdmissionError, StorageOutcome};
-use drover_storage_pools::{StorageError, StoragePool, Unobserved};
+use drover_storage_pools::{StorageError, StoragePool};
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     background::Background,
     pools::{Place, blocking},
     services::Api,
-    status::describe,
 };
+pub use fetch::AuthorityError;
+pub(crate) use fetch::Fetcher;
 pub(crate) use observe::Progress;
+pub(crate) use sweep::{Leftovers, resume};
 pub(crate) use uploads::{Incoming, Uploads};
 
 /// Work on one pool at a time. Each occupies a thread while the storage answers: a pool that hangs must not take those
@@ -48,15 +50,26 @@ const WORK_PER_POOL_MAX: usize = 8;
 /// Before the end of an operation is written again.
 const WRITE_PAUSE: Duration = Duration::from_millis(200);
 
-/// One for each image that is being made or removed.
-type ObjectLocks = BTreeMap<(Name, ImageDigest), Arc<tokio::sync::Mutex<()>>>;
+/// One for each thing that is being made or removed.
+type Locks<K> = Mutex<BTreeMap<K, Arc<tokio::sync::Mutex<()>>>>;
+
+async fn locked<K: Ord>(locks: &Locks<K>, key: K) -> OwnedMutexGuard<()> {
+    let lock = {
+        let mut locks = locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(key).or_default())
+    };
+    lock.lock_owned().await
+}
 
 /// What is under way. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StorageWorker {
     active: Arc<Mutex<BTreeSet<OperationId>>>,
     permits: Arc<Mutex<BTreeMap<Name, Arc<Semaphore>>>>,
-    objects: Arc<Mutex<ObjectLocks>>,
+    objects: Arc<Locks<(Name, ImageDigest)>>,
+    volumes: Arc<Locks<VolumeId>>,
+    fetcher: Fetcher,
     pub(crate) uploads: Uploads,
     pub(crate) background: Background,
 }
@@ -71,6 +84,11 @@ impl Drop for Active<'_> {
 }
 
 impl StorageWorker {
+    /// Nothing is under way. Files are fetched by `fetcher`.
+    pub(crate) fn new(fetcher: Fetcher) -> Self {
+        Self { fetcher, ..Self::default() }
+    }
+
     /// Room for one more piece of work on a pool.
     pub(crate) async fn permit(&self, pool: &Name) -> OwnedSemaphorePermit {
         let semaphore = {
@@ -83,12 +101,12 @@ impl StorageWorker {
 
     /// The right to make or remove an image's object.
     async fn object(&self, pool: &Name, digest: ImageDigest) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
-            objects.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(objects.entry((pool.clone(), digest)).or_default())
-        };
-        lock.lock_owned().await
+        locked(&self.objects, (pool.clone(), digest)).await
+    }
+
+    /// The right to make a volume without an operation, or to remove one that was left half made.
+    pub(crate) async fn volume(&self, volume: VolumeId) -> OwnedMutexGuard<()> {
+        locked(&self.volumes, volume).await
     }
 }
 
@@ -165,59 +183,5 @@ impl<S: Store> Api<S> {
         let place = self.cluster.read(move |view| pools.place(view.state, &name)).await;
         let gone = || StorageError::Unsupported(format!("there is no pool '{pool}' any more"));
         place.ok().flatten().ok_or_else(gone)
-    }
-}
-
-/// Takes up what a predecessor left: operations that run, and things that are half made or half removed without one.
-/// In the background, for as long as it takes.
-pub(crate) async fn resume<S: Store>(api: Api<S>) {
-    let operations = |state: &ClusterState| -> Vec<OperationId> {
-        let running = state.operations.values().filter(|operation| operation.is_running());
-        running.filter(|o| matches!(o.kind, OperationKind::Storage(_))).map(|o| o.id).collect()
-    };
-    let Ok(operations) = api.cluster.read(move |view| operations(view.state)).await else { return };
-    for id in operations {
-        tracing::info!(%id, "work on storage is taken up again");
-        api.carry_out(id);
-    }
-    import::forget_staged(&api).await;
-    sweep(&api).await;
-}
-
-/// Removes volumes that are half made or half removed and that no operation works on, and snapshots alike. What cannot be
-/// removed now is left for the next time.
-async fn sweep<S: Store>(api: &Api<S>) {
-    let idle = |state: &ClusterState, operation: Option<OperationId>| {
-        operation.and_then(|id| state.operations.get(&id)).is_none_or(|operation| !operation.is_running())
-    };
-    let half = move |state: &ClusterState| -> Vec<(VolumeId, Name)> {
-        let half = state.volumes.values().filter(|volume| volume.state != VolumeState::Ready);
-        let half = half.filter(|volume| idle(state, volume.operation));
-        half.map(|volume| (volume.id, volume.pool.clone())).collect()
-    };
-    let Ok(half) = api.cluster.read(move |view| half(view.state)).await else { return };
-    for (id, pool) in half {
-        let removed = match api.storage_of(&pool).await {
-            Ok(storage) => blocking(move || storage.delete_volume(id, &Unobserved)).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = removed {
-            tracing::warn!(volume = %id, error = describe(&error), "a half-made volume cannot be removed");
-            continue;
-        }
-        let forgotten = api
-            .cluster
-            .submit(move |view| Ok::<_, AdmissionError>(((), admission::forget_volume(view.state, id))));
-        match forgotten.await {
-            Ok(()) => tracing::info!(volume = %id, "a half-made volume was removed"),
-            Err(error) => tracing::warn!(volume = %id, error = describe(&error), "a half-made volume stays"),
-        }
-    }
-    let left = |state: &ClusterState| {
-        let snapshots = state.volumes.values().flat_map(|volume| &volume.snapshots);
-        snapshots.filter(|snapshot| snapshot.state == SnapshotState::Deleting).count()
-    };
-    if let Ok(left @ 1..) = api.cluster.read(move |view| left(view.state)).await {
-        tracing::warn!(left, "snapshots are half removed; `drover snapshot delete` removes them");
     }
 }

@@ -20,6 +20,8 @@ use drover_storage_pools::{
 use drover_units::{Bytes, SECTOR_SIZE};
 use sha2::{Digest as _, Sha256};
 
+use super::fetch::NotPermitted;
+
 /// Bytes read and written at a time.
 const BLOCK_BYTES: usize = 1 << 20;
 /// Bytes after which it is written down how far the import is: at most so many are sent again after a crash.
@@ -36,6 +38,9 @@ pub(super) enum IntakeError {
     /// The source will never give what is wanted.
     #[error("{0}")]
     Refused(String),
+    /// The source is where nothing is fetched from.
+    #[error(transparent)]
+    NotPermitted(#[from] NotPermitted),
     /// The file is another one than was announced.
     #[error("sha256: the file that came has {found}, not {expected}")]
     Mismatch {

@@ -224,7 +224,11 @@ impl<S: Store> Api<S> {
 /// What is done to a volume.
 type Each = Box<dyn Fn(&dyn StoragePool, VolumeId, &Progress) -> Result<(), StorageError> + Send + Sync>;
 
-fn delete(storage: &dyn StoragePool, of: VolumeId, snapshot: SnapshotId) -> Result<(), StorageError> {
+pub(super) fn delete(
+    storage: &dyn StoragePool,
+    of: VolumeId,
+    snapshot: SnapshotId,
+) -> Result<(), StorageError> {
     // Cloning may have protected it; nobody asked for it to be kept.
     match storage.protect_snapshot(of, snapshot, false) {
         Ok(()) | Err(StorageError::NoSuchSnapshot { .. } | StorageError::NoSuchVolume(_)) => {}

@@ -46,8 +46,8 @@ pub use storage::{
 pub use vm::{CreateVm, create_vm, delete_vm, start_vm, stop_vm};
 pub use vm_group::create_vm_group;
 pub use volume::{
-    AdmittedVolume, CreateVolume, NewImage, add_image, create_volume, delete_image, forget_volume,
-    ready_volume,
+    AdmittedVolume, CreateVolume, NewImage, add_image, create_volume, delete_image, forget_disk_image,
+    forget_snapshot, forget_volume, ready_volume,
 };
 
 use crate::ident;

@@ -5,10 +5,10 @@
 use std::collections::BTreeSet;
 
 use drover_cluster_state::{
-    ClusterState, Image, Key, Name, NameKind, NameRecord, Operation, OperationKind, OperationState, Record,
-    StorageWork, Stored, Subject, Txn, Volume, VolumeState, WallTime,
+    ClusterState, DiskImageState, Image, Key, Name, NameKind, NameRecord, Operation, OperationKind,
+    OperationState, Record, SnapshotState, StorageWork, Stored, Subject, Txn, Volume, VolumeState, WallTime,
 };
-use drover_ids::VolumeId;
+use drover_ids::{OperationId, SnapshotId, VolumeId};
 use drover_units::{Bytes, SECTOR_SIZE};
 
 use super::{AdmissionError, RequestIdentity, repeated, storage::usable_pools, vm::parse_name};
@@ -128,6 +128,35 @@ pub fn forget_volume(state: &ClusterState, volume: VolumeId) -> Option<Txn> {
     let mut txn = Txn::new();
     forget(state, volume, &mut txn);
     Some(txn)
+}
+
+/// A disk image's object is gone, or is another image's too: removes its record. `None`: it is not half removed, something
+/// works on it, or it has been forgotten.
+pub fn forget_disk_image(state: &ClusterState, image: &Name) -> Option<Txn> {
+    let image = state.disk_images.get(image).filter(|image| image.state == DiskImageState::Deleting)?;
+    if is_busy(state, image.operation) {
+        return None;
+    }
+    let mut txn = Txn::new();
+    txn.delete(Key::DiskImage(image.name.clone()), image);
+    Some(txn)
+}
+
+/// A snapshot is gone from the storage: removes it from its volume's record. `None`: it is not half removed, something works
+/// on the volume, or it has been forgotten.
+pub fn forget_snapshot(state: &ClusterState, volume: VolumeId, snapshot: SnapshotId) -> Option<Txn> {
+    let volume = state.volumes.get(&volume).filter(|volume| !is_busy(state, volume.operation))?;
+    volume.snapshot(snapshot).filter(|one| one.state == SnapshotState::Deleting)?;
+    let mut changed = volume.value.clone();
+    changed.snapshots.retain(|one| one.id != snapshot);
+    let mut txn = Txn::new();
+    txn.update(volume.revision, Record::Volume(changed));
+    Some(txn)
+}
+
+fn is_busy(state: &ClusterState, operation: Option<OperationId>) -> bool {
+    let found = operation.and_then(|id| state.operations.get(&id));
+    found.is_some_and(|operation| operation.is_running())
 }
 
 /// Removes a volume's record and frees its name.
