@@ -1,6 +1,6 @@
 //! How to reach a cluster.
 
-use std::{collections::BTreeMap, num::NonZero, path::PathBuf, thread, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::Secret;
 
@@ -66,10 +66,6 @@ impl ConnectConfig {
         let mut options: Vec<(String, String)> =
             DEFAULTS.map(|(name, value)| (name.into(), value.into())).into();
         options.extend(QUIET.map(|subsystem| (format!("debug_{subsystem}"), "0/0".into())));
-        let processors = thread::available_parallelism().map_or(1, NonZero::get);
-        if processors <= FEW_PROCESSORS {
-            options.push(("librados_thread_count".into(), "1".into()));
-        }
         if let Source::Monitors { hosts, key, .. } = &self.source {
             options.push(("mon_host".into(), hosts.clone()));
             options.push(("key".into(), key.reveal().to_owned()));
@@ -108,11 +104,6 @@ const DEFAULTS: [(&str, &str); 4] = [
 /// costs a disk a few percent of its CPU time and tells of nothing but requests that went well.
 const QUIET: [&str; 8] =
     ["rbd", "rados", "objecter", "objectcacher", "ms", "throttle", "finisher", "striper"];
-
-/// librbd's two threads that carry requests and answers hand work to each other. Where the messenger, the disk's worker and
-/// the guest need the processors, one does the same work with fewer switches and no locks to wait for (measured with two
-/// processors: a fifth less CPU time per request of 4 KiB at depth 32); with more processors two carry more.
-const FEW_PROCESSORS: usize = 2;
 
 #[cfg(test)]
 mod tests {
