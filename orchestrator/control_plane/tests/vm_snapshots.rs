@@ -1,6 +1,6 @@
 //! Snapshots of whole VMs over loopback, with agents that pretend to run VMs. On Ceph and with real VMs: `tests/e2e`.
 #![forbid(unsafe_code)]
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 #[allow(dead_code, reason = "shared with other tests")]
 mod support;

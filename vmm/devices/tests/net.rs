@@ -200,7 +200,9 @@ fn everything_that_is_written_to_ram_is_marked() {
     tracker.take();
     nic.wires[0].put(&frame(MAC, 5000));
     nic.received(RX, FREE, 3 * 4096);
-    let dirty: Vec<_> = tracker.take().iter().map(Gpa::get).collect();
+    let mut dirty: Vec<_> = tracker.take().iter().map(Gpa::get).collect();
+    // The other queues' workers may only just have begun, and asked for notifications in their used rings.
+    dirty.retain(|page| ![0x6000, 0x9000].contains(page));
     assert_eq!(dirty, [0x3000, FREE, FREE + 0x1000], "used ring and data, and no more of it than there is");
 }
 
@@ -358,14 +360,14 @@ fn what_comes_beyond_a_limit_waits_outside() {
 fn a_driver_that_breaks_the_rules_gets_a_device_that_waits_for_its_reset() {
     type Break = fn(&mut Nic);
     let breaks: [Break; 9] = [
-        |nic| drop(nic.driver.send(RX, &[Read(FREE, 100)])),
-        |nic| drop(nic.driver.send(RX, &[Read(FREE, 12), Write(FREE, 2048)])),
-        |nic| drop(nic.driver.send(RX, &[Write(FREE, 0)])),
-        |nic| drop(nic.driver.send(RX, &[Write(RAM.get() - 10, 2048)])),
-        |nic| drop(nic.driver.send(RX, &[Write(u64::MAX - 10, u32::MAX)])),
-        |nic| drop(nic.driver.send(TX, &[Read(FREE, 100), Write(FREE, 100)])),
-        |nic| drop(nic.driver.send(TX, &[Read(RAM.get() - 10, 100)])),
-        |nic| drop(nic.driver.send(2, &[Read(FREE, 3)])),
+        |nic| _ = nic.driver.send(RX, &[Read(FREE, 100)]),
+        |nic| _ = nic.driver.send(RX, &[Read(FREE, 12), Write(FREE, 2048)]),
+        |nic| _ = nic.driver.send(RX, &[Write(FREE, 0)]),
+        |nic| _ = nic.driver.send(RX, &[Write(RAM.get() - 10, 2048)]),
+        |nic| _ = nic.driver.send(RX, &[Write(u64::MAX - 10, u32::MAX)]),
+        |nic| _ = nic.driver.send(TX, &[Read(FREE, 100), Write(FREE, 100)]),
+        |nic| _ = nic.driver.send(TX, &[Read(RAM.get() - 10, 100)]),
+        |nic| _ = nic.driver.send(2, &[Read(FREE, 3)]),
         |nic| {
             nic.driver.offer_head(RX, 64);
             nic.driver.kick(RX);

@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .boot_with(&kernel, initrd.as_ref())?;
     let panel = machine.panel();
     thread::spawn(move || {
-        std::io::stdin().bytes().map_while(Result::ok).for_each(|b| _ = panel.console_input(&[b]))
+        std::io::stdin().lock().bytes().map_while(Result::ok).for_each(|b| _ = panel.console_input(&[b]))
     });
     paused.resume()?;
     eprintln!("ended: {}", events.recv()?);

@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bare;
+mod silence;
 
 use std::{sync::mpsc::channel, time::Duration};
 
-use bare::{Silence, kernel};
+use bare::kernel;
 use drover_machine::{
     BuildError, DeviceBus, DevicesReady, EventSink, Hypervisor, MachineConfig, MachineError, NewDevice,
     Ownership, Planned, Slot,
@@ -13,6 +14,7 @@ use drover_machine::{
 };
 use drover_test_prerequisites::kvm;
 use drover_units::{Bytes, VcpuCount};
+use silence::Silence;
 
 const LIMIT: Duration = Duration::from_secs(60);
 

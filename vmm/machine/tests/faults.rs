@@ -2,13 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod bare;
+mod silence;
 
 use std::{sync::mpsc::channel, time::Duration};
 
-use bare::{Silence, kernel};
+use bare::kernel;
 use drover_machine::{EventSink, Hypervisor, MachineConfig, MachineEvent, Ownership, Planned, ResetAction};
 use drover_test_prerequisites::kvm;
 use drover_units::{Bytes, VcpuCount};
+use silence::Silence;
 
 const LIMIT: Duration = Duration::from_secs(20);
 

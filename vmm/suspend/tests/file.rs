@@ -88,7 +88,7 @@ fn load(file: SuspendFile, into: &GuestMemory) -> Option<Result<(), LoadError>> 
     match file.load(into, move |error| sender.send(error).unwrap()) {
         Ok(_) => {}
         Err(LoadError::Memory(error)) => {
-            println!("left out: {error}");
+            drover_test_prerequisites::skipped(&format!("left out: {error}"));
             return None;
         }
         Err(error) => panic!("{error}"),

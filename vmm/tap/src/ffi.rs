@@ -26,6 +26,7 @@ pub(crate) enum Number {
 
 /// A request whose argument is the address of an int.
 #[derive(Clone, Copy, Debug)]
+#[repr(u32)]
 pub(crate) enum Pointed {
     /// TUNSETVNETHDRSZ
     HeaderLen = 0x4004_54d8,
@@ -33,6 +34,7 @@ pub(crate) enum Pointed {
 
 /// A request whose argument is a `struct ifreq`.
 #[derive(Clone, Copy, Debug)]
+#[repr(u32)]
 pub(crate) enum Named {
     /// TUNSETIFF
     SetInterface = 0x4004_54ca,

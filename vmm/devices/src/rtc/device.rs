@@ -115,7 +115,7 @@ impl Rtc {
                     YEAR => (date.year % 100) as u8,
                     _ => (date.year / 100) as u8,
                 };
-                if is_binary(chip) { part } else { part / 10 << 4 | part % 10 }
+                if is_binary(chip) { part } else { ((part / 10) << 4) | (part % 10) }
             }
             _ => chip.bytes[usize::from(index)],
         }

@@ -2,15 +2,7 @@
 
 use std::io::Write as _;
 
-use drover_machine::{ConsoleSink, KernelImage};
-
-/// Nobody listens.
-#[derive(Debug)]
-pub(crate) struct Silence;
-
-impl ConsoleSink for Silence {
-    fn write(&mut self, _bytes: &[u8]) {}
-}
+use drover_machine::KernelImage;
 
 /// A PVH kernel with this code at 1 MiB, which is also where it is entered.
 pub(crate) fn kernel(code: &[u8]) -> (tempfile::NamedTempFile, KernelImage) {

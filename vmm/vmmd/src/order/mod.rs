@@ -5,19 +5,20 @@ mod fields;
 mod storage;
 mod vm_config;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use drover_ids::{MigrationId, OwnerEpoch};
 use drover_lifecycle::{BootTime, Command, Lease, Request};
 use drover_wire::vm::v1 as wire;
 
 use self::fields::{invalid, parsed};
+#[cfg(test)]
+pub(crate) use self::vm_config::Platform;
 pub(crate) use self::{
     fields::InvalidField,
     storage::{DiskPlace, RbdAccess, RbdImage, StallAction, StallPolicy},
-    vm_config::{DiskConfig, Platform, VmConfig},
+    vm_config::{DiskConfig, VmConfig},
 };
-use std::time::Duration;
 
 /// Longest downtime that may be asked for: beyond this a migration is a stop and a start.
 const DOWNTIME_MS_MAX: u32 = 10_000;
