@@ -29,7 +29,10 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         match step[0] >> 5 {
             0 => limiter.set_limits(limits(&number.to_le_bytes()), now),
             1 => now = now.saturating_add(Duration::from_nanos(number)),
-            2 => limiter.charge(direction, number),
+            2 => {
+                let place = &mut waiting[usize::from(step[0] & 1)];
+                limiter.charge(Cost { direction, bytes: number }, place, now);
+            }
             3 => waiting[usize::from(step[0] & 1)].forget(),
             _ => {
                 let cost = Cost { direction, bytes: number };
