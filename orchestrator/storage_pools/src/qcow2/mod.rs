@@ -273,6 +273,10 @@ impl Qcow2 {
     fn next(&mut self, offset: u64) -> Result<Option<Range<u64>>, Qcow2Error> {
         let cluster_size = self.header.cluster_size();
         let (end, per_table) = (DiskReader::size(self).get(), self.header.l2_entries() as u64);
+        // The last cluster may go beyond the disk, which ends inside of it.
+        if offset >= end {
+            return Ok(None);
+        }
         let mut index = offset / cluster_size;
         while index * cluster_size < end {
             let table = usize::try_from(index / per_table).map_err(|_| damaged("a cluster number"))?;
