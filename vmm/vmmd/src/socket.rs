@@ -116,8 +116,11 @@ pub(crate) fn listen_privately(path: &Path) -> Result<UnixListener, SocketError>
 
 impl Drop for SocketClaim {
     fn drop(&mut self) {
-        // Nothing to be done about a failure: the next owner of the path replaces what it finds.
-        let _ = fs::remove_file(&self.path);
+        // What is no socket was never ours, whoever refused to listen there.
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.file_type().is_socket()) {
+            // Nothing to be done about a failure: the next owner of the path replaces what it finds.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -13,9 +13,14 @@ mod vmmd;
 
 use drover_test_prerequisites::skipped;
 
-/// Whether the long form has been asked for. Where it has not, the running test is recorded as skipped.
+/// Whether the long form has been asked for.
+fn wants_long() -> bool {
+    std::env::var_os("DROVER_LINUX_LONG").is_some()
+}
+
+/// The same. Where it has not, the running test is recorded as skipped.
 fn long() -> bool {
-    let long = std::env::var_os("DROVER_LINUX_LONG").is_some();
+    let long = wants_long();
     if !long {
         skipped("a long test: `cargo xtask test --linux`");
     }
