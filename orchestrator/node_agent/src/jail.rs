@@ -120,7 +120,7 @@ impl Jail {
     }
 
     /// The namespaces that it is started in. librbd connects to Ceph whenever it likes: a VM with disks there stays in the
-    /// host's network (ADR 0011).
+    /// host's network (ADR 13).
     pub(crate) fn namespaces(&self, rbd: bool) -> CloneFlags {
         match (self.on && self.privileged, rbd) {
             (false, _) => CloneFlags::empty(),
