@@ -109,6 +109,9 @@ impl Shape {
             at
         };
         let l1_at = room(&mut file, (tables * 8).div_ceil(size));
+        // Nothing is counted, but QEMU wants a table that says so.
+        let counts_at = room(&mut file, 1);
+        file[counts_at..counts_at + size].fill(0);
         let mut l1 = Vec::new();
         for group in self.clusters.chunks(per_table) {
             if group.iter().all(|content| *content == Content::Absent) {
@@ -140,11 +143,11 @@ impl Shape {
         for (entry, place) in l1.iter().zip(file[l1_at..].as_chunks_mut::<8>().0) {
             *place = entry.to_be_bytes();
         }
-        self.write_header(&mut file, l1_at, l1.len());
+        self.write_header(&mut file, (l1_at, l1.len()), counts_at);
         file
     }
 
-    fn write_header(&self, file: &mut [u8], l1_at: usize, l1_size: usize) {
+    fn write_header(&self, file: &mut [u8], (l1_at, l1_size): (usize, usize), counts_at: usize) {
         let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &Qcow2::MAGIC);
         put(4, &self.version.to_be_bytes());
@@ -152,6 +155,8 @@ impl Shape {
         put(24, &(self.disk_size() as u64).to_be_bytes());
         put(36, &u32::try_from(l1_size).unwrap().to_be_bytes());
         put(40, &(l1_at as u64).to_be_bytes());
+        put(48, &(counts_at as u64).to_be_bytes());
+        put(56, &1_u32.to_be_bytes());
         if self.version == 3 {
             // 16-bit reference counts, a header of 104 bytes.
             put(96, &4_u32.to_be_bytes());
@@ -265,7 +270,7 @@ fn clusters_that_are_used_again_and_again_are_refused() {
     let shape = Shape { version: 3, cluster_bits: 12, clusters, tail_sectors: 8, gaps: vec![0] };
     // Header, L1, L2, and the one that is used.
     let mut file = vec![0; 3 << 12];
-    shape.write_header(&mut file, 1 << 12, 1);
+    shape.write_header(&mut file, (1 << 12, 1), 2 << 12);
     file[1 << 12..][..8].copy_from_slice(&(2_u64 << 12 | 1 << 63).to_be_bytes());
     for place in &mut file[2 << 12..].as_chunks_mut::<8>().0[..400] {
         *place = (3_u64 << 12 | 1 << 63).to_be_bytes();
