@@ -36,6 +36,38 @@ pub(in crate::virtio) enum Malformed {
     OutOfOrder,
 }
 
+/// Puts a chain of at most `length_max` descriptors into these lists, in place of what they hold. `descriptors` ends early
+/// where the chain is broken.
+pub(in crate::virtio) fn take_apart(
+    descriptors: impl Iterator<Item = Descriptor>,
+    length_max: u16,
+    readable: &mut Vec<Buffer>,
+    writable: &mut Vec<Buffer>,
+) -> Result<(), Malformed> {
+    readable.clear();
+    writable.clear();
+    let mut complete = false;
+    for (count, descriptor) in descriptors.enumerate() {
+        if count >= usize::from(length_max) {
+            return Err(Malformed::TooLong(length_max));
+        }
+        complete = !descriptor.has_next();
+        let buffer = Buffer { start: Gpa::new(descriptor.addr().0), len: descriptor.len() };
+        if buffer.len == 0 {
+            continue;
+        }
+        if descriptor.is_write_only() {
+            writable.push(buffer);
+        } else if writable.is_empty() {
+            readable.push(buffer);
+        } else {
+            return Err(Malformed::OutOfOrder);
+        }
+    }
+    // The iterator ends without a word where the next descriptor cannot be had.
+    if complete { Ok(()) } else { Err(Malformed::BrokenOff) }
+}
+
 impl Chain {
     /// Room for chains of a queue of this size.
     pub(in crate::virtio) fn with_capacity(queue_size: u16) -> Self {
@@ -51,28 +83,7 @@ impl Chain {
         length_max: u16,
     ) -> Result<(), Malformed> {
         self.head = head;
-        self.readable.clear();
-        self.writable.clear();
-        let mut complete = false;
-        for (count, descriptor) in descriptors.enumerate() {
-            if count >= usize::from(length_max) {
-                return Err(Malformed::TooLong(length_max));
-            }
-            complete = !descriptor.has_next();
-            let buffer = Buffer { start: Gpa::new(descriptor.addr().0), len: descriptor.len() };
-            if buffer.len == 0 {
-                continue;
-            }
-            if descriptor.is_write_only() {
-                self.writable.push(buffer);
-            } else if self.writable.is_empty() {
-                self.readable.push(buffer);
-            } else {
-                return Err(Malformed::OutOfOrder);
-            }
-        }
-        // The iterator ends without a word where the next descriptor cannot be had.
-        if complete { Ok(()) } else { Err(Malformed::BrokenOff) }
+        take_apart(descriptors, length_max, &mut self.readable, &mut self.writable)
     }
 
     /// How the driver names the chain.

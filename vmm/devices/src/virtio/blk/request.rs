@@ -16,6 +16,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_queue::desc::split::Descriptor;
 
 use super::ranges::{self, Ranges, SEGMENT_LEN, SEGMENTS_MAX};
+use crate::virtio::chain::{self, Buffer};
 
 /// Length of a request's header: type, reserved, sector.
 const HEADER_LEN: usize = 16;
@@ -113,15 +114,9 @@ impl Scratch {
 /// A chain that cannot even be answered: the driver has broken the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Malformed {
-    /// More descriptors than a chain may have (2.7.5).
-    #[error("a chain of more than {0} descriptors")]
-    TooLong(u16),
-    /// A descriptor that cannot be read, a loop, or a bad indirect table.
-    #[error("a chain that breaks off")]
-    BrokenOff,
-    /// A descriptor to read from after one to write to (2.7.4.2).
-    #[error("a readable descriptor after a writable one")]
-    OutOfOrder,
+    /// No chain at all.
+    #[error(transparent)]
+    Chain(#[from] chain::Malformed),
     /// Fewer than 16 bytes to read from, or a header that is not RAM.
     #[error("a request without a header")]
     NoHeader,
@@ -150,13 +145,6 @@ pub(super) fn length(segments: &Segments) -> u32 {
         .fold(0, |sum: u32, segment| sum.saturating_add(u32::try_from(segment.len()).unwrap_or(u32::MAX)))
 }
 
-/// A buffer as a descriptor names it. Never empty.
-#[derive(Clone, Copy, Debug)]
-struct Buffer {
-    start: Gpa,
-    len: u32,
-}
-
 /// Parses one chain. `descriptors` ends early where the chain is broken.
 pub(super) fn parse(
     descriptors: impl Iterator<Item = Descriptor>,
@@ -164,7 +152,8 @@ pub(super) fn parse(
     memory: &GuestMemory,
     scratch: &mut Scratch,
 ) -> Result<Parsed, Malformed> {
-    collect(descriptors, limits.descriptors_max, scratch)?;
+    let Scratch { readable, writable, .. } = &mut *scratch;
+    chain::take_apart(descriptors, limits.descriptors_max, readable, writable)?;
     let (header, first) = take_header(&mut scratch.readable, memory)?;
     let status = take_status(&mut scratch.writable, memory)?;
     let sector = Sectors::new(u64::from_le_bytes(header[8..].try_into().expect("8 bytes")));
@@ -194,36 +183,6 @@ pub(super) fn parse(
         other => Action::Unsupported(other),
     };
     Ok(Parsed { status, action })
-}
-
-fn collect(
-    descriptors: impl Iterator<Item = Descriptor>,
-    length_max: u16,
-    scratch: &mut Scratch,
-) -> Result<(), Malformed> {
-    let Scratch { readable, writable, .. } = scratch;
-    readable.clear();
-    writable.clear();
-    let mut complete = false;
-    for (count, descriptor) in descriptors.enumerate() {
-        if count >= usize::from(length_max) {
-            return Err(Malformed::TooLong(length_max));
-        }
-        complete = !descriptor.has_next();
-        let buffer = Buffer { start: Gpa::new(descriptor.addr().0), len: descriptor.len() };
-        if buffer.len == 0 {
-            continue;
-        }
-        if descriptor.is_write_only() {
-            writable.push(buffer);
-        } else if writable.is_empty() {
-            readable.push(buffer);
-        } else {
-            return Err(Malformed::OutOfOrder);
-        }
-    }
-    // The iterator ends without a word where the next descriptor cannot be had.
-    if complete { Ok(()) } else { Err(Malformed::BrokenOff) }
 }
 
 /// Takes the first 16 bytes off the front. Returns them, and which buffer is the first behind them.
