@@ -166,12 +166,12 @@ fn contenders<'a>(
     let mut contenders: Vec<Box<dyn Contender>> = Vec::new();
     let (first, others) = match arguments.vmmd.split_first() {
         Some((first, others)) => (first.clone(), others),
-        None => (drover::build()?, [].as_slice()),
+        None => (drover_bench_vmms::build()?, [].as_slice()),
     };
-    contenders.push(Box::new(drover::Drover::new("drover".to_owned(), first, target, wait)));
+    contenders.push(Box::new(drover::Drover::new("drover".to_owned(), first, target, wait)?));
     for path in others {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        contenders.push(Box::new(drover::Drover::new(name, path.clone(), target, wait)));
+        contenders.push(Box::new(drover::Drover::new(name, path.clone(), target, wait)?));
     }
     for (peer, absent) in [
         (qemu::Qemu::find(target, wait).map(|peer| Box::new(peer) as Box<dyn Contender>), "qemu"),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use drover_bench_vmms::Ended;
 use drover_probe_record::bench::Wait;
 use drover_test_prerequisites::{is_installed, probe_image};
 
@@ -14,7 +15,7 @@ use crate::{
     case::Case,
     figures::Figures,
     guest::{self, MEMORY_MIB, VCPUS},
-    target::{Ended, Target},
+    target::Target,
 };
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -72,8 +73,8 @@ impl Contender for Qemu<'_> {
             .spawn()
             .with_context(|| format!("cannot start {PROGRAM}"))?;
         let mut child = Ended(child);
-        let pid = child.0.id();
-        let figures = guest::measure(&log, pid, length, || matches!(child.0.try_wait(), Ok(None)))
+        let pid = child.pid();
+        let figures = guest::measure(&log, pid, length, || child.is_alive())
             .with_context(|| std::fs::read_to_string(folder.path().join("errors")).unwrap_or_default())?;
         child.wait("QEMU")?;
         Ok(figures)

@@ -4,12 +4,8 @@ use std::{
     fs::File,
     io::Write as _,
     path::{Path, PathBuf},
-    process::Child,
-    thread,
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
 use drover_test_ceph_cluster::{CephCluster, CephOptions, LeakReport};
 use drover_wire::vm::v1 as wire;
 use tempfile::TempDir;
@@ -23,8 +19,6 @@ const USER: &str = "drover-bench";
 const IMAGE_SIZE: &str = "1G";
 /// Small enough for any machine's page cache.
 const FILE_MIB: usize = 512;
-/// What a VMM may take to end after its guest has.
-const END: Duration = Duration::from_secs(20);
 
 /// Where the bytes are that everybody works on.
 pub(crate) enum Target {
@@ -167,34 +161,5 @@ impl Target {
 impl FileTarget {
     fn path(&self) -> PathBuf {
         self.folder.path().join("disk.raw")
-    }
-}
-
-/// A child that is killed if it is not waited for.
-pub(crate) struct Ended(pub Child);
-
-impl Ended {
-    /// Waits until it has ended by itself.
-    pub(crate) fn wait(mut self, what: &str) -> anyhow::Result<()> {
-        let deadline = Instant::now() + END;
-        loop {
-            if let Some(status) = self.0.try_wait().with_context(|| format!("cannot wait for {what}"))? {
-                if !status.success() {
-                    bail!("{what} ended with {status}");
-                }
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("{what} did not end within {END:?}");
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
     }
 }

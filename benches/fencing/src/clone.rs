@@ -3,14 +3,12 @@
 use std::time::{Duration, Instant};
 
 use drover_bench_report::{Better, Row, median};
+use drover_bench_vmms::Launcher;
 use drover_ids::{ImageDigest, VmId, VolumeId};
 use drover_storage_pools::{Source, StoragePool as _, Target, Unobserved};
 use drover_units::Bytes;
 
-use crate::{
-    storage::Storage,
-    vmmd::{Launcher, guest},
-};
+use crate::{guest::guest, storage::Storage};
 
 const SIZE: Bytes = Bytes::gib(10);
 /// What the image holds: enough that its objects exist where guests read and write. The rest of its 10 GiB is empty, as most of

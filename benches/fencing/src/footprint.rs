@@ -4,13 +4,11 @@ use std::fs;
 
 use anyhow::Context as _;
 use drover_bench_report::{Better, Row, median};
+use drover_bench_vmms::Launcher;
 use drover_ids::VmId;
 use drover_units::Bytes;
 
-use crate::{
-    storage::Storage,
-    vmmd::{Launcher, guest},
-};
+use crate::{guest::guest, storage::Storage};
 
 /// By how many volumes a process is looked at.
 const VOLUMES: [usize; 3] = [0, 1, 4];

@@ -3,15 +3,12 @@
 use std::time::Duration;
 
 use drover_bench_report::{Better, Row, median};
+use drover_bench_vmms::{Launcher, command};
 use drover_ids::{MigrationId, VmId};
 use drover_units::Bytes;
 use drover_wire::vm::v1 as wire;
 
-use crate::{
-    log::took_in_all,
-    storage::Storage,
-    vmmd::{Launcher, command, guest},
-};
+use crate::{guest::guest, log::took_in_all, storage::Storage};
 
 const VM: VmId = VmId::from_u128(0xb0);
 /// Writes between two moves.

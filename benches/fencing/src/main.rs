@@ -18,22 +18,23 @@
 
 mod clone;
 mod footprint;
+mod guest;
 mod hand_over;
 mod log;
 mod phases;
 mod restart;
 mod storage;
-mod vmmd;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use drover_bench_report::{ROUNDS, Report};
+use drover_bench_vmms::Launcher;
 use drover_test_ceph_cluster::CephOptions;
 use drover_test_prerequisites::workspace_root;
 
-use crate::{phases::Phases, storage::Storage, vmmd::Launcher};
+use crate::{phases::Phases, storage::Storage};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -74,7 +75,7 @@ fn run(arguments: &Arguments, phases: &Phases) -> anyhow::Result<()> {
     let wanted = |name: &str| name.contains(&arguments.only);
     let path = match &arguments.vmmd {
         Some(path) => path.clone(),
-        None => vmmd::build()?,
+        None => drover_bench_vmms::build()?,
     };
     let launcher = Launcher::new(path)?;
     let mut report = Report::of_this_machine("fencing");

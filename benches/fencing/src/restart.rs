@@ -4,16 +4,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use drover_bench_report::{Better, Row, median};
+use drover_bench_vmms::{Launcher, Vmmd};
 use drover_ids::{OwnerEpoch, VmId};
 use drover_units::Bytes;
 use drover_wire::vm::v1 as wire;
 use nix::sys::signal::Signal;
 
 use crate::{
+    guest::{addresses, guest},
     log::took_in_all,
     phases::Phases,
     storage::Storage,
-    vmmd::{Launcher, Vmmd, guest},
 };
 
 const VM: VmId = VmId::from_u128(0xbe);
@@ -51,7 +52,7 @@ pub(crate) async fn measure(
     for round in 0..rounds as u64 {
         let epoch = round + 2;
         owner.writes(AT_WORK).await?;
-        let registered = owner.addresses().await?;
+        let registered = addresses(&mut owner).await?;
         ensure!(!registered.is_empty(), "vmmd does not say under which address it writes");
         owner.signal(Signal::SIGSTOP)?;
 

@@ -1,17 +1,15 @@
-//! A vmmd, spoken to as the node agent does.
+//! Our vmmd, spoken to as the node agent does.
 
 use std::{
     env,
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
-use drover_ids::{NodeId, OperationId, VmId};
-use drover_probe_record::{DiskWork, Workload};
-use drover_rbd::ClientAddress;
+use drover_ids::OperationId;
 use drover_test_prerequisites::{probe_image, workspace_root};
 use drover_wire::vm::v1::{self as wire, vm_client::VmClient};
 use hyper_util::rt::TokioIo;
@@ -24,28 +22,33 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::Ended;
+
 /// Far beyond what anything here takes, on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Between two looks at something that cannot be waited for: well below what is measured.
-const LOOK: Duration = Duration::from_micros(500);
-const NODE: u128 = 0x0d;
-const SEED: u64 = 7;
+const LOOK: Duration = Duration::from_micros(200);
 
 /// Starts processes, each in a folder of its own.
-pub(crate) struct Launcher {
+#[derive(Debug)]
+pub struct Launcher {
     vmmd: PathBuf,
     folder: TempDir,
 }
 
 /// A running vmmd. Dropping it kills it.
-pub(crate) struct Vmmd {
-    child: Child,
+#[derive(Debug)]
+pub struct Vmmd {
+    child: Ended,
     client: VmClient<Channel>,
     run_dir: PathBuf,
 }
 
 /// Builds vmmd as it is shipped, and returns its path.
-pub(crate) fn build() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// If cargo fails.
+pub fn build() -> anyhow::Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let root = workspace_root();
     let status = Command::new(cargo)
@@ -58,32 +61,12 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
     Ok(folder.join("release/drover-vmmd"))
 }
 
-/// A guest with one vCPU and these disks, that writes the first one all the time.
-pub(crate) fn guest(vm: VmId, disks: Vec<wire::Disk>) -> wire::VmConfig {
-    // It reads these blocks before it writes: a handful, so that what is measured is the disk's way and not its size.
-    let disk = DiskWork { slots: 64, iops: 400, queue_depth: 4 };
-    let workload = Workload {
-        seed: SEED,
-        heartbeat_ms: Some(10),
-        disk: (!disks.is_empty()).then_some(disk),
-        vcpus: Some(1),
-        ..Workload::default()
-    };
-    wire::VmConfig {
-        vm_id: vm.to_string(),
-        name: "bench".to_owned(),
-        vcpus: 1,
-        memory_bytes: 64 << 20,
-        kernel_path: probe_image().to_string_lossy().into_owned(),
-        cmdline: workload.to_string(),
-        disks,
-        node_id: NodeId::from_u128(NODE).to_string(),
-        ..wire::VmConfig::default()
-    }
-}
-
 impl Launcher {
-    pub(crate) fn new(vmmd: PathBuf) -> anyhow::Result<Self> {
+    /// Of this program.
+    ///
+    /// # Errors
+    /// If there is none, or no folder can be made.
+    pub fn new(vmmd: PathBuf) -> anyhow::Result<Self> {
         ensure!(vmmd.exists(), "there is no {}", vmmd.display());
         // Built now if need be, not while something is measured.
         probe_image();
@@ -91,7 +74,10 @@ impl Launcher {
     }
 
     /// Starts a process and waits until it serves.
-    pub(crate) async fn spawn(&self) -> anyhow::Result<Vmmd> {
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn spawn(&self) -> anyhow::Result<Vmmd> {
         let run_dir = tempfile::tempdir_in(self.folder.path())?.keep();
         let now = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
         let now_ns = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
@@ -107,11 +93,15 @@ impl Launcher {
             .stderr(File::create(run_dir.join("vmmd.log"))?)
             .spawn()
             .with_context(|| format!("cannot start {}", self.vmmd.display()))?;
+        let mut child = Ended(child);
         let deadline = Instant::now() + DEADLINE;
         let channel = loop {
             match connect(&socket).await {
                 Ok(channel) => break channel,
-                Err(error) if Instant::now() > deadline => bail!("vmmd does not serve: {error}"),
+                Err(error) if Instant::now() > deadline || !child.is_alive() => {
+                    let log = fs::read_to_string(run_dir.join("vmmd.log")).unwrap_or_default();
+                    bail!("vmmd does not serve: {error}: {log}");
+                }
                 Err(_) => tokio::time::sleep(LOOK).await,
             }
         };
@@ -120,27 +110,53 @@ impl Launcher {
 }
 
 impl Vmmd {
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
     }
 
-    pub(crate) fn log(&self) -> PathBuf {
+    /// Whether it runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.is_alive()
+    }
+
+    /// What it logs.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
         self.run_dir.join("vmmd.log")
     }
 
-    pub(crate) async fn create(&mut self, epoch: u64, config: wire::VmConfig) -> anyhow::Result<()> {
+    /// What its guest says.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.run_dir.join("console.log")
+    }
+
+    /// Makes the VM.
+    ///
+    /// # Errors
+    /// If it refuses.
+    pub async fn create(&mut self, epoch: u64, config: wire::VmConfig) -> anyhow::Result<()> {
         let create = wire::CreateRequest { command: command(epoch), config: Some(config), lease: None };
         self.client.create(create).await.context("Create")?;
         Ok(())
     }
 
-    pub(crate) async fn start(&mut self, epoch: u64) -> anyhow::Result<()> {
+    /// Starts the VM.
+    ///
+    /// # Errors
+    /// If it refuses.
+    pub async fn start(&mut self, epoch: u64) -> anyhow::Result<()> {
         self.client.start(wire::StartRequest { command: command(epoch) }).await.context("Start")?;
         Ok(())
     }
 
     /// Waits until the guest's disks have completed so many writes.
-    pub(crate) async fn writes(&mut self, wanted: u64) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// If they do not in time.
+    pub async fn writes(&mut self, wanted: u64) -> anyhow::Result<()> {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let page = self.client.metrics(wire::MetricsRequest {}).await?.into_inner().text;
@@ -150,25 +166,26 @@ impl Vmmd {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                let console = fs::read_to_string(self.run_dir.join("console.log")).unwrap_or_default();
+                let console = fs::read_to_string(self.console()).unwrap_or_default();
                 bail!("{count} of {wanted} writes within {DEADLINE:?}; the guest says: {console}");
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    pub(crate) async fn info(&mut self) -> anyhow::Result<wire::VmInfo> {
+    /// What it says of its VM.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn info(&mut self) -> anyhow::Result<wire::VmInfo> {
         Ok(self.client.info(wire::InfoRequest {}).await?.into_inner())
     }
 
-    /// Under which addresses it writes.
-    pub(crate) async fn addresses(&mut self) -> anyhow::Result<Vec<ClientAddress>> {
-        let info = self.info().await?;
-        let texts = info.storage_clients.iter().flat_map(|client| &client.addresses);
-        Ok(texts.map(|text| text.parse()).collect::<Result<_, _>>()?)
-    }
-
-    pub(crate) async fn reaches(&mut self, state: wire::VmState) -> anyhow::Result<wire::VmInfo> {
+    /// Waits until the VM is in a state.
+    ///
+    /// # Errors
+    /// If it ends before, or does not get there in time.
+    pub async fn reaches(&mut self, state: wire::VmState) -> anyhow::Result<wire::VmInfo> {
         let mut changes = self.client.watch(wire::WatchRequest {}).await?.into_inner();
         let watch = async {
             while let Some(info) = changes.message().await? {
@@ -181,48 +198,60 @@ impl Vmmd {
         tokio::time::timeout(DEADLINE, watch).await.with_context(|| state.as_str_name())?
     }
 
-    pub(crate) async fn migrate_in(&mut self, request: wire::MigrateInRequest) -> anyhow::Result<String> {
+    /// Waits for a VM that moves here, and returns where.
+    ///
+    /// # Errors
+    /// If it refuses.
+    pub async fn migrate_in(&mut self, request: wire::MigrateInRequest) -> anyhow::Result<String> {
         Ok(self.client.migrate_in(request).await.context("MigrateIn")?.into_inner().address)
     }
 
-    pub(crate) async fn migrate_out(&mut self, request: wire::MigrateOutRequest) -> anyhow::Result<()> {
+    /// Moves the VM.
+    ///
+    /// # Errors
+    /// If it refuses.
+    pub async fn migrate_out(&mut self, request: wire::MigrateOutRequest) -> anyhow::Result<()> {
         self.client.migrate_out(request).await.context("MigrateOut")?;
         Ok(())
     }
 
-    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+    /// Sends the process a signal.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         Ok(kill(Pid::from_raw(self.pid().cast_signed()), signal)?)
     }
 
     /// Ends the VM, and waits for the process's end.
-    pub(crate) async fn stop(mut self, epoch: u64) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// If either does not end in order.
+    pub async fn stop(mut self, epoch: u64) -> anyhow::Result<()> {
         self.client.stop(wire::StopRequest { command: command(epoch) }).await.context("Stop")?;
         self.exits().await
     }
 
     /// Waits until the process has ended by itself.
-    pub(crate) async fn exits(mut self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// If it does not, or fails.
+    pub async fn exits(self) -> anyhow::Result<()> {
         let deadline = Instant::now() + DEADLINE;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                ensure!(status.success(), "vmmd ended with {status}");
-                return Ok(());
-            }
+        let Self { mut child, client, .. } = self;
+        // It waits for those who are connected; the connection is a task of this runtime's, and ends when that runs.
+        drop(client);
+        while child.is_alive() {
             ensure!(Instant::now() < deadline, "vmmd did not end within {DEADLINE:?}");
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::time::sleep(LOOK).await;
         }
-    }
-}
-
-impl Drop for Vmmd {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
+        child.wait("vmmd")
     }
 }
 
 /// A command of an operation of its own.
-pub(crate) fn command(epoch: u64) -> Option<wire::Command> {
+#[must_use]
+pub fn command(epoch: u64) -> Option<wire::Command> {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let operation = OperationId::from_u128(NEXT.fetch_add(1, Ordering::Relaxed).into());
