@@ -1,5 +1,6 @@
 //! What can be typed.
 
+mod devices;
 pub(crate) mod guest;
 pub(crate) mod placement;
 mod simulate;
@@ -8,10 +9,12 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use drover_client::api::Nic;
 use drover_units::Bytes;
 
 use crate::output::Format;
 
+pub(crate) use devices::{ByteRate, Count, LimitArgs};
 pub(crate) use placement::{NodeCommand, PlacementCommand, ProjectCommand, RackCommand, RebalanceCommand};
 pub(crate) use simulate::{Simulate, Stop};
 
@@ -123,6 +126,8 @@ pub(crate) enum VmCommand {
         /// Name or id
         vm: String,
     },
+    /// Limits what a disk or a network interface of a VM may do, at once; without numbers: not at all
+    Limit(devices::LimitArgs),
     /// Starts a stopped VM
     Start {
         /// Name or id
@@ -228,6 +233,9 @@ pub(crate) struct CreateVm {
     /// Higher is placed and restarted first
     #[arg(long, default_value_t = 0)]
     pub(crate) priority: u32,
+    /// A network interface; all parts are optional, and it may be given several times
+    #[arg(long = "nic", value_name = "network=NAME,mac=ADDRESS,queues=N,mtu=N", value_parser = devices::nic)]
+    pub(crate) nics: Vec<Nic>,
     #[command(flatten)]
     pub(crate) guest: guest::CloudInit,
     #[command(flatten)]

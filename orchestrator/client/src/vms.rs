@@ -9,7 +9,8 @@ use crate::{
     Client, Error, PAGE_SIZE, PAGES_MAX, Result,
     api::{
         ConsoleRequest, CreateVmRequest, DeleteVmRequest, GetVmRequest, ListVmsRequest, LogsRequest,
-        MigrateVmRequest, Operation, StartVmRequest, StopVmRequest, Vm, VmSpec, vms_client::VmsClient,
+        MigrateVmRequest, Operation, SetLimitsRequest, StartVmRequest, StopVmRequest, Vm, VmSpec,
+        vms_client::VmsClient,
     },
     connect::{Repeat, request_id},
     vm_api::ConsoleOutput,
@@ -112,6 +113,19 @@ impl Client {
         self.call(Repeat::Safe, |channel| {
             let request = request.clone();
             async move { VmsClient::new(channel).migrate_vm(request).await }
+        })
+        .await
+    }
+
+    /// Changes what one of a VM's devices may do.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], [`Error::NotFound`], and see [`Error`]; unavailable where the limits are kept and the node
+    /// that runs the VM has not been reached.
+    pub async fn set_limits(&self, request: SetLimitsRequest) -> Result<Vm> {
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).set_limits(request).await }
         })
         .await
     }

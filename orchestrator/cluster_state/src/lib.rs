@@ -18,6 +18,7 @@ mod constraints;
 mod disk_image;
 mod evidence;
 mod explanation;
+mod guest_devices;
 mod host;
 mod name;
 mod node;
@@ -40,8 +41,11 @@ pub use constraints::{
     Strength,
 };
 pub use disk_image::{DiskImage, DiskImageState, ImageFormat, ImageSource};
+/// What a device may do in a second: drover-rate-limit.
+pub use drover_rate_limit::{Limit, Limits, Rate, RateError};
 pub use evidence::{Blocklist, Evidence, VolumeFence, VolumeOwner};
 pub use explanation::{Choice, Explanation, NearestMiss, RefusalCount, ScoreTerm};
+pub use guest_devices::{GuestDevices, Mac, MacError, NICS_MAX, Nic};
 pub use host::{
     CpuBaseline, CpuBaselineError, Drain, HostFacts, Labels, NodeSettings, NumaNode, Overcommit, RACK_LABEL,
     Ratio, Taint, TaintEffect, Toleration, ZONE_LABEL,

@@ -6,7 +6,9 @@ use drover_cloud_init::Seed;
 use drover_ids::{Generation, OperationId, VmId, VolumeId};
 use drover_units::{Bytes, VcpuCount};
 
-use crate::{Capacity, Constraints, DEFAULT_PROJECT, Moment, Name, Ownership, StallPolicy, WallTime};
+use crate::{
+    Capacity, Constraints, DEFAULT_PROJECT, GuestDevices, Moment, Name, Ownership, StallPolicy, WallTime,
+};
 
 /// A volume as a disk of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct VmSpec {
     pub priority: u32,
     /// What cloud-init in the guest is told; it gets a seed disk then. Shared: specifications are often copied.
     pub cloud_init: Option<Arc<Seed>>,
+    /// Its network interfaces, and what its devices may do.
+    pub devices: GuestDevices,
     /// Where it may run, beyond what it takes.
     pub constraints: Constraints,
     /// What becomes of it when its storage does not answer. `None`: as its first volume's pool says that says anything.

@@ -100,6 +100,7 @@ async fn of_two_requests_for_one_name_one_stands() {
             anti_affinity_group: String::new(),
             priority: 0,
             cloud_init: None,
+            devices: Default::default(),
             constraints: Default::default(),
             stall: None,
             start: true,

@@ -188,6 +188,9 @@ impl Vm for Fake {
     ) -> Answer<vm::ReleaseQueuesResponse> {
         Ok(Response::new(vm::ReleaseQueuesResponse { held_us: 2, expired: false }))
     }
+    async fn set_limits(&self, _: Request<vm::SetLimitsRequest>) -> Answer<vm::SetLimitsResponse> {
+        Ok(Response::new(vm::SetLimitsResponse {}))
+    }
     async fn metrics(&self, _: Request<vm::MetricsRequest>) -> Answer<vm::MetricsResponse> {
         Ok(Response::new(vm::MetricsResponse { text: self.lease.borrow().to_string() }))
     }

@@ -12,7 +12,7 @@ use drover_units::{Bytes, VcpuCount};
 use drover_wire::placement::v1::HostFacts;
 
 use crate::{
-    host_facts::{HostArgs, HostFolders},
+    host_facts::{HostArgs, HostFolders, Network},
     jail::JailArgs,
 };
 
@@ -76,6 +76,7 @@ pub(crate) struct Config {
     pub(crate) advertise: IpAddr,
     /// At least one.
     pub(crate) pools: Vec<Pool>,
+    pub(crate) networks: Vec<Network>,
     pub(crate) vcpus: VcpuCount,
     pub(crate) memory: Bytes,
     /// What placement is told of the host, besides what it offers.
@@ -110,6 +111,7 @@ impl Config {
             );
             pools.push(pool);
         }
+        let networks = args.host.bridged_networks()?;
         let facts = args.host.resolve(&HostFolders::default())?;
         let vmmd = match args.vmmd {
             Some(path) => path,
@@ -127,6 +129,7 @@ impl Config {
             listen: args.listen,
             advertise,
             pools,
+            networks,
             vcpus: VcpuCount::new(args.vcpus),
             memory: args.memory,
             facts,
@@ -175,6 +178,8 @@ mod tests {
         check(&["--pool=x"], "name=dir:/path");
         check(&["--pool=x=rbd:ssd"], "valid is x=dir:/path");
         check(&["--pool=x=dir:/does/not/exist"], "/does/not/exist");
+        check(&["--pool=x=dir:/tmp", "--network=lan=br0", "--network=lan=br1"], "two bridges");
+        check(&["--pool=x=dir:/tmp", "--network=lan=a/b"], "the bridge of 'lan'");
         check(&["--pool=x=dir:/tmp", "--listen=0.0.0.0:0"], "--advertise");
     }
 

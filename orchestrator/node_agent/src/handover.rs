@@ -10,15 +10,19 @@ use std::{
 };
 
 use drover_dir_volume::{DirPool, open_record};
-use drover_handover::{SOCKET, connection_name, hand_over, listener_name, record_name};
+use drover_handover::{SOCKET, connection_name, hand_over, listener_name, queue_name, record_name};
+use drover_tap::{Tap, TapName};
 use drover_wire::vm::v1::VmConfig;
 use tokio::task::spawn_blocking;
 use tonic::Status;
 
-use crate::{state_dir::RunDir, vmmd::io_status};
+use crate::{nics, state_dir::RunDir, vmmd::io_status};
 
 /// A target that does not take a connection within this has gone; the command that asks for it waits five seconds.
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+
+/// Most pairs of queues of an interface: as many as vmmd takes.
+const PAIRS_MAX: u16 = 64;
 
 /// Open files by the names that calls will use.
 #[derive(Debug, Default)]
@@ -50,6 +54,26 @@ impl Parcel {
         if let Ok(file) = file {
             self.files.push((name.to_owned(), file.into()));
         }
+    }
+
+    /// The taps of a machine's interfaces, made for it. They are there for as long as it has them.
+    pub(crate) fn add_taps(&mut self, config: &VmConfig) -> Result<(), Status> {
+        for nic in &config.nics {
+            let name: TapName = nic
+                .tap
+                .parse()
+                .map_err(|error| Status::internal(format!("'{}' is no name of a tap: {error}", nic.tap)))?;
+            let pairs = u16::try_from(nic.queue_pairs).ok().filter(|pairs| *pairs <= PAIRS_MAX);
+            let Some(pairs) = pairs else {
+                let problem = format!("spec.nics: {} pairs of queues: at most {PAIRS_MAX}", nic.queue_pairs);
+                return Err(Status::invalid_argument(problem));
+            };
+            let queues = Tap::open(&name, pairs.max(1)).map_err(|error| nics::status(&error))?;
+            for (n, queue) in (0..).zip(queues) {
+                self.files.push((queue_name(&nic.tap, n), queue.into()));
+            }
+        }
+        Ok(())
     }
 
     /// A socket that listens on `address`.

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
+use drover_tap::TapName;
 use drover_units::Bytes;
 use drover_wire::placement::v1::{HostFacts, Hugepages, Label, NumaNode, Reserve, Taint, TaintEffect};
 use serde::Deserialize;
@@ -22,8 +23,8 @@ pub(crate) struct HostArgs {
     /// Keeps VMs away that do not tolerate it: KEY[=VALUE]:refuse or KEY[=VALUE]:avoid (repeat for several)
     #[arg(long = "taint", value_name = "TAINT")]
     taints: Vec<String>,
-    /// A network this host reaches (repeat for several)
-    #[arg(long = "network", value_name = "NAME")]
+    /// A network this host reaches, and its bridge into it, where VMs here may have interfaces in it (repeat for several)
+    #[arg(long = "network", value_name = "NAME[=BRIDGE]")]
     networks: Vec<String>,
     /// How often a virtual CPU may be given away, such as 2.5 [default: 1]
     #[arg(long, value_name = "FACTOR")]
@@ -40,6 +41,13 @@ pub(crate) struct HostArgs {
     /// A TOML file that says the same: labels = { rack = "r1" }, taints, networks, vcpu_overcommit and so on
     #[arg(long, value_name = "FILE")]
     host_config: Option<PathBuf>,
+}
+
+/// A network that VMs of this node may have interfaces in.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub(crate) name: String,
+    pub(crate) bridge: TapName,
 }
 
 /// The same, from a file.
@@ -72,16 +80,32 @@ impl Default for HostFolders {
 }
 
 impl HostArgs {
+    /// The networks that VMs here may have interfaces in.
+    pub(crate) fn bridged_networks(&self) -> anyhow::Result<Vec<Network>> {
+        let mut networks: Vec<Network> = Vec::new();
+        for text in self.file()?.networks.iter().chain(&self.networks) {
+            let Some((name, bridge)) = text.split_once('=') else { continue };
+            check_name("--network", name)?;
+            ensure!(
+                networks.iter().all(|other| other.name != name),
+                "--network: '{name}' has two bridges: give one"
+            );
+            let bridge = bridge.parse().with_context(|| format!("--network: the bridge of '{name}'"))?;
+            networks.push(Network { name: name.to_owned(), bridge });
+        }
+        Ok(networks)
+    }
+
+    fn file(&self) -> anyhow::Result<HostFile> {
+        let Some(path) = &self.host_config else { return Ok(HostFile::default()) };
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("--host-config: {} cannot be read", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("--host-config: {}", path.display()))
+    }
+
     /// Everything that is to be told of the host.
     pub(crate) fn resolve(&self, folders: &HostFolders) -> anyhow::Result<HostFacts> {
-        let file = match &self.host_config {
-            None => HostFile::default(),
-            Some(path) => {
-                let text = fs::read_to_string(path)
-                    .with_context(|| format!("--host-config: {} cannot be read", path.display()))?;
-                toml::from_str(&text).with_context(|| format!("--host-config: {}", path.display()))?
-            }
-        };
+        let file = self.file()?;
         let mut labels = file.labels;
         for text in &self.labels {
             let (key, value) =
@@ -93,7 +117,8 @@ impl HostArgs {
             check_name("--label", value)?;
         }
         let taints = file.taints.iter().chain(&self.taints).map(|text| taint(text));
-        let networks: Vec<String> = file.networks.iter().chain(&self.networks).cloned().collect();
+        let name = |text: &String| text.split('=').next().unwrap_or_default().to_owned();
+        let networks: Vec<String> = file.networks.iter().chain(&self.networks).map(name).collect();
         networks.iter().try_for_each(|network| check_name("--network", network))?;
         let reserved_memory = match (self.reserved_memory, &file.reserved_memory) {
             (Some(bytes), _) => bytes,

@@ -22,6 +22,7 @@ use crate::{
     jail::Jail,
     machine::Machine,
     message::{Message, NotUp, Up},
+    nics,
     process::Process,
     spawn,
     state_dir::RunDir,
@@ -130,6 +131,7 @@ async fn talk(plan: Plan, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
     let (config, listen) = (machine.config.clone(), how.listens_on());
     let parcel = move || {
         let mut parcel = Parcel::of_machine(&config);
+        parcel.add_taps(&config)?;
         if let Some(address) = listen {
             parcel.add_listener(&address)?;
         }
@@ -139,6 +141,7 @@ async fn talk(plan: Plan, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
     match how {
         How::Boot => {
             let created = vmmd.create(command.clone(), machine.config, lease).await.map_err(never_ran)?;
+            nics::connect(&machine.wiring).map_err(never_ran)?;
             // Under which addresses it writes is reported before it does.
             inbox.send(Message::Info { vm, run, info: created }).await.ok();
             let started = vmmd.start(command).await;
@@ -154,6 +157,7 @@ async fn talk(plan: Plan, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
                 lease: Some(wire_lease(lease)),
             };
             let answer = vmmd.migrate_in(request).await.map_err(never_ran)?;
+            nics::connect(&machine.wiring).map_err(never_ran)?;
             let info = match answer.info {
                 Some(info) => info,
                 None => vmmd.info().await.map_err(never_ran)?,

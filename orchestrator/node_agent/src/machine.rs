@@ -9,7 +9,13 @@ use drover_wire::{
 };
 use tonic::Status;
 
-use crate::{capabilities::Librbd, config::Pool, state_dir::RunDir};
+use crate::{
+    capabilities::Librbd,
+    config::Pool,
+    host_facts::Network,
+    nics::{self, Wiring},
+    state_dir::RunDir,
+};
 
 /// Limits of one message, so that a peer cannot make the agent do unbounded work.
 const VOLUMES_MAX: usize = 64;
@@ -22,15 +28,22 @@ pub(crate) struct Machine {
     pub(crate) config: VmConfig,
     /// A disk that the control plane has made; it is written before vmmd starts.
     pub(crate) seed: Option<SeedDisk>,
+    /// What becomes of the taps of its network interfaces once they are there.
+    pub(crate) wiring: Vec<Wiring>,
+}
+
+/// What this node has for VMs.
+#[derive(Clone, Debug)]
+pub(crate) struct Offers {
+    pub(crate) pools: Vec<Pool>,
+    pub(crate) librbd: Librbd,
+    pub(crate) networks: Vec<Network>,
 }
 
 impl Machine {
     /// Checks a specification and resolves its paths. Whether the files exist is vmmd's to find out.
-    pub(crate) fn resolve(
-        spec: Option<VmSpec>,
-        node: NodeId,
-        (pools, library): (&[Pool], &Librbd),
-    ) -> Result<Self, Status> {
+    pub(crate) fn resolve(spec: Option<VmSpec>, node: NodeId, offers: &Offers) -> Result<Self, Status> {
+        let Offers { pools, librbd: library, networks } = offers;
         let invalid = |what: String| Status::invalid_argument(what);
         let spec = spec.ok_or_else(|| invalid("spec is missing".into()))?;
         let vm: VmId = spec.vm_id.parse().map_err(|error| invalid(format!("spec.vm_id: {error}")))?;
@@ -68,13 +81,19 @@ impl Machine {
                 utf8(&path)?
             }
         };
+        let (nics, wiring) = nics::resolve((node, vm), spec.nics, networks)?;
         let mut disks = Vec::with_capacity(spec.volumes.len());
         for volume in &spec.volumes {
             let id: VolumeId = volume
                 .volume_id
                 .parse()
                 .map_err(|error| invalid(format!("spec.volumes.volume_id: {error}")))?;
-            let mut disk = Disk { volume_id: id.to_string(), read_only: volume.read_only, ..Disk::default() };
+            let mut disk = Disk {
+                volume_id: id.to_string(),
+                read_only: volume.read_only,
+                limits: volume.limits,
+                ..Disk::default()
+            };
             match volume.access.clone().and_then(|access| access.kind) {
                 Some(pool_access::Kind::Rbd(RbdAccess { cluster, image })) => {
                     if !library.is_there() {
@@ -104,11 +123,12 @@ impl Machine {
             stall: spec.stall,
             initrd_path,
             platform: spec.platform,
+            nics,
         };
         if spec.seed.as_ref().is_some_and(|seed| seed.image.len() > SEED_BYTES_MAX) {
             return Err(invalid(format!("spec.seed has more than {SEED_BYTES_MAX} bytes")));
         }
-        Ok(Self { config, seed: spec.seed })
+        Ok(Self { config, seed: spec.seed, wiring })
     }
 
     /// Puts the seed disk into the VM's directory and behind its volumes.
@@ -141,7 +161,7 @@ fn utf8(path: &std::path::Path) -> Result<String, Status> {
 #[cfg(test)]
 mod tests {
     use drover_dir_volume::DirPool;
-    use drover_wire::node::v1::PoolAccess;
+    use drover_wire::node::v1::{Nic, PoolAccess};
 
     use super::*;
 
@@ -161,6 +181,7 @@ mod tests {
                 pool: "fast".into(),
                 read_only: true,
                 access: None,
+                limits: None,
             }],
             seed: None,
             ..VmSpec::default()
@@ -171,10 +192,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let dir = DirPool::open(folder.path()).expect("a pool");
         std::fs::write(dir.image_path("probe").expect("a name"), b"elf").expect("an image");
-        let pools = ["slow", "fast"].map(|name| Pool { name: name.into(), dir: dir.clone() });
+        let pools = ["slow", "fast"].map(|name| Pool { name: name.into(), dir: dir.clone() }).to_vec();
+        let offers = Offers { pools, librbd: Librbd::default(), networks: Vec::new() };
         let mut spec = spec();
         change(&mut spec);
-        match Machine::resolve(Some(spec), NodeId::from_u128(1), (&pools, &Librbd::default())) {
+        match Machine::resolve(Some(spec), NodeId::from_u128(1), &offers) {
             Ok(machine) => assert!(machine.config.disks[0].path.contains(names), "{machine:?}"),
             Err(status) => assert!(status.message().contains(names), "{status}"),
         }
@@ -186,7 +208,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let dir = DirPool::open(folder.path()).expect("a pool");
         std::fs::write(dir.image_path("probe").expect("a name"), b"elf").expect("an image");
-        let pools = [Pool { name: "fast".into(), dir }];
+        let pools = vec![Pool { name: "fast".into(), dir }];
+        let offers = Offers { pools, librbd: Librbd::default(), networks: Vec::new() };
         let state =
             crate::state_dir::StateDir::open(&folder.path().join("state")).expect("a state directory");
         let run_dir = state.run_dir(ID.parse().expect("an id"));
@@ -194,7 +217,7 @@ mod tests {
         let place = |seed: Option<&[u8]>| {
             let seed = seed.map(|image| SeedDisk { image: image.to_vec() });
             let spec = VmSpec { seed, ..spec() };
-            let resolved = Machine::resolve(Some(spec), NodeId::from_u128(1), (&pools, &Librbd::default()));
+            let resolved = Machine::resolve(Some(spec), NodeId::from_u128(1), &offers);
             let mut machine = resolved.expect("valid");
             machine.place_seed(&run_dir).expect("placed");
             machine.config.disks
@@ -225,6 +248,7 @@ mod tests {
         check(|spec| spec.image_pool = "gone".into(), "no pool 'gone'");
         check(|spec| spec.volumes[0].volume_id = "x".into(), "spec.volumes.volume_id");
         check(|spec| spec.volumes = vec![spec.volumes[0].clone(); 65], "spec.volumes");
+        check(|spec| spec.nics = vec![Nic::default()], "this node has no bridge");
         let rbd = RbdAccess { cluster: None, image: "volume-1".into() };
         let access = PoolAccess { kind: Some(pool_access::Kind::Rbd(rbd)) };
         check(|spec| spec.volumes[0].access = Some(access), "install the package librbd1");

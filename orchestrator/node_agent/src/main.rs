@@ -36,6 +36,7 @@ mod launch;
 mod logs;
 mod machine;
 mod message;
+mod nics;
 mod process;
 mod recorder;
 mod registry;
@@ -67,6 +68,7 @@ use crate::{
     config::{Args, Config},
     death_watch::DeathWatch,
     jail::Jail,
+    machine::Offers,
     registry::Registry,
     service::Service,
     state_dir::StateDir,
@@ -111,9 +113,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let (inbox, messages) = mpsc::channel(INBOX_DEPTH);
     let deaths = DeathWatch::start()?;
     let adopted = adopt::scan(&state_dir, &deaths).await?;
-    let config_pools = config.pools.clone();
+    let (pools, networks) = (config.pools.clone(), config.networks.clone());
     let agent = Agent::new((config, jail), state_dir, registry, deaths, inbox.clone())?;
-    let service = NodeAgentServer::new(Service::new(node_id, &config_pools, librbd, inbox))
+    let service = NodeAgentServer::new(Service::new(node_id, Offers { pools, librbd, networks }, inbox))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()
         .tcp_nodelay(true)

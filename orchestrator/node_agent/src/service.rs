@@ -5,11 +5,12 @@ use std::{pin::Pin, sync::Arc};
 use drover_ids::{MigrationId, NodeId, OperationId, VmId};
 use drover_node_supervisor::Verb;
 use drover_wire::{
+    node,
     node::v1::{
         CancelMigrationRequest, ConsoleRequest, EnsureVmRequest, GrantEpochRequest, HoldQueuesRequest,
         ListVmsRequest, ListVmsResponse, LogsRequest, MigrateOutRequest, PauseVmRequest,
         PrepareIncomingRequest, PrepareIncomingResponse, ReleaseQueuesRequest, ResumeVmRequest,
-        StopVmRequest, StopVmResponse, VmSpec, VmStatus, node_agent_server::NodeAgent,
+        SetLimitsRequest, StopVmRequest, StopVmResponse, VmSpec, VmStatus, node_agent_server::NodeAgent,
     },
     vm::v1::{self as vm, Command, ConsoleOutput},
 };
@@ -18,10 +19,8 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    capabilities::Librbd,
-    config::Pool,
     console, logs,
-    machine::Machine,
+    machine::{Machine, Offers},
     message::{Asked, Body, Located, Message, Reply},
     vmmd::Vmmd,
 };
@@ -33,14 +32,13 @@ type Output = Pin<Box<dyn Stream<Item = Result<ConsoleOutput, Status>> + Send>>;
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     node: NodeId,
-    pools: Arc<[Pool]>,
-    librbd: Librbd,
+    offers: Arc<Offers>,
     inbox: mpsc::Sender<Message>,
 }
 
 impl Service {
-    pub(crate) fn new(node: NodeId, pools: &[Pool], librbd: Librbd, inbox: mpsc::Sender<Message>) -> Self {
-        Self { node, pools: pools.into(), librbd, inbox }
+    pub(crate) fn new(node: NodeId, offers: Offers, inbox: mpsc::Sender<Message>) -> Self {
+        Self { node, offers: Arc::new(offers), inbox }
     }
 
     async fn tell<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, Status> {
@@ -63,7 +61,7 @@ impl Service {
 
     fn machine(&self, spec: Option<VmSpec>) -> Result<(VmId, Body), Status> {
         let vm = vm_id("spec.vm_id", spec.as_ref().map(|spec| spec.vm_id.as_str()).unwrap_or_default())?;
-        Ok((vm, Body::Machine(Machine::resolve(spec, self.node, (&self.pools, &self.librbd)))))
+        Ok((vm, Body::Machine(Machine::resolve(spec, self.node, &self.offers))))
     }
 
     /// The process of a VM that runs here.
@@ -171,6 +169,18 @@ impl NodeAgent for Service {
         let vmmd = self.running(&vm_id).await?;
         let request = vm::HoldQueuesRequest { command: Some(command(given)?), limit_ms };
         vmmd.client().hold_queues(request).await
+    }
+
+    async fn set_limits(&self, request: Request<SetLimitsRequest>) -> Answer<vm::SetLimitsResponse> {
+        use node::v1::set_limits_request::Device;
+        let SetLimitsRequest { command: given, vm_id, device, limits } = request.into_inner();
+        let vmmd = self.running(&vm_id).await?;
+        let device = device.map(|device| match device {
+            Device::VolumeId(id) => vm::set_limits_request::Device::VolumeId(id),
+            Device::Mac(mac) => vm::set_limits_request::Device::Mac(mac),
+        });
+        let request = vm::SetLimitsRequest { command: Some(command(given)?), device, limits };
+        vmmd.client().set_limits(request).await
     }
 
     async fn release_queues(

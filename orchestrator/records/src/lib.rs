@@ -16,6 +16,7 @@ mod error;
 mod event;
 mod evidence;
 mod fields;
+mod guest_devices;
 mod image;
 mod key;
 mod name;

@@ -161,6 +161,7 @@ pub(crate) fn samples() -> Vec<Record> {
         anti_affinity_group: Some(name("pair")),
         priority: 5,
         cloud_init: None,
+        devices: Default::default(),
         constraints: Constraints::default(),
         stall: None,
     };

@@ -16,6 +16,7 @@ use stored::stop_cause::Cause;
 use crate::{
     RecordError, StoredForm,
     fields::{id, id_bytes, invalid, name, optional_id, optional_name, placement, required},
+    guest_devices,
 };
 
 impl StoredForm for Vm {
@@ -95,6 +96,7 @@ impl StoredForm for VmSpec {
     type Message = stored::VmSpec;
 
     fn to_message(&self) -> stored::VmSpec {
+        let (nics, disk_limits) = guest_devices::to_messages(&self.devices);
         stored::VmSpec {
             name: self.name.to_string(),
             vcpus: self.vcpus.get(),
@@ -110,6 +112,8 @@ impl StoredForm for VmSpec {
                 .unwrap_or_default(),
             priority: self.priority,
             cloud_init: self.cloud_init.as_deref().map(StoredForm::to_message),
+            nics,
+            disk_limits,
             constraints: (self.constraints != Constraints::default())
                 .then(|| constraints_message(&self.constraints, |vm| vm.to_string())),
             stall: self.stall.as_ref().map(StoredForm::to_message),
@@ -128,6 +132,7 @@ impl StoredForm for VmSpec {
             anti_affinity_group: optional_name("vm.spec.anti_affinity_group", &message.anti_affinity_group)?,
             priority: message.priority,
             cloud_init: message.cloud_init.map(Seed::from_message).transpose()?.map(Arc::new),
+            devices: guest_devices::from_messages(message.nics, message.disk_limits)?,
             constraints: constraints_from(message.constraints.unwrap_or_default(), |vm| vm.parse().ok())
                 .map_err(placement("vm.spec.constraints"))?,
             stall: message.stall.map(StoredForm::from_message).transpose()?,

@@ -37,8 +37,9 @@ pub const SOCKET: &str = "fd.sock";
 
 /// Longest name, bytes: a path (PATH_MAX).
 pub const NAME_BYTES_MAX: usize = 4096;
-/// Files that wait to be taken (B9): two for each of a VM's volumes, and some more.
-pub const WAITING_MAX: usize = 256;
+/// Files that wait to be taken (B9): two for each of a VM's 64 volumes, the queues of its 8 interfaces of 64 pairs at most, and
+/// some more.
+pub const WAITING_MAX: usize = 768;
 /// The other side answers within microseconds, or it hangs.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// "I have it."
@@ -59,6 +60,11 @@ pub fn listener_name(address: &str) -> String {
 /// The name of a connection to a migration's target.
 pub fn connection_name(address: &str) -> String {
     format!("connect:{address}")
+}
+
+/// The name of one queue of a tap.
+pub fn queue_name(tap: &str, queue: u16) -> String {
+    format!("tap:{tap}/{queue}")
 }
 
 /// Hands files over through the socket in `run_dir`.

@@ -25,6 +25,9 @@ mod rtc;
 mod serial;
 mod virtio;
 
+/// Limits of disks and interfaces: drover-rate-limit.
+pub use drover_rate_limit as limits;
+
 pub use device::{Device, DeviceError, DeviceEvent, DeviceEvents, Saved};
 pub use i8042::I8042;
 pub use pci::{Address as PciAddress, PciError, PciFunction, PciRoot};

@@ -16,7 +16,7 @@ use guest::{
         Buffer::{Read, Write},
         Driver, FREE,
     },
-    wire::{HEADER, MAC, Wire, frame, interface},
+    wire::{HEADER, MAC, Wire, frame, instrumented, interface},
 };
 
 const RAM: Bytes = Bytes::mib(2);
@@ -45,11 +45,12 @@ struct Nic {
 
 impl Nic {
     fn new(pairs: usize) -> Self {
-        Self::made(interface(pairs), |net| Driver::new(net, RAM))
+        Self::made(pairs, |net| Driver::new(net, RAM))
     }
 
-    fn made((net, wires): (VirtioNet, Vec<Wire>), attach: impl FnOnce(VirtioNet) -> Driver) -> Self {
-        let (metrics, throttle, pairs) = (net.metrics(), net.throttle(), wires.len());
+    fn made(pairs: usize, attach: impl FnOnce(VirtioNet) -> Driver) -> Self {
+        let (metrics, throttle) = (Arc::<NetMetrics>::default(), Arc::<Throttle>::default());
+        let (net, wires) = instrumented(pairs, Arc::clone(&metrics), Arc::clone(&throttle));
         Self { driver: attach(net), wires, metrics, throttle, pairs, control: 2 * pairs }
     }
 
@@ -275,7 +276,7 @@ fn a_move_takes_buffers_and_settings_along_and_is_announced() {
     source.driver.device.pause(SOON).unwrap();
     source.wires[0].put(&frame(MAC, 100));
 
-    let mut target = Nic::made(interface(2), |net| source.driver.moved(net));
+    let mut target = Nic::made(2, |net| source.driver.moved(net));
     target.control = source.control;
     assert!(target.wires[1].is_attached());
     assert!(target.wires[0].offloads.lock().unwrap().tso4);

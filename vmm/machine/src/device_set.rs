@@ -104,7 +104,7 @@ impl DeviceSet {
             devices: vec![serial.clone(), i8042, power, rtc],
             lines: vec![line],
             virtio: Vec::new(),
-            panel: Panel { serial, button, disk_metrics: Arc::default() },
+            panel: Panel { serial, button, disk_metrics: Arc::default(), disk_throttles: Arc::default() },
         };
         let bus = wanted.bus;
         let made = set.make_virtio(around, wanted)?;
@@ -128,6 +128,7 @@ impl DeviceSet {
         let mut names = Names::default();
         let mut made = Vec::with_capacity(disks.len() + others.len());
         let mut metrics = Vec::with_capacity(disks.len());
+        let mut throttles = Vec::with_capacity(disks.len());
         for disk in disks {
             let (kind, slot) = (VirtioKind::Block, next_slot());
             let name = names.next(kind);
@@ -139,6 +140,7 @@ impl DeviceSet {
             };
             let block = VirtioBlk::new(config, Arc::clone(&disk.backend));
             metrics.push(block.metrics());
+            throttles.push(block.throttle());
             self.note(kind, slot, disk.id.clone(), &block);
             made.push(Made { name, kind, slot, device: Box::new(block) });
         }
@@ -153,6 +155,7 @@ impl DeviceSet {
             made.push(Made { name, kind, slot, device });
         }
         self.panel.disk_metrics = metrics.into();
+        self.panel.disk_throttles = throttles.into();
         Ok(made)
     }
 

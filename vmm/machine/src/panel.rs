@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use drover_bus::IrqLine as _;
-use drover_devices::{BlkMetrics, BlkMetricsSnapshot, Serial};
+use drover_devices::{BlkMetrics, BlkMetricsSnapshot, Serial, Throttle};
 
 use crate::wiring::VmIrqLine;
 
@@ -14,6 +14,7 @@ pub struct Panel {
     pub(crate) serial: Arc<Serial>,
     pub(crate) button: Arc<VmIrqLine>,
     pub(crate) disk_metrics: Arc<[Arc<BlkMetrics>]>,
+    pub(crate) disk_throttles: Arc<[Arc<Throttle>]>,
 }
 
 impl Panel {
@@ -29,6 +30,11 @@ impl Panel {
     /// Where the host refuses to write the event.
     pub fn press_power_button(&self) -> std::io::Result<()> {
         self.button.pulse()
+    }
+
+    /// Each disk's limits, in the order in which the disks were given: none until they are set.
+    pub fn disk_throttles(&self) -> &[Arc<Throttle>] {
+        &self.disk_throttles
     }
 
     /// Each disk's counters, in the order in which the disks were given.

@@ -199,3 +199,10 @@ impl AsFd for Tap {
         self.queue.as_fd()
     }
 }
+
+impl From<Tap> for OwnedFd {
+    /// For another process, which takes it by [`Tap::from_fd`].
+    fn from(tap: Tap) -> Self {
+        tap.queue
+    }
+}

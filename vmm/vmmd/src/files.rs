@@ -14,8 +14,9 @@ use std::{
 };
 
 use drover_block::{Access, FileBackend, OpenError, Sidecar};
-use drover_handover::{Incoming, Table, connection_name, listener_name, record_name};
+use drover_handover::{Incoming, Table, connection_name, listener_name, queue_name, record_name};
 use drover_migration::transport::{Connect, MadeConnection, TcpConnector, TcpTarget};
+use drover_tap::{Tap, TapError, TapName};
 use drover_thread_role::{Role, spawn};
 use tracing::warn;
 
@@ -58,6 +59,15 @@ impl Files {
             None => return Err(gone("open the owner record of")),
         };
         FileBackend::of_file(file, access, (path.to_owned(), sidecar))
+    }
+
+    /// So many queues of a tap.
+    pub(crate) fn tap(&self, name: &TapName, queues: u16) -> Result<Vec<Tap>, TapError> {
+        let Some(table) = &self.handed else { return Tap::open(name, queues) };
+        let refused =
+            || TapError::Refused { attempt: "open", interface: name.to_string(), source: missing() };
+        let queue = |n| table.take(&queue_name(name.as_str(), n)).ok_or_else(refused);
+        (0..queues).map(|n| Tap::from_fd(queue(n)?.into())).collect()
     }
 
     /// Listens for a migration.

@@ -7,10 +7,19 @@ use std::{
 
 use drover_ids::{NodeId, OwnerEpoch, VmId, VolumeId};
 use drover_lifecycle::StopReason;
-use drover_machine::{BlkMetricsSnapshot, Holder, Panel};
+use drover_machine::{
+    BlkMetricsSnapshot, Holder, Panel,
+    devices::{
+        MacAddress, NetMetrics, NetMetricsSnapshot, Throttle,
+        limits::{Counters, Limits},
+    },
+};
 use drover_migration::{GuestError, MigratableGuest};
 
-use crate::{order::VmConfig, refused::Refused};
+use crate::{
+    order::{LimitedDevice, VmConfig},
+    refused::Refused,
+};
 
 /// How long a machine may take to become quiet when it is paused or ended by command. Local storage answers within
 /// milliseconds; what takes longer than this is a stalled storage, and the command fails instead of waiting for it.
@@ -35,17 +44,58 @@ pub(crate) struct Instruments {
     panel: Arc<Mutex<Option<Instrument>>>,
 }
 
+/// A machine, as its instruments see it.
 #[derive(Clone, Debug)]
-struct Instrument {
-    panel: Panel,
-    holder: Holder,
-    volumes: Vec<VolumeId>,
+pub(crate) struct Instrument {
+    pub(crate) panel: Panel,
+    pub(crate) holder: Holder,
+    /// What its disks hold, in order.
+    pub(crate) volumes: Vec<VolumeId>,
+    pub(crate) nics: Vec<NicInstrument>,
+}
+
+/// A network interface's counters and limits.
+#[derive(Clone, Debug)]
+pub(crate) struct NicInstrument {
+    pub(crate) mac: MacAddress,
+    pub(crate) metrics: Arc<NetMetrics>,
+    pub(crate) throttle: Arc<Throttle>,
+}
+
+/// What a disk has done, and what its limits have held back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DiskReading {
+    pub(crate) volume: VolumeId,
+    pub(crate) counters: BlkMetricsSnapshot,
+    pub(crate) throttled: Counters,
+}
+
+/// The same of a network interface.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NicReading {
+    pub(crate) mac: MacAddress,
+    pub(crate) counters: NetMetricsSnapshot,
+    pub(crate) throttled: Counters,
 }
 
 impl Instruments {
-    /// These are the machine's, and its disks hold these volumes.
-    pub(crate) fn connect(&self, panel: Panel, holder: Holder, volumes: Vec<VolumeId>) {
-        *self.lock() = Some(Instrument { panel, holder, volumes });
+    /// These are the machine's.
+    pub(crate) fn connect(&self, instrument: Instrument) {
+        *self.lock() = Some(instrument);
+    }
+
+    /// Changes a device's limits. Whether there is such a device.
+    pub(crate) fn set_limits(&self, device: LimitedDevice, limits: Limits) -> bool {
+        let present = self.lock();
+        let Some(Instrument { panel, volumes, nics, .. }) = &*present else { return false };
+        let throttle = match device {
+            LimitedDevice::Disk(volume) => {
+                let mut disks = volumes.iter().zip(panel.disk_throttles());
+                disks.find(|(other, _)| **other == volume).map(|(_, throttle)| throttle)
+            }
+            LimitedDevice::Nic(mac) => nics.iter().find(|nic| nic.mac == mac).map(|nic| &nic.throttle),
+        };
+        throttle.inspect(|throttle| throttle.set_limits(limits)).is_some()
     }
 
     /// A way to hold the machine back; `None` where there is none.
@@ -66,11 +116,28 @@ impl Instruments {
     }
 
     /// Each disk's counters.
-    pub(crate) fn disks(&self) -> Vec<(VolumeId, BlkMetricsSnapshot)> {
+    pub(crate) fn disks(&self) -> Vec<DiskReading> {
         let read = |Instrument { panel, volumes, .. }: &Instrument| {
-            volumes.iter().copied().zip(panel.disk_metrics()).collect()
+            let disks = volumes.iter().zip(panel.disk_metrics()).zip(panel.disk_throttles());
+            disks
+                .map(|((volume, counters), throttle)| DiskReading {
+                    volume: *volume,
+                    counters,
+                    throttled: throttle.counters(),
+                })
+                .collect()
         };
         self.lock().as_ref().map(read).unwrap_or_default()
+    }
+
+    /// Each network interface's counters.
+    pub(crate) fn nics(&self) -> Vec<NicReading> {
+        let read = |nic: &NicInstrument| NicReading {
+            mac: nic.mac,
+            counters: nic.metrics.snapshot(),
+            throttled: nic.throttle.counters(),
+        };
+        self.lock().as_ref().map(|machine| machine.nics.iter().map(read).collect()).unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Instrument>> {

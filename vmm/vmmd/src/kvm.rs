@@ -32,7 +32,7 @@ use crate::{
     console::Console,
     courtesy, devices, disks,
     files::Files,
-    hosted::{EndSink, HostedVm, Hypervisor, Instruments, Owner},
+    hosted::{EndSink, HostedVm, Hypervisor, Instrument, Instruments, NicInstrument, Owner},
     jail,
     order::{DiskPlace, InvalidField, VmConfig},
     refused::{Refused, chain},
@@ -77,6 +77,7 @@ struct Assembled {
     cpu: CpuShape,
     /// The disks, in order. Whoever looks at them does not keep them open.
     backends: Vec<Weak<dyn Backend>>,
+    nics: Vec<NicInstrument>,
 }
 
 #[derive(Debug)]
@@ -150,7 +151,7 @@ impl Kvm {
         let began = Instant::now();
         let console = Box::new(GuestOutput(Arc::clone(&self.console)));
         let events = EventSink::new(move |event| ended(stop_reason(&event), event.to_string()));
-        let others = devices::from_config(config)?;
+        let (others, nics) = devices::from_config(config, &self.files)?;
         let ready = planned
             .allocate_memory()?
             .open_volumes(disks, ownership)?
@@ -159,14 +160,14 @@ impl Kvm {
         let processor = hypervisor.processor_as(config.platform.cpu).map_err(BuildError::from)?;
         let cpu = CpuShape { vendor: processor.vendor, features: processor.features };
         info!(took_us = began.elapsed().as_micros(), "devices attached");
-        Ok(Assembled { ready, cpu, backends })
+        Ok(Assembled { ready, cpu, backends, nics })
     }
 
     fn finish(
         &self,
         config: &VmConfig,
         owner: drover_block::Owner,
-        (cpu, backends): (CpuShape, Vec<Weak<dyn Backend>>),
+        (cpu, backends, nics): (CpuShape, Vec<Weak<dyn Backend>>, Vec<NicInstrument>),
         (machine, guard): (Machine, PauseGuard),
     ) -> Result<KvmVm, Refused> {
         let volumes: Vec<_> = config.disks.iter().map(|disk| disk.volume).collect();
@@ -181,7 +182,11 @@ impl Kvm {
             stall::watch(watched)
                 .map_err(|error| Refused::Failed(format!("cannot start a thread: {error}")))?;
         }
-        self.instruments.connect(machine.panel(), machine.holder(), volumes);
+        let panel = machine.panel();
+        for (disk, throttle) in config.disks.iter().zip(panel.disk_throttles()) {
+            throttle.set_limits(disk.limits);
+        }
+        self.instruments.connect(Instrument { panel, holder: machine.holder(), volumes, nics });
         Ok(KvmVm { machine, held: Held::Whole(guard), owner, cpu })
     }
 }
@@ -193,12 +198,13 @@ impl Hypervisor for Kvm {
         let owner = volume_owner(owner);
         // Before anything is taken: the likeliest mistake of all is the kernel's name.
         let (kernel, initrd) = self.boot_files(config)?;
-        let Assembled { ready, cpu, backends } = self.assemble(config, Ownership::Take(owner), ended)?;
-        self.finish(config, owner, (cpu, backends), ready.boot_with(&kernel, initrd.as_ref())?)
+        let Assembled { ready, cpu, backends, nics } =
+            self.assemble(config, Ownership::Take(owner), ended)?;
+        self.finish(config, owner, (cpu, backends, nics), ready.boot_with(&kernel, initrd.as_ref())?)
     }
 
     fn build_incoming(&mut self, config: &VmConfig, owner: Owner, ended: EndSink) -> Result<KvmVm, Refused> {
-        let Assembled { ready, cpu, backends } = self.assemble(config, Ownership::Later, ended)?;
+        let Assembled { ready, cpu, backends, nics } = self.assemble(config, Ownership::Later, ended)?;
         let received = match self.boot_files(config) {
             Ok((kernel, initrd)) => ready.receive_with(&kernel, initrd.as_ref())?,
             // The guest brings what it runs. Only its next reset needs the kernel, and ends it here without one.
@@ -207,7 +213,7 @@ impl Hypervisor for Kvm {
                 ready.receive()?
             }
         };
-        self.finish(config, volume_owner(owner), (cpu, backends), received)
+        self.finish(config, volume_owner(owner), (cpu, backends, nics), received)
     }
 }
 

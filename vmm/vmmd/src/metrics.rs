@@ -2,17 +2,22 @@
 
 use std::fmt::Write as _;
 
-use drover_ids::VolumeId;
-use drover_machine::BlkMetricsSnapshot;
+use drover_machine::{
+    BlkMetricsSnapshot,
+    devices::{NetMetricsSnapshot, limits::Counters},
+};
 use drover_wire::vm::v1 as wire;
 
-use crate::jail;
+use crate::{
+    hosted::{DiskReading, NicReading},
+    jail,
+};
 
 /// Renders what is known at this moment.
 pub(crate) fn render(
     info: &wire::VmInfo,
     console_bytes: u64,
-    disks: &[(VolumeId, BlkMetricsSnapshot)],
+    (disks, nics): (&[DiskReading], &[NicReading]),
 ) -> String {
     let mut page = Page { text: String::new(), vm: label(&info.vm_id) };
     page.gauge_with(
@@ -50,8 +55,25 @@ pub(crate) fn render(
     );
     for (name, help, value) in DISK_COUNTERS {
         page.head(name, "counter", help);
-        for (volume, counters) in disks {
-            page.sample(name, &format!("volume=\"{volume}\""), value(counters) as f64);
+        for disk in disks {
+            page.sample(name, &format!("volume=\"{}\"", disk.volume), value(&disk.counters) as f64);
+        }
+    }
+    for (name, help, value) in NIC_COUNTERS {
+        page.head(name, "counter", help);
+        for nic in nics {
+            page.sample(name, &format!("mac=\"{}\"", nic.mac), value(&nic.counters) as f64);
+        }
+    }
+    for (name, help, value) in THROTTLE_COUNTERS {
+        let (disk_name, nic_name) = (format!("drover_vm_disk_{name}"), format!("drover_vm_nic_{name}"));
+        page.head(&disk_name, "counter", help);
+        for disk in disks {
+            page.sample(&disk_name, &format!("volume=\"{}\"", disk.volume), value(&disk.throttled));
+        }
+        page.head(&nic_name, "counter", help);
+        for nic in nics {
+            page.sample(&nic_name, &format!("mac=\"{}\"", nic.mac), value(&nic.throttled));
         }
     }
     if let Some(boot) = info.boot.filter(|boot| boot.start_to_first_byte_us > 0) {
@@ -96,6 +118,30 @@ const DISK_COUNTERS: [DiskCounter; 6] = [
     ("drover_vm_disk_read_bytes_total", "Bytes that successful reads moved.", |disk| disk.bytes_read),
     ("drover_vm_disk_written_bytes_total", "Bytes that successful writes moved.", |disk| disk.bytes_written),
     ("drover_vm_disk_errors_total", "Requests answered with an error.", |disk| disk.errors),
+];
+
+type NicCounter = (&'static str, &'static str, fn(&NetMetricsSnapshot) -> u64);
+
+const NIC_COUNTERS: [NicCounter; 7] = [
+    ("drover_vm_nic_received_packets_total", "Packets that the guest was given.", |nic| nic.packets_received),
+    ("drover_vm_nic_received_bytes_total", "Their bytes.", |nic| nic.bytes_received),
+    ("drover_vm_nic_sent_packets_total", "Packets that the host's network took.", |nic| nic.packets_sent),
+    ("drover_vm_nic_sent_bytes_total", "Their bytes.", |nic| nic.bytes_sent),
+    ("drover_vm_nic_filtered_packets_total", "Packets that the guest's filter kept out.", |nic| nic.filtered),
+    ("drover_vm_nic_too_long_packets_total", "Packets beyond the guest's buffers, lost.", |nic| nic.too_long),
+    ("drover_vm_nic_refused_packets_total", "The guest's packets that were not taken, lost.", |nic| {
+        nic.refused
+    }),
+];
+
+type ThrottleCounter = (&'static str, &'static str, fn(&Counters) -> f64);
+
+const THROTTLE_COUNTERS: [ThrottleCounter; 3] = [
+    ("throttled_requests_total", "Requests or packets that a limit held back.", |held| held.requests as f64),
+    ("throttled_bytes_total", "Their bytes.", |held| held.bytes as f64),
+    ("throttled_seconds_total", "How long they stood at the head of their queue.", |held| {
+        held.time.as_secs_f64()
+    }),
 ];
 
 const STATES: [wire::VmState; 9] = [
@@ -151,6 +197,9 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use drover_ids::VolumeId;
+    use drover_machine::devices::MacAddress;
+
     use super::*;
 
     #[test]
@@ -162,7 +211,23 @@ mod tests {
             ..wire::VmInfo::default()
         };
         let disk = BlkMetricsSnapshot { writes: 3, ..BlkMetricsSnapshot::default() };
-        let text = render(&info, 12, &[(VolumeId::from_u128(9), disk)]);
+        let volume = VolumeId::from_u128(9);
+        let throttled = Counters { requests: 4, ..Counters::default() };
+        let disk = DiskReading { volume, counters: disk, throttled };
+        let nic = NicReading {
+            mac: MacAddress([2, 0, 0, 0, 0, 1]),
+            counters: NetMetricsSnapshot { packets_sent: 5, ..NetMetricsSnapshot::default() },
+            throttled,
+        };
+        let text = render(&info, 12, (&[disk], &[nic]));
+        assert!(
+            text.contains("drover_vm_nic_sent_packets_total{vm=\"7\",mac=\"02:00:00:00:00:01\"} 5\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("drover_vm_nic_throttled_requests_total{vm=\"7\",mac=\"02:00:00:00:00:01\"} 4\n"),
+            "{text}"
+        );
         assert!(
             text.contains("drover_vm_info{vm=\"7\",name=\"a \\\"quoted\\\" name\",pid=\"0\"} 1\n"),
             "{text}"

@@ -14,7 +14,7 @@ use crate::{
     hold::{Held, Hold},
     hosted::{HostedVm, Instruments},
     metrics,
-    order::{self, HoldOrder, InvalidField, Order, Renewal},
+    order::{self, HoldOrder, InvalidField, LimitedDevice, LimitsOrder, Order, Renewal},
     refused::Refused,
     status::is_terminal,
     vm_thread::VmHandle,
@@ -221,12 +221,31 @@ impl<M: HostedVm> vm_server::Vm for Service<M> {
         Ok(Response::new(wire::PressPowerButtonResponse {}))
     }
 
+    async fn set_limits(
+        &self,
+        request: Request<wire::SetLimitsRequest>,
+    ) -> Result<Response<wire::SetLimitsResponse>, Status> {
+        let LimitsOrder { command, device, limits } =
+            request.into_inner().try_into().map_err(Refused::Invalid)?;
+        self.info_for(command)?;
+        if !self.instruments.set_limits(device, limits) {
+            let text = match device {
+                LimitedDevice::Disk(volume) => format!("volume_id: this VM has no disk {volume}"),
+                LimitedDevice::Nic(mac) => format!("mac: this VM has no interface {mac}"),
+            };
+            return Err(Refused::Precondition(text).into());
+        }
+        Ok(Response::new(wire::SetLimitsResponse {}))
+    }
+
     async fn metrics(
         &self,
         _: Request<wire::MetricsRequest>,
     ) -> Result<Response<wire::MetricsResponse>, Status> {
-        let text =
-            metrics::render(&self.vm.status().info(), self.console.written(), &self.instruments.disks());
+        let text = {
+            let (disks, nics) = (self.instruments.disks(), self.instruments.nics());
+            metrics::render(&self.vm.status().info(), self.console.written(), (&disks, &nics))
+        };
         Ok(Response::new(wire::MetricsResponse { text }))
     }
 }

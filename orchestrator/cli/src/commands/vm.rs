@@ -2,13 +2,13 @@
 
 use drover_client::{
     LogRange,
-    api::{MigrateVmRequest, Operation, VmSpec},
-    vm_api::{StallAction, StallPolicy},
+    api::{MigrateVmRequest, Operation, SetLimitsRequest, VmSpec, set_limits_request::Device},
+    vm_api::{Limit, Limits, Rate, StallAction, StallPolicy},
 };
 
 use crate::{
     Session,
-    arguments::{self, CreateVm, Stall, VmCommand},
+    arguments::{self, CreateVm, LimitArgs, Stall, VmCommand},
     output::{OperationRow, VmRow, print_details, print_note, print_row, print_rows},
     terminal::{self, Ended},
 };
@@ -32,6 +32,9 @@ pub(super) async fn run(session: &Session, command: VmCommand) -> anyhow::Result
         VmCommand::Explain { vm } => explained(session, client.explain_vm(&vm).await?),
         VmCommand::List => print_rows(session.format, &rows::<_, VmRow>(client.list_vms().await?)),
         VmCommand::Show { vm } => print_details(session.format, &VmRow::from(client.get_vm(&vm).await?)),
+        VmCommand::Limit(arguments) => {
+            print_row(session.format, &VmRow::from(client.set_limits(limits(arguments)).await?))
+        }
         VmCommand::Start { vm } => settle_and_show(session, client.start_vm(&vm).await?).await,
         VmCommand::Stop { vm } => settle_and_show(session, client.stop_vm(&vm).await?).await,
         VmCommand::Migrate { vm, to, downtime } => {
@@ -90,6 +93,8 @@ pub(super) fn spec(arguments: CreateVm) -> anyhow::Result<VmSpec> {
         image: arguments.image,
         cmdline: arguments.cmdline,
         volumes: arguments.volumes,
+        nics: arguments.nics,
+        volume_limits: Vec::new(),
         anti_affinity_group: arguments.anti_affinity,
         priority: arguments.priority,
         cloud_init: super::guest::cloud_init(&arguments.guest)?,
@@ -112,4 +117,25 @@ pub(super) fn stall(arguments: Stall) -> Option<StallPolicy> {
     // Zero would be the default; what is shorter than a millisecond is refused like anything too short.
     let deadline_ms = if stall_after.is_some() { deadline_ms.max(1) } else { 0 };
     Some(StallPolicy { deadline_ms, action: action.into() })
+}
+
+fn limits(arguments: LimitArgs) -> SetLimitsRequest {
+    let limit = |iops: Option<(u64, u64)>, bandwidth: Option<(u64, u64)>| {
+        let rate = |(per_second, burst)| Rate { per_second, burst };
+        (iops.is_some() || bandwidth.is_some())
+            .then(|| Limit { requests: iops.map(rate), bytes: bandwidth.map(rate) })
+    };
+    let LimitArgs { vm, volume, nic, .. } = arguments;
+    let count = |count: Option<crate::arguments::Count>| count.map(|count| (count.0, count.1));
+    let bytes = |bytes: Option<crate::arguments::ByteRate>| bytes.map(|bytes| (bytes.0, bytes.1));
+    SetLimitsRequest {
+        vm,
+        // One of the two is required.
+        device: volume.map(Device::Volume).or(nic.map(Device::Mac)),
+        limits: Some(Limits {
+            total: limit(count(arguments.iops), bytes(arguments.bandwidth)),
+            inbound: limit(count(arguments.read_iops), bytes(arguments.read_bandwidth)),
+            outbound: limit(count(arguments.write_iops), bytes(arguments.write_bandwidth)),
+        }),
+    }
 }

@@ -180,6 +180,13 @@ impl api::nodes_server::Nodes for Fake {
 
 #[tonic::async_trait]
 impl api::vms_server::Vms for Fake {
+    async fn set_limits(
+        &self,
+        request: tonic::Request<api::SetLimitsRequest>,
+    ) -> Result<tonic::Response<api::Vm>, tonic::Status> {
+        self.get_vm(tonic::Request::new(api::GetVmRequest { vm: request.into_inner().vm })).await
+    }
+
     async fn create_vm_group(&self, _: Request<api::CreateVmGroupRequest>) -> Answer<Operation> {
         Err(Status::unimplemented("no test creates a group"))
     }

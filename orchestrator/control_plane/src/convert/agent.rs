@@ -1,5 +1,6 @@
 //! The agents' conversation.
 
+use super::devices;
 use std::collections::BTreeMap;
 
 use drover_cluster_state::{CpuBaseline, Incarnation, Name, PoolAccess, VmSpec};
@@ -20,6 +21,11 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess
         pool: attachment.pool.to_string(),
         read_only: attachment.read_only,
         access: pools.get(&attachment.pool).map(|access| rbd_access(access, attachment.volume)),
+        limits: spec
+            .devices
+            .disk_limits
+            .get(&attachment.volume)
+            .and_then(|limits| devices::limits_message(*limits)),
     };
     // The first volume's pool that says anything.
     let of_pool = || spec.volumes.iter().find_map(|attachment| pools.get(&attachment.pool)?.stall);
@@ -34,6 +40,7 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess
         volumes: spec.volumes.iter().map(volume).collect(),
         initrd: String::new(),
         platform: Some(platform(spec)),
+        nics: spec.devices.nics.iter().enumerate().map(|nic| devices::for_agent(vm, nic)).collect(),
         seed: spec
             .cloud_init
             .as_deref()
@@ -143,6 +150,7 @@ mod tests {
             constraints: Constraints::default(),
             stall: None,
             cloud_init: None,
+            devices: Default::default(),
         };
         let pools = BTreeMap::from([
             (name("silent"), access(None)),

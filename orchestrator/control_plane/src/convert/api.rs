@@ -1,5 +1,6 @@
 //! What clients see.
 
+use super::devices;
 use drover_cluster_state::{
     ClusterState, Constraints, DiskImage, DiskImageState, Hold, Image, ImageFormat, Name, Node, NodeFence,
     NodeState, Operation, OperationState, Right, Snapshot, SnapshotState, Stored, Usage, Vm, VmPhase, Volume,
@@ -82,6 +83,16 @@ fn vm_spec(state: &ClusterState, vm: &Vm) -> wire::VmSpec {
         image: spec.image.to_string(),
         cmdline: spec.cmdline.clone(),
         volumes: spec.volumes.iter().map(|attachment| volume_name(&attachment.volume)).collect(),
+        nics: spec.devices.nics.iter().enumerate().map(|nic| devices::shown(vm.id, nic)).collect(),
+        volume_limits: spec
+            .devices
+            .disk_limits
+            .iter()
+            .map(|(volume, limits)| wire::VolumeLimits {
+                volume: volume_name(volume),
+                limits: devices::limits_message(*limits),
+            })
+            .collect(),
         anti_affinity_group: spec.anti_affinity_group.as_ref().map(ToString::to_string).unwrap_or_default(),
         priority: spec.priority,
         // What may be secret is not told.

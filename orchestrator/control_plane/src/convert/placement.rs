@@ -1,5 +1,6 @@
 //! What clients say of nodes and of VMs' places.
 
+use super::devices;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -38,7 +39,9 @@ pub(crate) fn create_vm(state: &ClusterState, spec: wire::VmSpec) -> Result<Crea
     // The server's to say.
     constraints.set = None;
     let cloud_init = spec.cloud_init.map(seed).transpose()?.map(Arc::new);
+    let devices = devices::request(spec.nics, spec.volume_limits)?;
     Ok(CreateVm {
+        devices,
         name: spec.name,
         vcpus: spec.vcpus,
         memory_bytes: spec.memory_bytes,

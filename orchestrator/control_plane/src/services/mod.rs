@@ -4,6 +4,7 @@ mod console;
 mod disk_images;
 mod events;
 mod images;
+mod limits;
 mod moves;
 mod nodes;
 mod operations;

@@ -9,14 +9,14 @@ use drover_wire::control::v1::{
     self as wire, ConsoleRequest, CreateVmGroupRequest, CreateVmRequest, CreateVmSnapshotRequest,
     DeleteVmRequest, DeleteVmSnapshotRequest, GetVmRequest, ListVmSnapshotsRequest, ListVmSnapshotsResponse,
     ListVmsRequest, ListVmsResponse, LogsRequest, MigrateVmRequest, RollbackVmSnapshotRequest,
-    StartVmRequest, StopVmRequest, vms_server::Vms,
+    SetLimitsRequest, StartVmRequest, StopVmRequest, vms_server::Vms,
 };
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Api,
     console::{self, ConsoleStream},
-    identity,
+    identity, limits,
 };
 use crate::{
     convert,
@@ -147,6 +147,10 @@ impl<S: Store> Vms for Api<S> {
         let DeleteVmRequest { request_id, vm } = request.into_inner();
         let identity = identity(request_id);
         self.operate(move |view| admission::delete_vm(view.state, &vm, &identity, view.now.wall)).await
+    }
+
+    async fn set_limits(&self, request: Request<SetLimitsRequest>) -> Result<Response<wire::Vm>, Status> {
+        limits::set(self, request.into_inner()).await.map(Response::new)
     }
 
     async fn get_vm(&self, request: Request<GetVmRequest>) -> Result<Response<wire::Vm>, Status> {

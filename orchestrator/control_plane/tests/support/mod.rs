@@ -335,6 +335,10 @@ impl node::node_agent_server::NodeAgent for FakeAgent {
         Ok(Response::new(vm::HoldQueuesResponse { drained_us: 1 }))
     }
 
+    async fn set_limits(&self, _: Request<node::SetLimitsRequest>) -> Answer<vm::SetLimitsResponse> {
+        Ok(Response::new(vm::SetLimitsResponse {}))
+    }
+
     async fn release_queues(
         &self,
         _: Request<node::ReleaseQueuesRequest>,

@@ -234,6 +234,7 @@ impl<S: Store + Clone> World<S> {
             anti_affinity_group: String::new(),
             priority: 0,
             cloud_init: None,
+            devices: Default::default(),
             constraints: Default::default(),
             stall: None,
             start: true,

@@ -24,6 +24,7 @@ fn state(ownership: &Ownership) -> ClusterState {
             anti_affinity_group: None,
             priority: 0,
             cloud_init: None,
+            devices: Default::default(),
             constraints: Constraints::default(),
             stall: None,
         },

@@ -67,6 +67,7 @@ impl Cluster {
                 anti_affinity_group: None,
                 priority: 0,
                 cloud_init: None,
+                devices: Default::default(),
                 constraints: Constraints::default(),
                 stall: None,
             },

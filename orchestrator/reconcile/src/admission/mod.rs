@@ -9,6 +9,7 @@
 
 mod cancel;
 mod error;
+mod limits;
 mod migrate;
 mod moves;
 mod node;
@@ -24,6 +25,7 @@ use drover_ids::{OperationId, VmId};
 
 pub use cancel::cancel_operation;
 pub use error::{AdmissionError, Category};
+pub use limits::{DeviceName, DeviceRequest, set_limits};
 pub use migrate::{MigrateVm, migrate_vm};
 pub use moves::{
     AdmittedMoves, DrainTarget, PARALLEL_DEFAULT, defragment, drain, question_of, rebalance, undrain,

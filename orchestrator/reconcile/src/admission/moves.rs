@@ -274,6 +274,7 @@ pub fn question_of(state: &ClusterState, request: &CreateVm, now: WallTime) -> R
         anti_affinity_group: Name::new(&request.anti_affinity_group).ok(),
         priority: request.priority,
         cloud_init: None,
+        devices: Default::default(),
         constraints: request.constraints.clone(),
         stall: None,
     };

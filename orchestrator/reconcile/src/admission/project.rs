@@ -66,6 +66,7 @@ pub fn check_project(state: &ClusterState, request: &CreateVm) -> Result<(), Adm
         anti_affinity_group: None,
         priority: 0,
         cloud_init: None,
+        devices: Default::default(),
         constraints: Constraints::default(),
         stall: None,
     };

@@ -12,7 +12,8 @@ use drover_ids::{Generation, OperationId, VmId, VolumeId};
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
 
 use super::{
-    AdmissionError, Admitted, RequestIdentity, find_vm, is_about,
+    AdmissionError, Admitted, DeviceRequest, RequestIdentity, find_vm, is_about,
+    limits::resolve_devices,
     project::admit_to_project,
     repeated, require_idle, running_operation,
     storage::{require_settled, require_settled_volumes},
@@ -52,6 +53,8 @@ pub struct CreateVm {
     pub priority: u32,
     /// What cloud-init in the guest is told.
     pub cloud_init: Option<Arc<Seed>>,
+    /// Its network interfaces, and what its devices may do.
+    pub devices: DeviceRequest,
     /// Where it may run, beyond what it takes.
     pub constraints: Constraints,
     /// What becomes of it when its storage does not answer. `None`: what its pools say.
@@ -88,6 +91,15 @@ pub fn create_vm(
     Ok(Admitted { operation, txn: Some(txn) })
 }
 
+/// Where it may run: where the networks of its interfaces are, too.
+fn with_networks(request: &CreateVm) -> Result<Constraints, AdmissionError> {
+    let mut constraints = request.constraints.clone();
+    for nic in request.devices.nics.iter().filter(|nic| !nic.network.is_empty()) {
+        constraints.networks.insert(parse_name("spec.nics.network", &nic.network)?);
+    }
+    Ok(constraints)
+}
+
 /// What a request's names mean. Nothing else is checked of them than that they are there.
 pub(super) fn resolve_spec(
     state: &ClusterState,
@@ -116,7 +128,11 @@ pub(super) fn resolve_spec(
         },
         priority: request.priority,
         cloud_init: request.cloud_init.clone(),
-        constraints: request.constraints.clone(),
+        devices: {
+            let attached: Vec<_> = volumes.iter().map(|volume| (volume.id, volume.name.as_str())).collect();
+            resolve_devices(&request.devices, &attached)?
+        },
+        constraints: with_networks(request)?,
         stall: request.stall,
     })
 }

@@ -42,6 +42,10 @@ pub fn create_vm_group(
         let problem = format!("there are {} for {count} VMs", request.volumes.len());
         return Err(AdmissionError::invalid("spec.volumes", problem, "none: volumes cannot be shared"));
     }
+    if count > 1 && request.devices.nics.iter().any(|nic| nic.fixed_mac.is_some()) {
+        let problem = format!("an interface has a fixed address, for {count} VMs");
+        return Err(AdmissionError::invalid("spec.nics", problem, "none: each VM gets one of its own"));
+    }
     let mut txn = Txn::new();
     let mut spec = resolve_spec(state, request, &mut txn)?;
     let set = spec.name.clone();

@@ -145,6 +145,7 @@ fn spec() -> VmSpec {
         anti_affinity_group: None,
         priority: 0,
         cloud_init: None,
+        devices: Default::default(),
         constraints: Default::default(),
         stall: None,
     }

@@ -172,6 +172,7 @@ pub(super) fn vm() -> impl Strategy<Value = Vm> {
                     anti_affinity_group,
                     priority,
                     cloud_init: seed.map(Arc::new),
+                    devices: Default::default(),
                     constraints: Constraints::default(),
                     stall: None,
                 }

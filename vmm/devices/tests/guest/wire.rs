@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use drover_devices::{MacAddress, NetConfig, NetPort, VirtioNet};
+use drover_devices::{MacAddress, NetConfig, NetMetrics, NetPort, Throttle, VirtioNet};
 use drover_tap::Offloads;
 
 use super::Events;
@@ -92,6 +92,14 @@ pub(crate) fn frame(to: MacAddress, len: usize) -> Vec<u8> {
 }
 
 pub(crate) fn interface(pairs: usize) -> (VirtioNet, Vec<Wire>) {
+    instrumented(pairs, Arc::default(), Arc::default())
+}
+
+pub(crate) fn instrumented(
+    pairs: usize,
+    metrics: Arc<NetMetrics>,
+    throttle: Arc<Throttle>,
+) -> (VirtioNet, Vec<Wire>) {
     let (wires, ports) = (0..pairs).map(|_| Wire::new()).unzip();
     let config = NetConfig {
         name: "net0".into(),
@@ -99,6 +107,8 @@ pub(crate) fn interface(pairs: usize) -> (VirtioNet, Vec<Wire>) {
         mtu: Some(1500),
         ports,
         offloads: Offloads { checksum: true, tso4: true, tso6: true, ecn: true, uso: true },
+        metrics,
+        throttle,
         events: Arc::new(Events::default()),
     };
     (VirtioNet::new(config).unwrap(), wires)

@@ -2,13 +2,16 @@
 //! cannot become one is refused with the field's name and what would be valid.
 
 mod fields;
+mod limits;
+mod nic;
 mod storage;
 mod vm_config;
 
 use std::{net::SocketAddr, time::Duration};
 
-use drover_ids::{MigrationId, OwnerEpoch};
+use drover_ids::{MigrationId, OwnerEpoch, VolumeId};
 use drover_lifecycle::{BootTime, Command, Lease, Request};
+use drover_machine::devices::{MacAddress, limits::Limits};
 use drover_wire::vm::v1 as wire;
 
 use self::fields::{invalid, parsed};
@@ -16,6 +19,7 @@ use self::fields::{invalid, parsed};
 pub(crate) use self::vm_config::Platform;
 pub(crate) use self::{
     fields::InvalidField,
+    nic::NicConfig,
     storage::{DiskPlace, RbdAccess, RbdImage, StallAction, StallPolicy},
     vm_config::{DiskConfig, VmConfig},
 };
@@ -184,6 +188,36 @@ impl TryFrom<wire::ExtendLeaseRequest> for Renewal {
         let lease = optional_lease(message.lease)?
             .ok_or_else(|| invalid("lease", "is missing", "a Lease with both deadlines"))?;
         Ok(Self { epoch: OwnerEpoch::new(message.owner_epoch), lease })
+    }
+}
+
+/// New limits of a device.
+#[derive(Clone, Debug)]
+pub(crate) struct LimitsOrder {
+    pub(crate) command: Command,
+    pub(crate) device: LimitedDevice,
+    pub(crate) limits: Limits,
+}
+
+/// What can be limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LimitedDevice {
+    Disk(VolumeId),
+    Nic(MacAddress),
+}
+
+impl TryFrom<wire::SetLimitsRequest> for LimitsOrder {
+    type Error = InvalidField;
+
+    fn try_from(message: wire::SetLimitsRequest) -> Result<Self, InvalidField> {
+        use wire::set_limits_request::Device;
+        let device = match message.device {
+            Some(Device::VolumeId(id)) => LimitedDevice::Disk(parsed("volume_id", &id)?),
+            Some(Device::Mac(mac)) => LimitedDevice::Nic(parsed("mac", &mac)?),
+            None => return Err(invalid("device", "is missing", "a volume_id or a mac")),
+        };
+        let limits = limits::limits("limits", message.limits)?;
+        Ok(Self { command: command(message.command)?, device, limits })
     }
 }
 

@@ -8,12 +8,15 @@ use std::{
 use drover_ids::{NodeId, VmId, VolumeId};
 use drover_machine::{
     CpuBaseline, DISK_QUEUES_MAX, DISKS_MAX, DeviceBus, MEMORY_MAX, MEMORY_MIN, ResetAction, VCPUS_MAX,
+    devices::limits::Limits,
 };
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
 use drover_wire::vm::v1 as wire;
 
 use super::{
     fields::{InvalidField, invalid, parsed},
+    limits::limits,
+    nic::{NicConfig, nics},
     storage::{DiskPlace, StallPolicy, rbd_image},
 };
 
@@ -37,6 +40,7 @@ pub(crate) struct VmConfig {
     pub(crate) stall: StallPolicy,
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) platform: Platform,
+    pub(crate) nics: Vec<NicConfig>,
 }
 
 /// What kind of machine it is.
@@ -54,6 +58,7 @@ pub(crate) struct DiskConfig {
     pub(crate) place: DiskPlace,
     pub(crate) read_only: bool,
     pub(crate) queues: u16,
+    pub(crate) limits: Limits,
 }
 
 impl TryFrom<wire::VmConfig> for VmConfig {
@@ -87,6 +92,7 @@ impl TryFrom<wire::VmConfig> for VmConfig {
                 "" => None,
                 _ => Some(absolute("config.initrd_path", message.initrd_path)?),
             },
+            nics: nics(message.nics)?,
         })
     }
 }
@@ -140,6 +146,7 @@ fn disks(messages: Vec<wire::Disk>) -> Result<Vec<DiskConfig>, InvalidField> {
             },
             read_only: message.read_only,
             queues: queues(&field, message.queues)?,
+            limits: limits(&format!("{field}.limits"), message.limits)?,
         };
         if !volumes.insert(disk.volume) {
             let expected = "each volume attached at most once";
@@ -184,6 +191,7 @@ mod tests {
             read_only: false,
             rbd: None,
             queues: 0,
+            limits: None,
         };
         wire::VmConfig {
             vm_id: id(1),

@@ -223,6 +223,7 @@ fn config() -> VmConfig {
             cpu: CpuBaseline::HOST,
             on_reset: ResetAction::Restart,
         },
+        nics: Vec::new(),
     }
 }
 

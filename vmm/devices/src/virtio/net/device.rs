@@ -43,6 +43,10 @@ pub struct NetConfig {
     pub ports: Vec<Box<dyn NetPort>>,
     /// What the host's network can take over and leave: [`Tap::probe_offloads`](drover_tap::Tap::probe_offloads).
     pub offloads: Offloads,
+    /// Its counters.
+    pub metrics: Arc<NetMetrics>,
+    /// Its limits. Requests are packets; inbound is what the driver receives.
+    pub throttle: Arc<Throttle>,
     /// Where it tells that it has failed.
     pub events: Arc<dyn DeviceEvents>,
 }
@@ -79,14 +83,14 @@ impl VirtioNet {
     /// # Errors
     /// Where the host's network refuses the first settings, or there is no port.
     pub fn new(config: NetConfig) -> io::Result<Self> {
-        let NetConfig { name, mac, mtu, ports, offloads, events } = config;
+        let NetConfig { name, mac, mtu, ports, offloads, metrics, throttle, events } = config;
         let pairs = ports.len();
         if pairs == 0 || pairs > usize::from(drover_tap::QUEUES_MAX) {
             return Err(io::Error::other("an interface has 1 to 256 pairs of queues"));
         }
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * pairs];
         queue_sizes.push(CONTROL_QUEUE_SIZE);
-        let shared = Shared::new(name.clone(), ports, mac)?;
+        let shared = Shared::new(name.clone(), ports, mac, metrics)?;
         shared.set_offloads(0)?;
         let thread = |pair| ServiceThread::new(format!("{name}/{pair}"), Arc::clone(&events));
         Ok(Self {
@@ -97,20 +101,10 @@ impl VirtioNet {
             offloads,
             queue_sizes,
             shared: Arc::new(shared),
-            throttle: Arc::default(),
+            throttle,
             interrupt: None,
             restored: false,
         })
-    }
-
-    /// The interface's counters.
-    pub fn metrics(&self) -> Arc<NetMetrics> {
-        Arc::clone(&self.shared.metrics)
-    }
-
-    /// The interface's limits: none at first. Requests are packets; inbound is what the driver receives.
-    pub fn throttle(&self) -> Arc<Throttle> {
-        Arc::clone(&self.throttle)
     }
 
     fn pairs_max(&self) -> u16 {

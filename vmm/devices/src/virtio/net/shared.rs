@@ -42,13 +42,18 @@ pub(super) struct Settings {
 
 impl Shared {
     /// Takes all queues but the first out of use.
-    pub(super) fn new(name: String, ports: Vec<Box<dyn NetPort>>, mac: MacAddress) -> io::Result<Self> {
+    pub(super) fn new(
+        name: String,
+        ports: Vec<Box<dyn NetPort>>,
+        mac: MacAddress,
+        metrics: Arc<NetMetrics>,
+    ) -> io::Result<Self> {
         let pairs = u16::try_from(ports.len()).expect("a caller with fewer ports than a device has queues");
         let settings = Settings { mac, filter: Filter::default(), announce: false, offloads: 0, features: 0 };
         let shared = Self {
             name,
             ports,
-            metrics: Arc::default(),
+            metrics,
             settings: Mutex::new(settings),
             version: AtomicU32::new(0),
             pairs: AtomicU16::new(pairs),

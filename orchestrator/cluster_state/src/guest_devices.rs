@@ -1,0 +1,115 @@
+//! What a VM's devices are, beyond the volumes that are its disks.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use drover_ids::{VmId, VolumeId};
+use drover_rate_limit::Limits;
+
+/// Most network interfaces of a VM: what its VMM has room for.
+pub const NICS_MAX: usize = 8;
+
+/// Network interfaces, and the limits of disks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuestDevices {
+    /// In order.
+    pub nics: Vec<Nic>,
+    /// Of those volumes that are limited.
+    pub disk_limits: BTreeMap<VolumeId, Limits>,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nic {
+    /// `None`: [made up](Self::mac) from the VM's id.
+    pub fixed_mac: Option<Mac>,
+    /// Of the node's networks, by name. Empty: the only one it has.
+    pub network: String,
+    /// Pairs of queues; 0 is one.
+    pub queue_pairs: u16,
+    /// Longest packet without its Ethernet header; 0: the node's business.
+    pub mtu: u16,
+    /// What it may do.
+    pub limits: Limits,
+}
+
+impl Nic {
+    /// The address of the `n`th interface of a VM: the same wherever and whenever it runs.
+    pub fn mac(&self, vm: VmId, n: usize) -> Mac {
+        self.fixed_mac.unwrap_or_else(|| {
+            // The end of the id is random; the first byte says "administered locally, of one station".
+            let [.., a, b, c, d, e] = (vm.as_u128().wrapping_add(n as u128)).to_be_bytes();
+            Mac([0x52, a, b, c, d, e])
+        })
+    }
+}
+
+/// A MAC address of one interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mac([u8; 6]);
+
+/// What is no address of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a MAC address of one interface: give six bytes in hexadecimal, as 52:54:00:12:34:56")]
+pub struct MacError(String);
+
+impl Mac {
+    /// `None` for the address of a group, and for zero.
+    pub fn new(bytes: [u8; 6]) -> Option<Self> {
+        (bytes[0] & 1 == 0 && bytes != [0; 6]).then_some(Self(bytes))
+    }
+
+    /// Its bytes as they are sent.
+    pub fn bytes(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for Mac {
+    type Err = MacError;
+
+    fn from_str(text: &str) -> Result<Self, MacError> {
+        let error = || MacError(text.chars().take(32).collect());
+        let byte = |part: &str| {
+            let digits = part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit());
+            digits.then(|| u8::from_str_radix(part, 16).ok()).flatten()
+        };
+        let bytes: Option<Vec<u8>> = text.split(':').take(7).map(byte).collect();
+        let bytes: [u8; 6] = bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(error)?;
+        Self::new(bytes).ok_or_else(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_they_are_written() {
+        let text = "52:54:00:ab:cd:ef";
+        assert_eq!(text.parse::<Mac>().unwrap().to_string(), text);
+        for bad in
+            ["", "52:54:00:ab:cd", "52:54:00:ab:cd:ef:00", "01:00:00:00:00:00", "00:00:00:00:00:00", "5:4"]
+        {
+            assert!(bad.parse::<Mac>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn each_interface_has_an_address_that_stays() {
+        let nic = Nic::default();
+        let (vm, other) = (VmId::from_u128(0x01ff_ffff_ffff), VmId::from_u128(7));
+        assert_eq!(nic.mac(vm, 0), nic.mac(vm, 0));
+        assert_eq!(nic.mac(vm, 0).to_string(), "52:ff:ff:ff:ff:ff");
+        assert_ne!(nic.mac(vm, 0), nic.mac(vm, 1));
+        assert_ne!(nic.mac(vm, 0), nic.mac(other, 0));
+        let fixed = Mac::new([2, 0, 0, 0, 0, 1]);
+        assert_eq!(Some(Nic { fixed_mac: fixed, ..nic }.mac(vm, 1)), fixed);
+    }
+}

@@ -1,0 +1,94 @@
+//! A VM's network interfaces, and the limits of its devices.
+
+use drover_cluster_state::{Limit, Limits, Nic, Rate};
+use drover_ids::VmId;
+use drover_reconcile::admission::{AdmissionError, DeviceRequest};
+use drover_wire::{control::v1 as wire, node::v1 as node, vm::v1 as vm};
+
+/// The devices of a VM that a client wants.
+pub(super) fn request(
+    nics: Vec<wire::Nic>,
+    limits_of: Vec<wire::VolumeLimits>,
+) -> Result<DeviceRequest, AdmissionError> {
+    let nic = |message: wire::Nic| -> Result<Nic, AdmissionError> {
+        let invalid = |problem: String, valid: &str| invalid("spec.nics", problem, valid);
+        let fixed_mac = match message.mac.as_str() {
+            "" => None,
+            text => {
+                Some(text.parse().map_err(|error| invalid(format!("{error}"), "such an address, or none"))?)
+            }
+        };
+        let queue_pairs = u16::try_from(message.queue_pairs).ok().filter(|pairs| *pairs <= 64);
+        let mtu = u16::try_from(message.mtu).ok().filter(|mtu| *mtu == 0 || *mtu >= 68);
+        Ok(Nic {
+            fixed_mac,
+            network: message.network,
+            queue_pairs: queue_pairs.ok_or_else(|| {
+                invalid(format!("there are {} pairs of queues", message.queue_pairs), "at most 64")
+            })?,
+            mtu: mtu.ok_or_else(|| invalid(format!("the MTU is {}", message.mtu), "68 to 65535, or 0"))?,
+            limits: limits("spec.nics", message.limits)?,
+        })
+    };
+    let volume = |message: wire::VolumeLimits| -> Result<_, AdmissionError> {
+        Ok((message.volume, limits("spec.volume_limits", message.limits)?))
+    };
+    Ok(DeviceRequest {
+        nics: nics.into_iter().map(nic).collect::<Result<_, _>>()?,
+        volume_limits: limits_of.into_iter().map(volume).collect::<Result<_, _>>()?,
+    })
+}
+
+fn invalid(field: &'static str, problem: String, valid: &str) -> AdmissionError {
+    AdmissionError::Invalid { field, problem, valid: valid.to_owned() }
+}
+
+/// Limits that a client sets; none where there is no message.
+pub(crate) fn limits(field: &'static str, message: Option<vm::Limits>) -> Result<Limits, AdmissionError> {
+    let rate = |message: Option<vm::Rate>| {
+        let rate = message.map(|rate| Rate::new(rate.per_second, (rate.burst > 0).then_some(rate.burst)));
+        rate.transpose().map_err(|error| invalid(field, error.to_string(), "1 to 2^50"))
+    };
+    let limit = |message: Option<vm::Limit>| -> Result<Limit, AdmissionError> {
+        let vm::Limit { requests, bytes } = message.unwrap_or_default();
+        Ok(Limit { requests: rate(requests)?, bytes: rate(bytes)? })
+    };
+    let vm::Limits { total, inbound, outbound } = message.unwrap_or_default();
+    Ok(Limits { total: limit(total)?, inbound: limit(inbound)?, outbound: limit(outbound)? })
+}
+
+/// Limits for whoever enforces or shows them; nothing where there are none.
+pub(crate) fn limits_message(limits: Limits) -> Option<vm::Limits> {
+    let rate = |rate: Rate| vm::Rate { per_second: rate.per_second(), burst: rate.burst() };
+    let limit = |limit: Limit| {
+        (limit != Limit::default())
+            .then(|| vm::Limit { requests: limit.requests.map(rate), bytes: limit.bytes.map(rate) })
+    };
+    (!limits.is_unlimited()).then(|| vm::Limits {
+        total: limit(limits.total),
+        inbound: limit(limits.inbound),
+        outbound: limit(limits.outbound),
+    })
+}
+
+/// An interface for a client.
+pub(super) fn shown(vm: VmId, (n, nic): (usize, &Nic)) -> wire::Nic {
+    wire::Nic {
+        mac: nic.mac(vm, n).to_string(),
+        network: nic.network.clone(),
+        queue_pairs: nic.queue_pairs.into(),
+        mtu: nic.mtu.into(),
+        limits: limits_message(nic.limits),
+    }
+}
+
+/// An interface for an agent.
+pub(super) fn for_agent(vm: VmId, (n, nic): (usize, &Nic)) -> node::Nic {
+    node::Nic {
+        mac: nic.mac(vm, n).to_string(),
+        network: nic.network.clone(),
+        queue_pairs: nic.queue_pairs.into(),
+        mtu: nic.mtu.into(),
+        limits: limits_message(nic.limits),
+    }
+}

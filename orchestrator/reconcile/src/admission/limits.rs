@@ -1,0 +1,99 @@
+//! What a VM's devices may do.
+
+use drover_cluster_state::{ClusterState, GuestDevices, Limits, Mac, NICS_MAX, Nic, Record, Right, Txn, Vm};
+use drover_ids::VmId;
+
+use super::{AdmissionError, find_vm};
+
+/// The devices of a new VM, as the client sent them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceRequest {
+    /// Network interfaces.
+    pub nics: Vec<Nic>,
+    /// Limits of volumes, by name or id.
+    pub volume_limits: Vec<(String, Limits)>,
+}
+
+/// One of a VM's devices, as a client names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceName {
+    /// A disk, by its volume's name or id.
+    Volume(String),
+    /// A network interface, by its address.
+    Nic(String),
+}
+
+/// What a request's names mean. `attached` are the volumes of the VM.
+pub(super) fn resolve_devices(
+    request: &DeviceRequest,
+    attached: &[(drover_ids::VolumeId, &str)],
+) -> Result<GuestDevices, AdmissionError> {
+    if request.nics.len() > NICS_MAX {
+        let problem = format!("there are {}", request.nics.len());
+        return Err(AdmissionError::invalid("spec.nics", problem, format!("at most {NICS_MAX}")));
+    }
+    let mut devices = GuestDevices { nics: request.nics.clone(), ..GuestDevices::default() };
+    for (volume, limits) in &request.volume_limits {
+        let named = attached.iter().find(|(id, name)| *name == volume || id.to_string() == *volume);
+        let Some((id, _)) = named else {
+            let problem = format!("'{}' is no volume of this VM", shown(volume));
+            return Err(AdmissionError::invalid("spec.volume_limits", problem, "names in spec.volumes"));
+        };
+        devices.disk_limits.insert(*id, *limits);
+    }
+    Ok(devices)
+}
+
+/// Admits new limits of one of a VM's devices. `None`: they are as wanted.
+pub fn set_limits(
+    state: &ClusterState,
+    vm: &str,
+    (device, limits): (&DeviceName, Limits),
+) -> Result<(VmId, Option<Txn>), AdmissionError> {
+    let vm = find_vm(state, "vm", vm)?;
+    if matches!(vm.ownership.right(), Right::Migrating { .. }) {
+        let problem =
+            format!("VM '{}' is being moved, and its next node has been told the old ones", vm.spec.name);
+        return Err(AdmissionError::invalid("vm", problem, "a VM that stays where it is: try again"));
+    }
+    let mut devices = vm.spec.devices.clone();
+    match device {
+        DeviceName::Volume(text) => {
+            let mut attached = vm.spec.volumes.iter().map(|attachment| attachment.volume);
+            let is_named = |id: &drover_ids::VolumeId| {
+                state.volumes.get(id).is_some_and(|volume| volume.name.as_str() == text)
+                    || id.to_string() == *text
+            };
+            let Some(volume) = attached.find(is_named) else {
+                let problem = format!("'{}' is no volume of this VM", shown(text));
+                return Err(AdmissionError::invalid("volume", problem, "a volume that is attached to it"));
+            };
+            if limits.is_unlimited() {
+                devices.disk_limits.remove(&volume);
+            } else {
+                devices.disk_limits.insert(volume, limits);
+            }
+        }
+        DeviceName::Nic(text) => {
+            let mac = text.parse::<Mac>().ok();
+            let mut nics = devices.nics.iter_mut().enumerate();
+            let Some((_, nic)) = nics.find(|(n, nic)| Some(nic.mac(vm.id, *n)) == mac) else {
+                let problem = format!("'{}' is no interface of this VM", shown(text));
+                return Err(AdmissionError::invalid("mac", problem, "the address of one of its interfaces"));
+            };
+            nic.limits = limits;
+        }
+    }
+    if devices == vm.spec.devices {
+        return Ok((vm.id, None));
+    }
+    let mut changed: Vm = vm.value.clone();
+    changed.spec.devices = devices;
+    let mut txn = Txn::new();
+    txn.update(vm.revision, Record::Vm(changed));
+    Ok((vm.id, Some(txn)))
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
+}

@@ -1,0 +1,83 @@
+//! Stored form of a VM's devices.
+
+use drover_cluster_state::{GuestDevices, Limit, Limits, Mac, Nic, Rate};
+use drover_ids::VolumeId;
+use drover_wire::{store::v1 as stored, vm::v1 as vm};
+
+use crate::{
+    RecordError,
+    fields::{id, id_bytes, invalid},
+};
+
+/// The fields of a stored VM that say what its devices are.
+pub(crate) fn to_messages(devices: &GuestDevices) -> (Vec<stored::Nic>, Vec<stored::DiskLimits>) {
+    let nic = |nic: &Nic| stored::Nic {
+        mac: nic.fixed_mac.map(|mac| mac.bytes().to_vec()).unwrap_or_default(),
+        network: nic.network.clone(),
+        queue_pairs: nic.queue_pairs.into(),
+        mtu: nic.mtu.into(),
+        limits: limits_message(nic.limits),
+    };
+    let disk = |(volume, limits): (&VolumeId, &Limits)| stored::DiskLimits {
+        volume_id: id_bytes(volume.as_u128()),
+        limits: limits_message(*limits),
+    };
+    (devices.nics.iter().map(nic).collect(), devices.disk_limits.iter().map(disk).collect())
+}
+
+pub(crate) fn from_messages(
+    nics: Vec<stored::Nic>,
+    disks: Vec<stored::DiskLimits>,
+) -> Result<GuestDevices, RecordError> {
+    let small = |field, value| u16::try_from(value).map_err(|_| invalid(field, "more than 65535"));
+    let nic = |message: stored::Nic| -> Result<Nic, RecordError> {
+        let mac = match &message.mac[..] {
+            [] => None,
+            bytes => {
+                let mac = bytes.try_into().ok().and_then(Mac::new);
+                Some(mac.ok_or_else(|| invalid("nic.mac", "not the address of an interface"))?)
+            }
+        };
+        Ok(Nic {
+            fixed_mac: mac,
+            network: message.network,
+            queue_pairs: small("nic.queue_pairs", message.queue_pairs)?,
+            mtu: small("nic.mtu", message.mtu)?,
+            limits: limits(message.limits)?,
+        })
+    };
+    let disk = |message: stored::DiskLimits| -> Result<(VolumeId, Limits), RecordError> {
+        let volume = id("disk_limits.volume_id", &message.volume_id, VolumeId::from_u128)?;
+        Ok((volume, limits(message.limits)?))
+    };
+    Ok(GuestDevices {
+        nics: nics.into_iter().map(nic).collect::<Result<_, _>>()?,
+        disk_limits: disks.into_iter().map(disk).collect::<Result<_, _>>()?,
+    })
+}
+
+fn limits_message(limits: Limits) -> Option<vm::Limits> {
+    let rate = |rate: Rate| vm::Rate { per_second: rate.per_second(), burst: rate.burst() };
+    let limit = |limit: Limit| {
+        (limit != Limit::default())
+            .then(|| vm::Limit { requests: limit.requests.map(rate), bytes: limit.bytes.map(rate) })
+    };
+    (!limits.is_unlimited()).then(|| vm::Limits {
+        total: limit(limits.total),
+        inbound: limit(limits.inbound),
+        outbound: limit(limits.outbound),
+    })
+}
+
+fn limits(message: Option<vm::Limits>) -> Result<Limits, RecordError> {
+    let rate = |message: Option<vm::Rate>| {
+        let rate = message.map(|rate| Rate::new(rate.per_second, (rate.burst > 0).then_some(rate.burst)));
+        rate.transpose().map_err(|error| invalid("limits", error))
+    };
+    let limit = |message: Option<vm::Limit>| -> Result<Limit, RecordError> {
+        let vm::Limit { requests, bytes } = message.unwrap_or_default();
+        Ok(Limit { requests: rate(requests)?, bytes: rate(bytes)? })
+    };
+    let vm::Limits { total, inbound, outbound } = message.unwrap_or_default();
+    Ok(Limits { total: limit(total)?, inbound: limit(inbound)?, outbound: limit(outbound)? })
+}
