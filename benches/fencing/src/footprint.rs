@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use drover_bench_report::{Better, Row, median};
 use drover_bench_vmms::Launcher;
 use drover_ids::VmId;
+use drover_test_prerequisites::pss_beyond_guest_ram;
 use drover_units::Bytes;
 
 use crate::{guest::guest, storage::Storage};
@@ -21,8 +22,8 @@ const WRITES: u64 = 50;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cost {
     threads: f64,
-    /// Resident, the guest's RAM not counted.
-    rss_mib: f64,
+    /// Proportional set size, the guest's RAM not counted.
+    pss_mib: f64,
 }
 
 /// For each round, the cost by the number of volumes.
@@ -35,7 +36,7 @@ pub(crate) async fn measure(
     let all = [(); 4].map(|()| storage.create(Bytes::mib(64)));
     let all = all.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     for round in 0..rounds {
-        let mut costs = [Cost { threads: 0.0, rss_mib: 0.0 }; 3];
+        let mut costs = [Cost { threads: 0.0, pss_mib: 0.0 }; 3];
         for (index, (cost, count)) in costs.iter_mut().zip(VOLUMES).enumerate() {
             let disks = all[..count].iter().map(|volume| storage.disk(*volume)).collect();
             let epoch = (round * VOLUMES.len() + index + 1) as u64;
@@ -58,14 +59,13 @@ impl Cost {
     fn of(pid: u32) -> anyhow::Result<Self> {
         let path = format!("/proc/{pid}/status");
         let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        // Guest RAM is a shared mapping of a memfd; code and heap are the other two.
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().next()?.parse::<f64>().ok()
-        };
-        let read = |name: &str| field(name).with_context(|| format!("{path} has no {name}"));
-        let kib = read("RssAnon:")? + read("RssFile:")?;
-        Ok(Self { threads: read("Threads:")?, rss_mib: kib / 1024.0 })
+        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
+        let threads = threads.and_then(|count| count.trim().parse().ok());
+        let pss = pss_beyond_guest_ram(pid).context("cannot see what a vmmd costs")?;
+        Ok(Self {
+            threads: threads.with_context(|| format!("{path} has no Threads:"))?,
+            pss_mib: pss as f64 / f64::from(1 << 20),
+        })
     }
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn rows(rounds: &[[Cost; 3]]) -> Vec<Row> {
             Row::new("vmmd by volumes", format!("{metric}, {count} volumes"), unit, Better::Lower)
         };
         rows.push(row("threads", "").value("drover", threads(index)));
-        rows.push(row("resident without guest RAM", "MiB").value("drover", of(index, |cost| cost.rss_mib)));
+        rows.push(row("memory without guest RAM", "MiB").value("drover", of(index, |cost| cost.pss_mib)));
     }
     rows
 }

@@ -15,7 +15,6 @@
 mod binaries;
 mod cluster;
 pub mod ledger;
-mod memory;
 pub mod observer;
 pub mod probe_vm;
 mod process;
@@ -26,6 +25,5 @@ pub use cluster::{ClusterOptions, TestCluster};
 /// A real Ceph cluster, from the crate that lower layers use directly.
 pub use drover_test_ceph_cluster as ceph_cluster;
 pub use drover_test_ceph_cluster::CephCluster;
-pub use memory::overhead_pss;
 pub use process::{Process, VmmdProcess};
 pub use wait::{eventually, eventually_async};

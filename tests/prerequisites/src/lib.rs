@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stderr, reason = "a skip must be seen even when the harness collects no file")]
 
+mod footprint;
+
 use std::{
     env,
     fs::{File, OpenOptions},
@@ -16,6 +18,8 @@ use std::{
     sync::OnceLock,
     thread,
 };
+
+pub use footprint::pss_beyond_guest_ram;
 
 /// Names the file that collects skipped tests, one per line: `test name<TAB>reason`.
 pub const SKIPPED_VARIABLE: &str = "DROVER_SKIPPED";

@@ -13,14 +13,14 @@ pub const HIGH_RAM_START: Gpa = Gpa::new(0x1_0000_0000);
 /// smallest supported hosts have, and bounds the dirty bitmap to 128 MiB.
 pub const MAX_RAM: Bytes = Bytes::gib(4096);
 
-/// One contiguous range of guest RAM and its place in the memory file.
+/// One contiguous range of guest RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RamRange {
     /// First address, page-aligned.
     pub start: Gpa,
     /// Length: whole pages, never zero.
     pub len: Bytes,
-    /// Where the range starts in the memory file.
+    /// Where the range starts in a file that holds RAM without its hole.
     pub file_offset: Bytes,
 }
 

@@ -29,8 +29,6 @@ use crate::{GuestMemory, MemoryError, PageRun, RamLayout};
 /// linux/userfaultfd.h.
 mod abi {
     pub(super) const API: u64 = 0xaa;
-    /// Missing pages of shared memory.
-    pub(super) const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
     pub(super) const REGISTER_MODE_MISSING: u64 = 1;
     pub(super) const EVENT_PAGEFAULT: u8 = 0x12;
     /// Length of a message, where it says what happened, and the address.
@@ -173,7 +171,7 @@ impl GuestMemory {
     pub fn load_on_demand(&self) -> Result<Loader, MemoryError> {
         let lazy = |attempt| move |source: io::Error| MemoryError::Lazy { attempt, source };
         let faults = open().map_err(lazy("open userfaultfd"))?;
-        let mut api = abi::Api { api: abi::API, features: abi::FEATURE_MISSING_SHMEM, ioctls: 0 };
+        let mut api = abi::Api { api: abi::API, features: 0, ioctls: 0 };
         // SAFETY: the structure is as the kernel's, and outlives the call.
         unsafe { abi::handshake(faults.as_raw_fd(), &raw mut api) }
             .map_err(io::Error::from)

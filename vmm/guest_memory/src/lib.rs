@@ -4,7 +4,7 @@
 //!            0                3 GiB      4 GiB
 //! guest      |---- low RAM ----|  devices  |---- high RAM ---- …
 //!            |                 |           |
-//! memfd      |0 ---------------|-----------------------------|  one file, one mapping per RAM region
+//! process    |--- mapping ---| |          |---- mapping ----- …   private, anonymous, in huge pages where they are to be had
 //! ```
 //!
 //! [`GuestMemory`] is a handle that clones cheaply; the mapping lives until the last handle, [`Segment`] or clone of
@@ -27,6 +27,7 @@ mod mapping;
 mod memory;
 mod packet;
 mod pages;
+mod residency;
 mod segment;
 
 pub use dirty::DirtyTracker;
@@ -35,4 +36,5 @@ pub use lazy::Loader;
 pub use memory::{GuestMemory, GuestRam, HostRegion, MemoryError};
 pub use packet::{Received, receive, send};
 pub use pages::{DirtyPages, PageRun, is_zero};
+pub use residency::prepare;
 pub use segment::Segment;

@@ -1,14 +1,10 @@
 //! The one place that maps guest RAM into this process.
 #![expect(unsafe_code, reason = "mmap and munmap; the vm-memory view over a mapping that this module owns")]
 
-use std::{
-    num::NonZeroUsize,
-    os::fd::{AsFd, BorrowedFd},
-    ptr::NonNull,
-};
+use std::{num::NonZeroUsize, ptr::NonNull};
 
 use drover_units::PAGE_SIZE;
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use vm_memory::{
     GuestAddress, GuestMemoryRegion, GuestMemoryRegionBytes, MemoryRegionAddress, MmapRegion, VolatileMemory,
     VolatileSlice,
@@ -23,6 +19,16 @@ use crate::RamRange;
 /// use 2 MiB entries.
 const ALIGNMENT: usize = 2 << 20;
 
+/// What the kernel is told of the guest's memory.
+const ADVICE: [MmapAdvise; 3] = [
+    // Fewer misses in the translation caches, the guest's own among them: 1 MiB reads take a tenth less.
+    MmapAdvise::MADV_HUGEPAGE,
+    // A core dump of the VMM must not carry the guest's memory.
+    MmapAdvise::MADV_DONTDUMP,
+    // A child would make pages private to one of the two while devices and vCPUs write to them.
+    MmapAdvise::MADV_DONTFORK,
+];
+
 /// An address range of this process that this value has mapped and will unmap.
 #[derive(Debug)]
 struct Mapping {
@@ -36,53 +42,48 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of `file` from `offset`, shared, readable and writable, on an [`ALIGNMENT`] boundary.
-    fn new(file: BorrowedFd<'_>, offset: u64, len: NonZeroUsize) -> nix::Result<Self> {
+    /// Maps `len` bytes of zeros on an [`ALIGNMENT`] boundary.
+    fn new(len: NonZeroUsize) -> nix::Result<Self> {
         let reserved_len = len.checked_add(ALIGNMENT).ok_or(nix::Error::ENOMEM)?;
-        // SAFETY: a private reservation at an address of the kernel's choosing overlaps nothing.
+        // SAFETY: a new mapping at an address of the kernel's choosing overlaps nothing.
         let reserved = unsafe {
             mmap_anonymous(
                 None,
                 reserved_len,
-                ProtFlags::PROT_NONE,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
                 MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
             )
         }?;
-        // From here on dropping the guard gives the whole reservation back, whatever has been mapped over it.
-        let reservation = Self { start: reserved, len: reserved_len.get() };
-
         let head = reserved.addr().get().next_multiple_of(ALIGNMENT) - reserved.addr().get();
         let start = reserved.map_addr(|address| address.saturating_add(head));
-        // SAFETY: MAP_FIXED replaces pages of the reservation above only: head < ALIGNMENT, so head + len lies in it.
-        unsafe {
-            mmap(
-                Some(start.addr()),
-                len,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE,
-                file,
-                i64::try_from(offset).map_err(|_| nix::Error::EOVERFLOW)?,
-            )
-        }?;
-        std::mem::forget(reservation);
 
-        // SAFETY: the address range was mapped just above. Advice that the kernel does not know changes nothing; a
-        // core dump of the VMM must not carry the guest's memory.
-        let _ = unsafe { madvise(start, len.get(), MmapAdvise::MADV_DONTDUMP) };
-        // What is left of the reservation before and behind the mapping costs address space only; a failure to give
-        // it back is harmless.
+        // What lies before and behind the aligned part costs address space only; a failure to give it back is harmless.
         if head > 0 {
-            // SAFETY: the first `head` bytes of the reservation, which nothing else uses.
+            // SAFETY: the first `head` bytes of the mapping, which nothing uses.
             let _ = unsafe { munmap(reserved, head) };
         }
         let page_end = len.get().next_multiple_of(PAGE_SIZE as usize);
         let tail = reserved_len.get() - head - page_end;
         if tail > 0 {
             let tail_start = start.map_addr(|address| address.saturating_add(page_end));
-            // SAFETY: the bytes of the reservation behind the mapping, which nothing else uses.
+            // SAFETY: the bytes of the mapping behind the aligned part, which nothing uses.
             let _ = unsafe { munmap(tail_start, tail) };
         }
+        for advice in ADVICE {
+            // SAFETY: the address range was mapped just above. Advice that the kernel does not know changes nothing.
+            let _ = unsafe { madvise(start, len.get(), advice) };
+        }
         Ok(Self { start, len: len.get() })
+    }
+
+    /// Gives the memory of a range of whole pages back: they read as zeros from now on. The caller has checked that
+    /// they are inside.
+    fn discard(&self, offset: usize, len: usize) -> nix::Result<()> {
+        debug_assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "inside the mapping");
+        let start = self.start.map_addr(|address| address.saturating_add(offset));
+        // SAFETY: pages of this mapping. Whoever reads them sees either what was there or zeros, as with any write of
+        // the guest's; nobody holds a reference into guest RAM.
+        unsafe { madvise(start, len, MmapAdvise::MADV_DONTNEED) }
     }
 }
 
@@ -103,26 +104,31 @@ pub struct RamRegion {
     view: MmapRegion<AtomicBitmap>,
     range: RamRange,
     // Dropped after the view, which points into it.
-    _mapping: Mapping,
+    mapping: Mapping,
 }
 
 impl RamRegion {
-    pub(crate) fn map(file: BorrowedFd<'_>, range: RamRange) -> Result<Self, std::io::Error> {
+    pub(crate) fn map(range: RamRange) -> Result<Self, std::io::Error> {
         let too_big = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
         let len = usize::try_from(range.len.get()).ok().and_then(NonZeroUsize::new).ok_or_else(too_big)?;
-        let mapping = Mapping::new(file.as_fd(), range.file_offset.get(), len)?;
+        let mapping = Mapping::new(len)?;
         let page = NonZeroUsize::new(PAGE_SIZE as usize).expect("a page is not empty");
         let builder = MmapRegionBuilder::new_with_bitmap(len.get(), AtomicBitmap::new(len.get(), page))
             .with_mmap_prot((ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).bits())
-            .with_mmap_flags((MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE).bits());
+            .with_mmap_flags((MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE).bits());
         // SAFETY: `mapping` covers exactly `len` bytes from its start, and lives as long as the view beside it.
         let builder = unsafe { builder.with_raw_mmap_pointer(mapping.start.as_ptr().cast()) };
         let view = builder.build().map_err(std::io::Error::other)?;
-        Ok(Self { view, range, _mapping: mapping })
+        Ok(Self { view, range, mapping })
     }
 
     pub(crate) fn range(&self) -> RamRange {
         self.range
+    }
+
+    /// Gives the memory of whole pages back. The caller has checked that they are inside.
+    pub(crate) fn discard(&self, offset: usize, len: usize) -> Result<(), std::io::Error> {
+        Ok(self.mapping.discard(offset, len)?)
     }
 
     pub(crate) fn dirty_bitmap(&self) -> &AtomicBitmap {

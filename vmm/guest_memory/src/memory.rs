@@ -1,25 +1,15 @@
 //! The handle on a guest's RAM.
 
 use std::{
-    fs::File,
     io,
-    os::fd::{AsFd, BorrowedFd},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use drover_units::{Bytes, Gpa, PAGE_SIZE, Pages};
-use nix::{
-    fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
-    sys::memfd::{MFdFlags, memfd_create},
-    unistd::{Whence, lseek},
-};
+use drover_units::{Bytes, Gpa, PAGE_SIZE};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestRegionCollection};
 
-use crate::{DirtyPages, PageRun, RamLayout, Segment, lazy::Loading, mapping::RamRegion};
-
-/// Name of the memory file in /proc/<pid>/maps and smaps: tools subtract it to see the VMM's own memory.
-const MEMFD_NAME: &str = "drover-guest-ram";
+use crate::{DirtyPages, PageRun, RamLayout, Segment, lazy::Loading, mapping::RamRegion, residency};
 
 /// The vm-memory view of guest RAM, for virtio-queue and linux-loader.
 pub type GuestRam = GuestRegionCollection<RamRegion>;
@@ -37,10 +27,8 @@ pub enum MemoryError {
         size: Bytes,
     },
     /// The host did not give the memory.
-    #[error("cannot {attempt} for {size} of guest memory")]
+    #[error("cannot map {size} of guest memory")]
     Allocate {
-        /// The step that failed.
-        attempt: &'static str,
         /// What was asked for.
         size: Bytes,
         /// The host's answer.
@@ -67,9 +55,9 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
-    /// The memory file refused an operation.
-    #[error("cannot {attempt} the guest memory file")]
-    File {
+    /// The host refused an operation on pages.
+    #[error("cannot {attempt} guest memory")]
+    Pages {
         /// What was tried.
         attempt: &'static str,
         /// The host's answer.
@@ -100,7 +88,6 @@ struct Shared {
     ram: GuestRam,
     regions: Vec<Arc<RamRegion>>,
     layout: RamLayout,
-    file: File,
     /// There once pages have been loaded on demand.
     loading: OnceLock<Arc<Loading>>,
 }
@@ -112,30 +99,15 @@ impl GuestMemory {
     /// [`MemoryError::InvalidSize`], or [`MemoryError::Allocate`] where the host refuses.
     pub fn allocate(size: Bytes) -> Result<Self, MemoryError> {
         let layout = RamLayout::for_size(size)?;
-        let allocate = |attempt| {
-            move |source: nix::Error| MemoryError::Allocate { attempt, size, source: source.into() }
-        };
-        let fd = memfd_create(MEMFD_NAME, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-            .map_err(allocate("create a memory file"))?;
-        let file = File::from(fd);
-        file.set_len(size.get()).map_err(|source| MemoryError::Allocate {
-            attempt: "size the memory file",
-            size,
-            source,
-        })?;
-        // A file that can shrink under its mapping turns an access into SIGBUS.
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(allocate("seal the memory file"))?;
-
         let regions = layout
             .ranges()
             .iter()
-            .map(|&range| RamRegion::map(file.as_fd(), range).map(Arc::new))
+            .map(|&range| RamRegion::map(range).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|source| MemoryError::Allocate { attempt: "map the memory file", size, source })?;
+            .map_err(|source| MemoryError::Allocate { size, source })?;
         let ram =
             GuestRam::from_arc_regions(regions.clone()).expect("a layout is sorted and does not overlap");
-        Ok(Self { shared: Arc::new(Shared { ram, regions, layout, file, loading: OnceLock::new() }) })
+        Ok(Self { shared: Arc::new(Shared { ram, regions, layout, loading: OnceLock::new() }) })
     }
 
     /// RAM for tests.
@@ -171,11 +143,6 @@ impl GuestMemory {
     /// The vm-memory view. Writes through it are marked.
     pub fn as_vm_memory(&self) -> &GuestRam {
         &self.shared.ram
-    }
-
-    /// The file behind the RAM.
-    pub fn memory_file(&self) -> BorrowedFd<'_> {
-        self.shared.file.as_fd()
     }
 
     /// A range of RAM that I/O can work on.
@@ -236,30 +203,24 @@ impl GuestMemory {
     /// Makes a run of pages read as zeroes, gives their memory back to the host, and marks them.
     ///
     /// # Errors
-    /// [`MemoryError::OutsideRam`], or [`MemoryError::File`] where the host refuses.
+    /// [`MemoryError::OutsideRam`], or [`MemoryError::Pages`] where the host refuses.
     pub fn zero_pages(&self, run: PageRun) -> Result<(), MemoryError> {
         use vm_memory::bitmap::Bitmap as _;
         let len = run.bytes().get();
         self.check_pages(run, usize::try_from(len).unwrap_or(usize::MAX))?;
         let (region, offset) = self.locate(run.start, len)?;
-        let position = region.range().file_offset.get() + offset;
-        let file_error =
-            |source: nix::Error| MemoryError::File { attempt: "free pages of", source: source.into() };
-        let (Ok(position), Ok(signed_len)) = (i64::try_from(position), i64::try_from(len)) else {
-            return Err(MemoryError::OutsideRam { start: run.start, len: run.bytes() });
+        let (offset, len) = (offset as usize, len as usize);
+        let discard = || {
+            region
+                .discard(offset, len)
+                .map_err(|source| MemoryError::Pages { attempt: "give back pages of", source })
         };
-        let punch = || self.punch(position, signed_len).map_err(file_error);
         match self.loading() {
-            Some(loading) => loading.settle(run, punch)?,
-            None => punch()?,
+            Some(loading) => loading.settle(run, discard)?,
+            None => discard()?,
         }
-        region.dirty_bitmap().mark_dirty(offset as usize, len as usize);
+        region.dirty_bitmap().mark_dirty(offset, len);
         Ok(())
-    }
-
-    fn punch(&self, position: i64, len: i64) -> nix::Result<()> {
-        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.shared.file, punch, position, len)
     }
 
     /// Who is to hear of pages that are given back, while pages are still to come.
@@ -282,41 +243,21 @@ impl GuestMemory {
     }
 
     /// The pages that the host has allocated. Every other page has never been written and reads as zeroes; asking
-    /// here, instead of reading it, leaves it unallocated.
+    /// here, instead of reading it, leaves it unallocated. With huge pages that is a multiple of 2 MiB.
     ///
     /// # Errors
-    /// [`MemoryError::File`] where the host refuses; [`MemoryError::Loading`] while pages are still to come.
+    /// [`MemoryError::Pages`] where the host refuses, or the process has been jailed without
+    /// [`prepare`](crate::prepare); [`MemoryError::Loading`] while pages are still to come.
     pub fn populated(&self) -> Result<DirtyPages, MemoryError> {
         if self.is_loading() {
             return Err(MemoryError::Loading);
         }
         let mut pages = DirtyPages::new();
-        for range in self.shared.layout.ranges() {
-            let (first, end) = (range.file_offset.get(), range.file_offset.get() + range.len.get());
-            let mut at = first;
-            while let Some(data) = self.seek(at, Whence::SeekData)?.filter(|&data| data < end) {
-                // There is always a hole at the end of the file.
-                let hole = self.seek(data, Whence::SeekHole)?.unwrap_or(end).min(end);
-                let start = Gpa::new(range.start.get() + (data / PAGE_SIZE * PAGE_SIZE - first));
-                let count = hole.div_ceil(PAGE_SIZE) - data / PAGE_SIZE;
-                pages.push(PageRun { start, pages: Pages::new(count) });
-                at = hole;
-                if at >= end {
-                    break;
-                }
-            }
+        for region in self.regions() {
+            residency::scan(region, &mut pages)
+                .map_err(|source| MemoryError::Pages { attempt: "find the allocated pages of", source })?;
         }
         Ok(pages)
-    }
-
-    /// lseek(2) on the memory file: `None` behind the last data.
-    fn seek(&self, from: u64, whence: Whence) -> Result<Option<u64>, MemoryError> {
-        let from = i64::try_from(from).expect("a memory file is at most MAX_RAM long");
-        match lseek(&self.shared.file, from, whence) {
-            Ok(at) => Ok(u64::try_from(at).ok()),
-            Err(nix::Error::ENXIO) => Ok(None),
-            Err(source) => Err(MemoryError::File { attempt: "find the pages of", source: source.into() }),
-        }
     }
 
     fn locate(&self, start: Gpa, len: u64) -> Result<(&Arc<RamRegion>, u64), MemoryError> {
@@ -346,6 +287,8 @@ impl GuestMemory {
 
 #[cfg(test)]
 mod tests {
+    use drover_units::Pages;
+
     use super::*;
     use crate::{DirtyTracker, HIGH_RAM_START};
 
@@ -366,12 +309,26 @@ mod tests {
         assert_eq!(word, [0; 8]);
     }
 
+    /// Whether all pages of these runs are populated, and that within 2 MiB of them only.
+    fn populated_around(memory: &GuestMemory, touched: &[PageRun]) -> bool {
+        let populated = memory.populated().unwrap();
+        let huge = |page: Gpa| page.get() >> 21;
+        let near =
+            |page: Gpa| touched.iter().flat_map(|run| run.iter()).any(|other| huge(other) == huge(page));
+        let is_there = |page| populated.iter().any(|there| there == page);
+        touched.iter().flat_map(|run| run.iter()).all(is_there) && populated.iter().all(near)
+    }
+
     #[test]
     fn populated_pages_are_those_that_were_touched() {
         let memory = GuestMemory::anonymous(Bytes::gib(4));
         memory.write(Gpa::new(0x5000), &[1; 4097]).unwrap();
         memory.write(Gpa::new(0x1_0000_3000), &[1]).unwrap();
-        assert_eq!(memory.populated().unwrap().runs(), [run(0x5000, 2), run(0x1_0000_3000, 1)]);
+        assert!(populated_around(&memory, &[run(0x5000, 2), run(0x1_0000_3000, 1)]));
+        // Too small for a huge page.
+        let memory = GuestMemory::anonymous(Bytes::mib(1));
+        memory.write(Gpa::new(0x5000), &[1; 4097]).unwrap();
+        assert_eq!(memory.populated().unwrap().runs(), [run(0x5000, 2)]);
     }
 
     #[test]
@@ -380,7 +337,9 @@ mod tests {
         memory.write(Gpa::new(0x5000), &[1; 8192]).unwrap();
         let mut tracker = DirtyTracker::new(&memory);
         memory.zero_pages(run(0x6000, 1)).unwrap();
-        assert_eq!(memory.populated().unwrap().runs(), [run(0x5000, 1)]);
+        let populated = memory.populated().unwrap();
+        assert!(populated.iter().any(|page| page == Gpa::new(0x5000)), "{populated:?}");
+        assert!(!populated.iter().any(|page| page == Gpa::new(0x6000)), "{populated:?}");
         assert_eq!(tracker.take().runs(), [run(0x6000, 1)]);
         let mut page = [1; 4096];
         memory.read_pages(run(0x6000, 1), &mut page).unwrap();

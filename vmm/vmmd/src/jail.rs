@@ -72,6 +72,7 @@ pub(crate) fn enter(arguments: &Arguments, socket: &Path, run_dir: &Path) -> any
         give_away(&run_dir, &[socket, &run_dir.join(SOCKET)], &log, uid)
             .with_context(|| format!("--jail-uid {uid}: cannot give it the run directory"))?;
     }
+    drover_guest_memory::prepare().context("cannot read which of this process's pages are allocated")?;
     let kvm = Hypervisor::open();
     let mut grants = vec![(run_dir.clone(), Grant::Keep)];
     if arguments.jail_rbd {

@@ -12,9 +12,9 @@ use drover_test_framework::{
     CephCluster, TestCluster, eventually, eventually_async,
     ledger::{self, Verdict},
     observer::OwnershipObserver,
-    overhead_pss,
     probe_vm::{Launch, ProbeVm, STEP_DEADLINE, finish, import_probe},
 };
+use drover_test_prerequisites::pss_beyond_guest_ram;
 use drover_units::Bytes;
 
 use super::report::{HaSummary, MigrationSummary, Summary, Timeline, rounded};
@@ -49,7 +49,8 @@ pub(super) async fn run(
         "anti-affinity was broken: both VMs are on {}",
         first.vm.node_name
     );
-    let overhead = overhead_pss(u32::try_from(first.vm.pid).context("a pid fits 32 bits")?)?;
+    let overhead = pss_beyond_guest_ram(u32::try_from(first.vm.pid).context("a pid fits 32 bits")?);
+    let overhead = Bytes::new(overhead.context("cannot see what a vmmd costs")?);
     timeline.say(&format!(
         "vmmd of demo-a takes {overhead} beyond its guest's RAM (PSS); it had its guest's first byte {:.1} ms after spawn",
         boot_ms(&first.vm)

@@ -61,16 +61,23 @@ async fn the_monitor_may_be_restarted() {
 
 #[tokio::test]
 async fn all_storage_may_go_away_and_come_back() {
-    let Some((ceph, mut vmmd)) = at_work(&CephOptions::default()).await else { return };
-    ceph.cluster.kill(Daemon::Osd(0)).expect("killed");
+    let Some((ceph, mut vmmd)) = at_work(&CephOptions::three_osds()).await else { return };
+    let osds = || (0..ceph.cluster.osds()).map(Daemon::Osd);
+    for osd in osds() {
+        ceph.cluster.kill(osd).expect("killed");
+    }
     let info = vmmd.reaches("a stall that is told", |info| !info.stalls.is_empty()).await;
     assert_eq!(info.state(), wire::VmState::Running, "the default is to wait");
     assert!(info.stalls[0].since_boottime_ns > 0);
     // The outage is what is tested: nothing happens meanwhile that could be waited for.
     tokio::time::sleep(outage()).await;
     assert!(vmmd.is_running());
-    ceph.cluster.spawn(Daemon::Osd(0)).expect("started");
-    ceph.cluster.wait_up(Daemon::Osd(0)).expect("back");
+    for osd in osds() {
+        ceph.cluster.spawn(osd).expect("started");
+    }
+    for osd in osds() {
+        ceph.cluster.wait_up(osd).expect("back");
+    }
     vmmd.reaches("the end of the stall", |info| info.stalls.is_empty()).await;
     goes_on(ceph, vmmd).await;
 }

@@ -3,27 +3,12 @@
 //! Both are printed; the limits here are wide enough for a busy machine and an unoptimised build. The demo measures an
 //! idle one.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
-use drover_test_prerequisites::kvm;
+use drover_test_prerequisites::{kvm, pss_beyond_guest_ram};
 use drover_wire::vm::v1 as wire;
 
 use crate::support::{Host, config, disk_work, heartbeat};
-
-/// Proportional set size without guest RAM, KiB (proc(5), smaps).
-fn pss_kib(pid: u32) -> u64 {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).expect("readable");
-    let mut guest_ram = false;
-    let mut sum = 0;
-    for line in smaps.lines() {
-        if line.split(' ').next().is_some_and(|word| word.contains('-')) {
-            guest_ram = line.contains("memfd:drover-guest-ram");
-        } else if let Some(kib) = line.strip_prefix("Pss:").filter(|_| !guest_ram) {
-            sum += kib.trim().trim_end_matches(" kB").parse::<u64>().expect("a number");
-        }
-    }
-    sum
-}
 
 #[tokio::test]
 async fn a_guest_speaks_soon_after_its_process_is_spawned() {
@@ -58,7 +43,7 @@ async fn a_vm_with_a_disk_costs_a_few_mib() {
     vmmd.boot(wire::VmConfig { disks: vec![host.disk()], memory_bytes: 256 << 20, ..config(disk_work()) })
         .await;
     vmmd.acks(200).await;
-    let pss = pss_kib(vmmd.pid());
+    let pss = pss_beyond_guest_ram(vmmd.pid()).expect("readable") >> 10;
     println!("PSS without guest RAM: {pss} KiB");
     // The measure is 8 MiB for the release build; this build's code and its unshared pages count here too.
     assert!(pss < 24 << 10, "{pss} KiB");
