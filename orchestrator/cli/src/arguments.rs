@@ -14,7 +14,7 @@ use drover_units::Bytes;
 
 use crate::output::Format;
 
-pub(crate) use devices::{ByteRate, Count, LimitArgs};
+pub(crate) use devices::{Bus, ByteRate, Count, LimitArgs, Reset};
 pub(crate) use placement::{NodeCommand, PlacementCommand, ProjectCommand, RackCommand, RebalanceCommand};
 pub(crate) use simulate::{Simulate, Stop};
 
@@ -137,6 +137,12 @@ pub(crate) enum VmCommand {
     Stop {
         /// Name or id
         vm: String,
+        /// Presses its power button first, and stops it only if it has not shut itself down in time
+        #[arg(long)]
+        graceful: bool,
+        /// What is in time, such as 5m
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "60s", requires = "graceful")]
+        within: Duration,
     },
     /// Moves a running VM to another node
     Migrate {
@@ -236,6 +242,8 @@ pub(crate) struct CreateVm {
     /// A network interface; all parts are optional, and it may be given several times
     #[arg(long = "nic", value_name = "network=NAME,mac=ADDRESS,queues=N,mtu=N", value_parser = devices::nic)]
     pub(crate) nics: Vec<Nic>,
+    #[command(flatten)]
+    pub(crate) hardware: devices::HardwareArgs,
     #[command(flatten)]
     pub(crate) guest: guest::CloudInit,
     #[command(flatten)]

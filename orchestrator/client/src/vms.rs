@@ -1,5 +1,7 @@
 //! Virtual machines.
 
+use std::time::Duration;
+
 use drover_units::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -9,8 +11,8 @@ use crate::{
     Client, Error, PAGE_SIZE, PAGES_MAX, Result,
     api::{
         ConsoleRequest, CreateVmRequest, DeleteVmRequest, GetVmRequest, ListVmsRequest, LogsRequest,
-        MigrateVmRequest, Operation, SetLimitsRequest, StartVmRequest, StopVmRequest, Vm, VmSpec,
-        vms_client::VmsClient,
+        MigrateVmRequest, Operation, PressPowerButtonRequest, SetLimitsRequest, StartVmRequest,
+        StopVmRequest, Vm, VmPhase, VmSpec, vms_client::VmsClient,
     },
     connect::{Repeat, request_id},
     vm_api::ConsoleOutput,
@@ -18,6 +20,9 @@ use crate::{
 
 /// Keystrokes that wait for a slow connection before the typist is held up.
 const CONSOLE_INPUT_DEPTH: usize = 64;
+
+/// Between two looks at a VM whose guest shuts down.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Which part of the console log to read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -115,6 +120,39 @@ impl Client {
             async move { VmsClient::new(channel).migrate_vm(request).await }
         })
         .await
+    }
+
+    /// Presses a VM's power button. Returns at once.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`] where it does not run, and see [`Error`].
+    pub async fn press_power_button(&self, vm: &str) -> Result<Vm> {
+        let request = PressPowerButtonRequest { vm: vm.to_owned() };
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).press_power_button(request).await }
+        })
+        .await
+    }
+
+    /// Presses a VM's power button and gives its guest `limit` to shut itself down, then stops the VM. The operation
+    /// that this returns ends at once where the guest has done its part.
+    ///
+    /// # Errors
+    /// Those of [`stop_vm`](Self::stop_vm). A button that cannot be pressed is no error: the VM is stopped.
+    pub async fn stop_vm_gracefully(&self, vm: &str, limit: Duration) -> Result<Operation> {
+        if self.press_power_button(vm).await.is_ok() {
+            let ended = async {
+                while self.get_vm(vm).await?.phase() == VmPhase::Running {
+                    tokio::time::sleep(LOOK).await;
+                }
+                Result::Ok(())
+            };
+            if let Ok(Err(error)) = tokio::time::timeout(limit, ended).await {
+                return Err(error);
+            }
+        }
+        self.stop_vm(vm).await
     }
 
     /// Changes what one of a VM's devices may do.

@@ -5,16 +5,58 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 use drover_ids::{VmId, VolumeId};
 use drover_rate_limit::Limits;
 
+use crate::Name;
+
 /// Most network interfaces of a VM: what its VMM has room for.
 pub const NICS_MAX: usize = 8;
 
-/// Network interfaces, and the limits of disks.
+/// Most queues of a disk: as many as its VMM takes.
+pub const DISK_QUEUES_MAX: u16 = 64;
+
+/// Network interfaces, the limits of disks, and what kind of machine they are in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestDevices {
     /// In order.
     pub nics: Vec<Nic>,
     /// Of those volumes that are limited.
     pub disk_limits: BTreeMap<VolumeId, Limits>,
+    /// What kind of machine it is.
+    pub hardware: Hardware,
+}
+
+/// What kind of machine a VM is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hardware {
+    /// Queues of each disk; 0 is one.
+    pub disk_queues: u16,
+    /// A first file system for the kernel: an image in the boot image's pool.
+    pub initrd: Option<Name>,
+    /// What its devices are on.
+    pub bus: DeviceBus,
+    /// What its guest's reset does.
+    pub on_reset: OnReset,
+}
+
+/// What a VM's devices are on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceBus {
+    /// PCI where it has an initrd, MMIO otherwise.
+    #[default]
+    AsNeeded,
+    /// Each device in a window of its own.
+    Mmio,
+    /// A PCI bus.
+    Pci,
+}
+
+/// What a guest's reset does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReset {
+    /// It starts anew.
+    #[default]
+    Restart,
+    /// It ends the VM.
+    End,
 }
 
 /// A network interface.

@@ -92,6 +92,7 @@ impl Machine {
                 volume_id: id.to_string(),
                 read_only: volume.read_only,
                 limits: volume.limits,
+                queues: volume.queues,
                 ..Disk::default()
             };
             match volume.access.clone().and_then(|access| access.kind) {
@@ -182,6 +183,7 @@ mod tests {
                 read_only: true,
                 access: None,
                 limits: None,
+                queues: 0,
             }],
             seed: None,
             ..VmSpec::default()

@@ -171,6 +171,16 @@ impl NodeAgent for Service {
         vmmd.client().hold_queues(request).await
     }
 
+    async fn press_power_button(
+        &self,
+        request: Request<node::v1::PressPowerButtonRequest>,
+    ) -> Answer<vm::PressPowerButtonResponse> {
+        let node::v1::PressPowerButtonRequest { command: given, vm_id } = request.into_inner();
+        let vmmd = self.running(&vm_id).await?;
+        let request = vm::PressPowerButtonRequest { command: Some(command(given)?) };
+        vmmd.client().press_power_button(request).await
+    }
+
     async fn set_limits(&self, request: Request<SetLimitsRequest>) -> Answer<vm::SetLimitsResponse> {
         use node::v1::set_limits_request::Device;
         let SetLimitsRequest { command: given, vm_id, device, limits } = request.into_inner();

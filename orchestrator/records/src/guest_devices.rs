@@ -1,13 +1,50 @@
 //! Stored form of a VM's devices.
 
-use drover_cluster_state::{GuestDevices, Limit, Limits, Mac, Nic, Rate};
+use drover_cluster_state::{DeviceBus, GuestDevices, Hardware, Limit, Limits, Mac, Nic, OnReset, Rate};
 use drover_ids::VolumeId;
 use drover_wire::{store::v1 as stored, vm::v1 as vm};
 
 use crate::{
     RecordError,
-    fields::{id, id_bytes, invalid},
+    fields::{id, id_bytes, invalid, optional_name},
 };
+
+/// The fields of a stored VM that say what kind of machine it is.
+pub(crate) fn put_hardware(hardware: &Hardware, message: &mut stored::VmSpec) {
+    let Hardware { disk_queues, initrd, bus, on_reset } = hardware;
+    message.disk_queues = (*disk_queues).into();
+    message.initrd = initrd.as_ref().map(ToString::to_string).unwrap_or_default();
+    message.set_bus(match bus {
+        DeviceBus::AsNeeded => vm::DeviceBus::Unspecified,
+        DeviceBus::Mmio => vm::DeviceBus::VirtioMmio,
+        DeviceBus::Pci => vm::DeviceBus::VirtioPci,
+    });
+    message.set_on_reset(match on_reset {
+        OnReset::Restart => vm::GuestReset::Unspecified,
+        OnReset::End => vm::GuestReset::End,
+    });
+}
+
+pub(crate) fn hardware(message: &stored::VmSpec) -> Result<Hardware, RecordError> {
+    let bus = match vm::DeviceBus::try_from(message.bus) {
+        Ok(vm::DeviceBus::Unspecified) => DeviceBus::AsNeeded,
+        Ok(vm::DeviceBus::VirtioMmio) => DeviceBus::Mmio,
+        Ok(vm::DeviceBus::VirtioPci) => DeviceBus::Pci,
+        Err(_) => return Err(invalid("vm.spec.bus", message.bus)),
+    };
+    let on_reset = match vm::GuestReset::try_from(message.on_reset) {
+        Ok(vm::GuestReset::Unspecified) => OnReset::Restart,
+        Ok(vm::GuestReset::End) => OnReset::End,
+        Err(_) => return Err(invalid("vm.spec.on_reset", message.on_reset)),
+    };
+    let disk_queues = u16::try_from(message.disk_queues);
+    Ok(Hardware {
+        disk_queues: disk_queues.map_err(|_| invalid("vm.spec.disk_queues", message.disk_queues))?,
+        initrd: optional_name("vm.spec.initrd", &message.initrd)?,
+        bus,
+        on_reset,
+    })
+}
 
 /// The fields of a stored VM that say what its devices are.
 pub(crate) fn to_messages(devices: &GuestDevices) -> (Vec<stored::Nic>, Vec<stored::DiskLimits>) {
@@ -28,6 +65,7 @@ pub(crate) fn to_messages(devices: &GuestDevices) -> (Vec<stored::Nic>, Vec<stor
 pub(crate) fn from_messages(
     nics: Vec<stored::Nic>,
     disks: Vec<stored::DiskLimits>,
+    hardware: Hardware,
 ) -> Result<GuestDevices, RecordError> {
     let small = |field, value| u16::try_from(value).map_err(|_| invalid(field, "more than 65535"));
     let nic = |message: stored::Nic| -> Result<Nic, RecordError> {
@@ -53,6 +91,7 @@ pub(crate) fn from_messages(
     Ok(GuestDevices {
         nics: nics.into_iter().map(nic).collect::<Result<_, _>>()?,
         disk_limits: disks.into_iter().map(disk).collect::<Result<_, _>>()?,
+        hardware,
     })
 }
 

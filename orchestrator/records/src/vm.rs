@@ -97,7 +97,7 @@ impl StoredForm for VmSpec {
 
     fn to_message(&self) -> stored::VmSpec {
         let (nics, disk_limits) = guest_devices::to_messages(&self.devices);
-        stored::VmSpec {
+        let mut message = stored::VmSpec {
             name: self.name.to_string(),
             vcpus: self.vcpus.get(),
             memory_bytes: self.memory.get(),
@@ -117,10 +117,14 @@ impl StoredForm for VmSpec {
             constraints: (self.constraints != Constraints::default())
                 .then(|| constraints_message(&self.constraints, |vm| vm.to_string())),
             stall: self.stall.as_ref().map(StoredForm::to_message),
-        }
+            ..stored::VmSpec::default()
+        };
+        guest_devices::put_hardware(&self.devices.hardware, &mut message);
+        message
     }
 
     fn from_message(message: stored::VmSpec) -> Result<Self, RecordError> {
+        let hardware = guest_devices::hardware(&message)?;
         Ok(Self {
             name: name("vm.spec.name", &message.name)?,
             vcpus: VcpuCount::new(message.vcpus),
@@ -132,7 +136,7 @@ impl StoredForm for VmSpec {
             anti_affinity_group: optional_name("vm.spec.anti_affinity_group", &message.anti_affinity_group)?,
             priority: message.priority,
             cloud_init: message.cloud_init.map(Seed::from_message).transpose()?.map(Arc::new),
-            devices: guest_devices::from_messages(message.nics, message.disk_limits)?,
+            devices: guest_devices::from_messages(message.nics, message.disk_limits, hardware)?,
             constraints: constraints_from(message.constraints.unwrap_or_default(), |vm| vm.parse().ok())
                 .map_err(placement("vm.spec.constraints"))?,
             stall: message.stall.map(StoredForm::from_message).transpose()?,

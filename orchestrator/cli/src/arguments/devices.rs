@@ -2,9 +2,43 @@
 
 use std::str::FromStr;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use drover_client::api::Nic;
 use drover_units::Bytes;
+
+/// What kind of machine a VM is.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+pub(crate) struct HardwareArgs {
+    /// Queues of each disk, each with a thread of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) disk_queues: u32,
+    /// A first file system for the kernel: an image in the boot image's pool
+    #[arg(long, value_name = "IMAGE", default_value = "")]
+    pub(crate) initrd: String,
+    /// What its devices are on: PCI lets them be attached and detached while it runs [default: pci with an initrd, else mmio]
+    #[arg(long, value_enum, value_name = "BUS")]
+    pub(crate) bus: Option<Bus>,
+    /// What its guest's reset does
+    #[arg(long, value_enum, value_name = "ACTION", default_value_t = Reset::Restart)]
+    pub(crate) on_reset: Reset,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Bus {
+    /// A PCI bus
+    Pci,
+    /// Each device in a window of its own
+    Mmio,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Reset {
+    /// The guest starts anew, in the same process
+    Restart,
+    /// The VM ends
+    End,
+}
 
 /// Limits of one device. What is not given is not limited (any more).
 #[derive(Debug, Args)]

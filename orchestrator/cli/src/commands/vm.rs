@@ -3,7 +3,7 @@
 use drover_client::{
     LogRange,
     api::{MigrateVmRequest, Operation, SetLimitsRequest, VmSpec, set_limits_request::Device},
-    vm_api::{Limit, Limits, Rate, StallAction, StallPolicy},
+    vm_api::{DeviceBus, GuestReset, Limit, Limits, Rate, StallAction, StallPolicy},
 };
 
 use crate::{
@@ -36,7 +36,12 @@ pub(super) async fn run(session: &Session, command: VmCommand) -> anyhow::Result
             print_row(session.format, &VmRow::from(client.set_limits(limits(arguments)).await?))
         }
         VmCommand::Start { vm } => settle_and_show(session, client.start_vm(&vm).await?).await,
-        VmCommand::Stop { vm } => settle_and_show(session, client.stop_vm(&vm).await?).await,
+        VmCommand::Stop { vm, graceful: false, .. } => {
+            settle_and_show(session, client.stop_vm(&vm).await?).await
+        }
+        VmCommand::Stop { vm, graceful: true, within } => {
+            settle_and_show(session, client.stop_vm_gracefully(&vm, within).await?).await
+        }
         VmCommand::Migrate { vm, to, downtime } => {
             let request = MigrateVmRequest {
                 vm,
@@ -95,6 +100,19 @@ pub(super) fn spec(arguments: CreateVm) -> anyhow::Result<VmSpec> {
         volumes: arguments.volumes,
         nics: arguments.nics,
         volume_limits: Vec::new(),
+        disk_queues: arguments.hardware.disk_queues,
+        initrd: arguments.hardware.initrd,
+        bus: match arguments.hardware.bus {
+            None => DeviceBus::Unspecified,
+            Some(arguments::Bus::Mmio) => DeviceBus::VirtioMmio,
+            Some(arguments::Bus::Pci) => DeviceBus::VirtioPci,
+        }
+        .into(),
+        on_reset: match arguments.hardware.on_reset {
+            arguments::Reset::Restart => GuestReset::Unspecified,
+            arguments::Reset::End => GuestReset::End,
+        }
+        .into(),
         anti_affinity_group: arguments.anti_affinity,
         priority: arguments.priority,
         cloud_init: super::guest::cloud_init(&arguments.guest)?,

@@ -180,6 +180,9 @@ impl api::nodes_server::Nodes for Fake {
 
 #[tonic::async_trait]
 impl api::vms_server::Vms for Fake {
+    async fn press_power_button(&self, request: Request<api::PressPowerButtonRequest>) -> Answer<api::Vm> {
+        self.get_vm(Request::new(api::GetVmRequest { vm: request.into_inner().vm })).await
+    }
     async fn set_limits(
         &self,
         request: tonic::Request<api::SetLimitsRequest>,

@@ -26,6 +26,7 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess
             .disk_limits
             .get(&attachment.volume)
             .and_then(|limits| devices::limits_message(*limits)),
+        queues: spec.devices.hardware.disk_queues.into(),
     };
     // The first volume's pool that says anything.
     let of_pool = || spec.volumes.iter().find_map(|attachment| pools.get(&attachment.pool)?.stall);
@@ -38,7 +39,7 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess
         image_pool: spec.image_pool.to_string(),
         cmdline: spec.cmdline.clone(),
         volumes: spec.volumes.iter().map(volume).collect(),
-        initrd: String::new(),
+        initrd: spec.devices.hardware.initrd.as_ref().map(ToString::to_string).unwrap_or_default(),
         platform: Some(platform(spec)),
         nics: spec.devices.nics.iter().enumerate().map(|nic| devices::for_agent(vm, nic)).collect(),
         seed: spec
@@ -56,7 +57,12 @@ fn platform(spec: &VmSpec) -> vm::Platform {
         CpuBaseline::V1 => String::new(),
         baseline => baseline.name().to_owned(),
     };
-    vm::Platform { cpu_baseline, ..vm::Platform::default() }
+    let hardware = &spec.devices.hardware;
+    vm::Platform {
+        cpu_baseline,
+        bus: devices::bus(hardware).into(),
+        on_reset: devices::on_reset(hardware).into(),
+    }
 }
 
 fn rbd_access(access: &PoolAccess, volume: VolumeId) -> wire::PoolAccess {

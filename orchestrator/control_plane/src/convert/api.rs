@@ -102,6 +102,10 @@ fn vm_spec(state: &ClusterState, vm: &Vm) -> wire::VmSpec {
             ..wire::CloudInit::default()
         }),
         stall: spec.stall.map(super::stall),
+        disk_queues: spec.devices.hardware.disk_queues.into(),
+        initrd: spec.devices.hardware.initrd.as_ref().map(ToString::to_string).unwrap_or_default(),
+        bus: devices::bus(&spec.devices.hardware).into(),
+        on_reset: devices::on_reset(&spec.devices.hardware).into(),
         constraints: (spec.constraints != Constraints::default()).then(|| {
             constraints_message(&spec.constraints, |vm| {
                 state.vms.get(&vm).map_or_else(|| vm.to_string(), |vm| vm.spec.name.to_string())

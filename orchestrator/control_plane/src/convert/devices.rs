@@ -1,14 +1,15 @@
 //! A VM's network interfaces, and the limits of its devices.
 
-use drover_cluster_state::{Limit, Limits, Nic, Rate};
+use drover_cluster_state::{DISK_QUEUES_MAX, DeviceBus, Hardware, Limit, Limits, Nic, OnReset, Rate};
 use drover_ids::VmId;
-use drover_reconcile::admission::{AdmissionError, DeviceRequest};
+use drover_reconcile::admission::{AdmissionError, DeviceRequest, HardwareRequest};
 use drover_wire::{control::v1 as wire, node::v1 as node, vm::v1 as vm};
 
 /// The devices of a VM that a client wants.
 pub(super) fn request(
     nics: Vec<wire::Nic>,
     limits_of: Vec<wire::VolumeLimits>,
+    hardware: HardwareRequest,
 ) -> Result<DeviceRequest, AdmissionError> {
     let nic = |message: wire::Nic| -> Result<Nic, AdmissionError> {
         let invalid = |problem: String, valid: &str| invalid("spec.nics", problem, valid);
@@ -36,7 +37,51 @@ pub(super) fn request(
     Ok(DeviceRequest {
         nics: nics.into_iter().map(nic).collect::<Result<_, _>>()?,
         volume_limits: limits_of.into_iter().map(volume).collect::<Result<_, _>>()?,
+        hardware,
     })
+}
+
+/// What kind of machine a client wants.
+pub(super) fn hardware_request(spec: &wire::VmSpec) -> Result<HardwareRequest, AdmissionError> {
+    let queues = u16::try_from(spec.disk_queues).ok().filter(|queues| *queues <= DISK_QUEUES_MAX);
+    let bus = match vm::DeviceBus::try_from(spec.bus) {
+        Ok(vm::DeviceBus::Unspecified) => DeviceBus::AsNeeded,
+        Ok(vm::DeviceBus::VirtioMmio) => DeviceBus::Mmio,
+        Ok(vm::DeviceBus::VirtioPci) => DeviceBus::Pci,
+        Err(_) => return Err(invalid("spec.bus", format!("it is {}", spec.bus), "a bus of DeviceBus")),
+    };
+    let on_reset = match vm::GuestReset::try_from(spec.on_reset) {
+        Ok(vm::GuestReset::Unspecified) => OnReset::Restart,
+        Ok(vm::GuestReset::End) => OnReset::End,
+        Err(_) => {
+            let problem = format!("it is {}", spec.on_reset);
+            return Err(invalid("spec.on_reset", problem, "an action of GuestReset"));
+        }
+    };
+    Ok(HardwareRequest {
+        disk_queues: queues.ok_or_else(|| {
+            let valid = format!("at most {DISK_QUEUES_MAX}; 0 is 1");
+            invalid("spec.disk_queues", format!("there are {}", spec.disk_queues), &valid)
+        })?,
+        initrd: spec.initrd.clone(),
+        bus,
+        on_reset,
+    })
+}
+
+pub(super) fn bus(hardware: &Hardware) -> vm::DeviceBus {
+    match hardware.bus {
+        DeviceBus::AsNeeded => vm::DeviceBus::Unspecified,
+        DeviceBus::Mmio => vm::DeviceBus::VirtioMmio,
+        DeviceBus::Pci => vm::DeviceBus::VirtioPci,
+    }
+}
+
+pub(super) fn on_reset(hardware: &Hardware) -> vm::GuestReset {
+    match hardware.on_reset {
+        OnReset::Restart => vm::GuestReset::Unspecified,
+        OnReset::End => vm::GuestReset::End,
+    }
 }
 
 fn invalid(field: &'static str, problem: String, valid: &str) -> AdmissionError {

@@ -34,12 +34,13 @@ pub(crate) fn within(field: &'static str) -> impl FnOnce(MessageError) -> Admiss
 
 /// What a client wants created. VMs that its rules name are looked up.
 pub(crate) fn create_vm(state: &ClusterState, spec: wire::VmSpec) -> Result<CreateVm, AdmissionError> {
+    let hardware = devices::hardware_request(&spec)?;
     let mut constraints = constraints_from(spec.constraints.unwrap_or_default(), |text| find_vm(state, text))
         .map_err(within("spec.constraints"))?;
     // The server's to say.
     constraints.set = None;
     let cloud_init = spec.cloud_init.map(seed).transpose()?.map(Arc::new);
-    let devices = devices::request(spec.nics, spec.volume_limits)?;
+    let devices = devices::request(spec.nics, spec.volume_limits, hardware)?;
     Ok(CreateVm {
         devices,
         name: spec.name,

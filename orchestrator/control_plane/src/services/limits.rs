@@ -1,36 +1,24 @@
 //! Limits of a VM's devices: kept, and passed on to the node that runs it.
 
-use std::time::Duration;
-
-use drover_ids::VmId;
+use drover_cluster_state::ClusterState;
 use drover_ports::Store;
 use drover_reconcile::admission::{self, DeviceName};
 use drover_wire::{
     control::v1::{self as wire, SetLimitsRequest, set_limits_request::Device},
     node::v1 as node,
-    vm::v1 as vm,
 };
 use tokio::time::timeout;
 use tonic::Status;
-use uuid::Uuid;
 
-use super::{Api, vms::find};
+use super::{
+    Api,
+    running::{PASS_ON_WITHIN, Running},
+    vms::find,
+};
 use crate::{
     convert,
     status::{gone, invalid, submit_failed},
 };
-
-/// An agent passes this on to a process of its host.
-const PASS_ON_WITHIN: Duration = Duration::from_secs(5);
-
-/// Where the change has to be known at once, and as what.
-struct Running {
-    address: String,
-    node_name: String,
-    epoch: u64,
-    /// The volume's id, where the client may have given its name.
-    volume_id: String,
-}
 
 /// Keeps the limits and tells the node.
 pub(super) async fn set<S: Store>(api: &Api<S>, request: SetLimitsRequest) -> Result<wire::Vm, Status> {
@@ -45,15 +33,16 @@ pub(super) async fn set<S: Store>(api: &Api<S>, request: SetLimitsRequest) -> Re
     let kept = api.cluster.submit(move |view| admission::set_limits(view.state, &text, (&wanted, limits)));
     let vm = kept.await.map_err(submit_failed)?;
     let named = device.clone();
-    let running = api.cluster.read(move |view| running(view.state, vm, &named)).await.map_err(gone)?;
-    if let Some(running) = running {
+    let look = move |view: drover_driver::View<'_>| {
+        Some((Running::find(view.state, vm)?, volume_id(view.state, &named)))
+    };
+    if let Some((running, volume_id)) = api.cluster.read(look).await.map_err(gone)? {
         let device = match device {
-            DeviceName::Volume(_) => node::set_limits_request::Device::VolumeId(running.volume_id.clone()),
+            DeviceName::Volume(_) => node::set_limits_request::Device::VolumeId(volume_id),
             DeviceName::Nic(mac) => node::set_limits_request::Device::Mac(mac),
         };
-        let command = vm::Command { operation_id: Uuid::new_v4().to_string(), owner_epoch: running.epoch };
         let request = node::SetLimitsRequest {
-            command: Some(command),
+            command: Some(running.command()),
             vm_id: vm.to_string(),
             device: Some(device),
             limits: convert::limits_message(limits),
@@ -76,20 +65,12 @@ pub(super) async fn set<S: Store>(api: &Api<S>, request: SetLimitsRequest) -> Re
     api.cluster.read(get).await.map_err(gone)?
 }
 
-fn running(state: &drover_cluster_state::ClusterState, vm: VmId, device: &DeviceName) -> Option<Running> {
-    let vm = state.vms.get(&vm)?;
-    let candidate = vm.ownership.candidates().next()?;
-    let node = state.nodes.get(&candidate.node)?;
-    let volume_id = match device {
+/// The volume's id, where the client may have given its name.
+fn volume_id(state: &ClusterState, device: &DeviceName) -> String {
+    match device {
         DeviceName::Nic(_) => String::new(),
         DeviceName::Volume(text) => {
             state.volume_named(text).map(|volume| volume.id.to_string()).unwrap_or_else(|| text.clone())
         }
-    };
-    Some(Running {
-        address: node.address.clone(),
-        node_name: node.name.to_string(),
-        epoch: candidate.epoch.get(),
-        volume_id,
-    })
+    }
 }

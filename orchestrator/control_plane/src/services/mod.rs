@@ -11,6 +11,7 @@ mod operations;
 mod placement;
 mod pools;
 mod registry;
+mod running;
 mod snapshots;
 mod vms;
 mod volumes;

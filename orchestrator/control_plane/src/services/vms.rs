@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     Api,
     console::{self, ConsoleStream},
-    identity, limits,
+    identity, limits, running,
 };
 use crate::{
     convert,
@@ -147,6 +147,13 @@ impl<S: Store> Vms for Api<S> {
         let DeleteVmRequest { request_id, vm } = request.into_inner();
         let identity = identity(request_id);
         self.operate(move |view| admission::delete_vm(view.state, &vm, &identity, view.now.wall)).await
+    }
+
+    async fn press_power_button(
+        &self,
+        request: Request<wire::PressPowerButtonRequest>,
+    ) -> Result<Response<wire::Vm>, Status> {
+        running::press_power_button(self, request.into_inner().vm).await.map(Response::new)
     }
 
     async fn set_limits(&self, request: Request<SetLimitsRequest>) -> Result<Response<wire::Vm>, Status> {

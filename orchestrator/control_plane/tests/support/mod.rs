@@ -335,6 +335,12 @@ impl node::node_agent_server::NodeAgent for FakeAgent {
         Ok(Response::new(vm::HoldQueuesResponse { drained_us: 1 }))
     }
 
+    async fn press_power_button(
+        &self,
+        _: Request<node::PressPowerButtonRequest>,
+    ) -> Answer<vm::PressPowerButtonResponse> {
+        Ok(Response::new(vm::PressPowerButtonResponse {}))
+    }
     async fn set_limits(&self, _: Request<node::SetLimitsRequest>) -> Answer<vm::SetLimitsResponse> {
         Ok(Response::new(vm::SetLimitsResponse {}))
     }

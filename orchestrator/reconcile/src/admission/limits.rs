@@ -1,9 +1,12 @@
 //! What a VM's devices may do.
 
-use drover_cluster_state::{ClusterState, GuestDevices, Limits, Mac, NICS_MAX, Nic, Record, Right, Txn, Vm};
+use drover_cluster_state::{
+    ClusterState, DeviceBus, GuestDevices, Hardware, Key, Limits, Mac, NICS_MAX, Name, Nic, OnReset, Record,
+    Right, Txn, Vm,
+};
 use drover_ids::VmId;
 
-use super::{AdmissionError, find_vm};
+use super::{AdmissionError, find_vm, vm::find_image};
 
 /// The devices of a new VM, as the client sent them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +15,45 @@ pub struct DeviceRequest {
     pub nics: Vec<Nic>,
     /// Limits of volumes, by name or id.
     pub volume_limits: Vec<(String, Limits)>,
+    /// What kind of machine it is.
+    pub hardware: HardwareRequest,
+}
+
+/// What kind of machine a new VM is, as the client sent it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HardwareRequest {
+    /// Queues of each disk; 0 is one.
+    pub disk_queues: u16,
+    /// Name of an image; empty: none.
+    pub initrd: String,
+    /// What its devices are on.
+    pub bus: DeviceBus,
+    /// What its guest's reset does.
+    pub on_reset: OnReset,
+}
+
+/// What a request's names mean. The initrd is where the boot image is, since a node has both from one folder.
+pub(super) fn resolve_hardware(
+    state: &ClusterState,
+    request: &HardwareRequest,
+    image_pool: &Name,
+    txn: &mut Txn,
+) -> Result<Hardware, AdmissionError> {
+    let HardwareRequest { disk_queues, initrd, bus, on_reset } = request;
+    let initrd = match initrd.as_str() {
+        "" => None,
+        text => {
+            let image = find_image(state, "spec.initrd", text)?;
+            if image.pool != *image_pool {
+                let problem = format!("image '{}' is in pool '{}'", image.name, image.pool);
+                let valid = format!("an image in the boot image's pool, '{image_pool}'");
+                return Err(AdmissionError::invalid("spec.initrd", problem, valid));
+            }
+            txn.require(Key::Image(image.name.clone()), image);
+            Some(image.name.clone())
+        }
+    };
+    Ok(Hardware { disk_queues: *disk_queues, initrd, bus: *bus, on_reset: *on_reset })
 }
 
 /// One of a VM's devices, as a client names it.

@@ -25,7 +25,7 @@ use drover_ids::{OperationId, VmId};
 
 pub use cancel::cancel_operation;
 pub use error::{AdmissionError, Category};
-pub use limits::{DeviceName, DeviceRequest, set_limits};
+pub use limits::{DeviceName, DeviceRequest, HardwareRequest, set_limits};
 pub use migrate::{MigrateVm, migrate_vm};
 pub use moves::{
     AdmittedMoves, DrainTarget, PARALLEL_DEFAULT, defragment, drain, question_of, rebalance, undrain,

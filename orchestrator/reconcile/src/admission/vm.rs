@@ -4,16 +4,16 @@ use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc, time::Duration}
 
 use drover_cloud_init::Seed;
 use drover_cluster_state::{
-    ClusterEvent, ClusterState, Constraints, Desired, Image, Key, Name, NameKind, NameRecord, NumaPolicy,
-    Operation, OperationKind, OperationState, Ownership, Record, Restarts, StallPolicy, StopCause, Stored,
-    Subject, Txn, Vm, VmSpec, Volume, VolumeAttachment, VolumeState, WallTime, event_kind,
+    ClusterEvent, ClusterState, Constraints, Desired, GuestDevices, Image, Key, Name, NameKind, NameRecord,
+    NumaPolicy, Operation, OperationKind, OperationState, Ownership, Record, Restarts, StallPolicy,
+    StopCause, Stored, Subject, Txn, Vm, VmSpec, Volume, VolumeAttachment, VolumeState, WallTime, event_kind,
 };
 use drover_ids::{Generation, OperationId, VmId, VolumeId};
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
 
 use super::{
     AdmissionError, Admitted, DeviceRequest, RequestIdentity, find_vm, is_about,
-    limits::resolve_devices,
+    limits::{resolve_devices, resolve_hardware},
     project::admit_to_project,
     repeated, require_idle, running_operation,
     storage::{require_settled, require_settled_volumes},
@@ -107,7 +107,7 @@ pub(super) fn resolve_spec(
     txn: &mut Txn,
 ) -> Result<VmSpec, AdmissionError> {
     let name = parse_name("spec.name", &request.name)?;
-    let image = find_image(state, &request.image)?;
+    let image = find_image(state, "spec.image", &request.image)?;
     check_shape(request, image)?;
     let volumes = find_volumes(state, &request.volumes)?;
     // Narrows the race with the image's removal; who wins it nevertheless gets a start that fails and says why.
@@ -130,7 +130,8 @@ pub(super) fn resolve_spec(
         cloud_init: request.cloud_init.clone(),
         devices: {
             let attached: Vec<_> = volumes.iter().map(|volume| (volume.id, volume.name.as_str())).collect();
-            resolve_devices(&request.devices, &attached)?
+            let hardware = resolve_hardware(state, &request.devices.hardware, &image.pool, txn)?;
+            GuestDevices { hardware, ..resolve_devices(&request.devices, &attached)? }
         },
         constraints: with_networks(request)?,
         stall: request.stall,
@@ -311,11 +312,14 @@ pub(super) fn parse_name(field: &'static str, text: &str) -> Result<Name, Admiss
     })
 }
 
-fn find_image<'a>(state: &'a ClusterState, text: &str) -> Result<&'a Stored<Image>, AdmissionError> {
+pub(super) fn find_image<'a>(
+    state: &'a ClusterState,
+    field: &'static str,
+    text: &str,
+) -> Result<&'a Stored<Image>, AdmissionError> {
     let image = Name::new(text).ok().and_then(|name| state.images.get(&name));
-    image.ok_or_else(|| {
-        AdmissionError::not_found("spec.image", "image", text, state.images.keys().map(Name::as_str))
-    })
+    image
+        .ok_or_else(|| AdmissionError::not_found(field, "image", text, state.images.keys().map(Name::as_str)))
 }
 
 fn check_shape(request: &CreateVm, image: &Image) -> Result<(), AdmissionError> {

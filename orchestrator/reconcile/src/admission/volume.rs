@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 use drover_cluster_state::{
     ClusterState, DiskImageState, Image, Key, Name, NameKind, NameRecord, Operation, OperationKind,
-    OperationState, Record, SnapshotState, StorageWork, Stored, Subject, Txn, Volume, VolumeState, WallTime,
+    OperationState, Record, SnapshotState, StorageWork, Stored, Subject, Txn, VmSpec, Volume, VolumeState,
+    WallTime,
 };
 use drover_ids::{OperationId, SnapshotId, VolumeId};
 use drover_units::{Bytes, SECTOR_SIZE};
@@ -224,8 +225,11 @@ pub fn delete_image(
     let found = found.ok_or_else(|| {
         AdmissionError::not_found("image", "image", image, state.images.keys().map(Name::as_str))
     })?;
+    let needs = |spec: &VmSpec| {
+        spec.image == found.name || spec.devices.hardware.initrd.as_ref() == Some(&found.name)
+    };
     let users: Vec<&str> =
-        state.vms.values().filter(|vm| vm.spec.image == found.name).map(|vm| vm.spec.name.as_str()).collect();
+        state.vms.values().filter(|vm| needs(&vm.spec)).map(|vm| vm.spec.name.as_str()).collect();
     if let Some(first) = users.first() {
         let users = match users.len() {
             1 => format!("VM '{first}'"),
