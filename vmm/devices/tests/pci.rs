@@ -351,6 +351,21 @@ fn a_disk_with_several_queues_has_a_doorbell_and_a_vector_for_each() {
 }
 
 #[test]
+fn a_reset_of_the_machine_puts_the_function_back_to_where_it_was_at_first() {
+    let machine = Machine::new();
+    let new = machine.saved();
+    machine.start();
+    machine.set_config(0x10, ELSEWHERE as u32);
+    machine.offer(0, 1);
+    machine.ring(ELSEWHERE);
+    machine.messages.wait(1);
+    machine.disk.pause(SOON).unwrap();
+    assert_ne!(machine.saved(), new);
+    machine.disk.reset().unwrap();
+    assert_eq!(machine.saved(), new);
+}
+
+#[test]
 fn a_reset_forgets_vectors_and_a_vector_beyond_the_table_is_refused() {
     let machine = Machine::new();
     machine.start();
