@@ -3,13 +3,17 @@
 //! The bytes are a script of small steps: descriptors, heads, doorbells, registers, configuration space, writes to RAM. Most
 //! numbers are almost right, since what is wholly wrong is refused at the door. Whatever the script, the device ends its
 //! work, becomes quiet, can be saved, and is as good as new after a reset.
+#![allow(unreachable_pub, dead_code, reason = "public in the fuzz targets' crate, which uses all of it")]
+
+mod requests;
 
 use std::{
-    io,
+    io::{self, Write as _},
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::net::{UnixDatagram, UnixListener},
+        unix::net::{UnixDatagram, UnixListener, UnixStream},
     },
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -44,6 +48,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 const STEPS_MAX: usize = 256;
 
 const VERSION_1: u64 = 1 << 32;
+
+/// Where requests that are almost right put what they send, and what they receive into: one place per descriptor.
+const MESSAGES: u64 = 0x8_0000;
+const MESSAGE_LEN: u64 = 0x1000;
+const ROOM: u64 = MESSAGES + MESSAGE_LEN * QUEUE_SIZE as u64;
 
 /// What the device is plugged into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +132,8 @@ struct Guest {
     offered: Vec<u16>,
     kind: &'static str,
     transport: Transport,
+    /// What is at the other end of the device.
+    _peer: Option<Peer>,
 }
 
 enum Plugged {
@@ -138,7 +149,7 @@ impl Guest {
     fn with_memory(kind: &str, transport: Transport, memory: GuestMemory) -> Self {
         let kind = KINDS.into_iter().find(|known| *known == kind).expect("a kind");
         let bells = Arc::<Bells>::default();
-        let device = device(kind, &memory);
+        let (device, peer) = device(kind, &memory);
         let queues = device.queue_sizes().len() as u64;
         let name = kind.to_owned();
         let device = match transport {
@@ -171,7 +182,7 @@ impl Guest {
             }
         };
         let offered = vec![0; usize::try_from(queues).expect("few")];
-        Self { memory, device, bells, queues, offered, kind, transport }
+        Self { memory, device, bells, queues, offered, kind, transport, _peer: peer }
     }
 
     fn set(&self, at: u64, data: &[u8]) {
@@ -265,7 +276,8 @@ impl Guest {
 
     fn step(&mut self, step: u8, script: &mut Script<'_>) {
         let queue = u64::from(step >> 4) % self.queues.min(6);
-        match step % 12 {
+        match step % 16 {
+            12..=15 => self.request(queue, script),
             0..=3 => {
                 let index = script.small() % u64::from(QUEUE_SIZE);
                 self.put_descriptor(rings(queue) + 16 * index, script);
@@ -295,6 +307,41 @@ impl Guest {
                 _ => self.start(script.number()),
             },
         }
+    }
+
+    /// Offers what a driver would, and rings.
+    fn request(&mut self, queue: u64, script: &mut Script<'_>) {
+        let choice = script.small();
+        let first = choice % u64::from(QUEUE_SIZE);
+        let message = requests::message(self.kind, queue, self.queues, script);
+        let at = MESSAGES + first * MESSAGE_LEN;
+        self.memory.write(Gpa::new(at), &message.bytes).expect("RAM");
+        // The message in one piece or two, room for an answer in up to three, a byte for a status.
+        let len = message.bytes.len() as u64;
+        let cut = if choice & 0x10 == 0 { 0 } else { script.small().min(len) };
+        let mut buffers = vec![(at, cut, 0), (at + cut, len - cut, 0)];
+        for _ in 0..choice >> 6 {
+            let len = script.length() % 0x8000;
+            let writable = u16::from(choice & 0x20 == 0) * 2;
+            buffers.push((ROOM + script.small() * 16, len, writable));
+        }
+        if message.has_status {
+            buffers.push((at + MESSAGE_LEN - 1, 1, 2));
+        }
+        buffers.retain(|(_, len, _)| *len > 0);
+        let last = buffers.len().wrapping_sub(1);
+        for (n, (at, len, flags)) in buffers.into_iter().enumerate() {
+            let index = (first + n as u64) % u64::from(QUEUE_SIZE);
+            let next = (index + 1) % u64::from(QUEUE_SIZE);
+            let mut raw = Vec::with_capacity(16);
+            raw.extend(at.to_le_bytes());
+            raw.extend((len as u32).to_le_bytes());
+            raw.extend((flags | u16::from(n != last)).to_le_bytes());
+            raw.extend((next as u16).to_le_bytes());
+            self.memory.write(Gpa::new(rings(queue) + 16 * index), &raw).expect("RAM");
+        }
+        self.offer(queue, first as u16);
+        self.bells.ring(queue);
     }
 
     fn put_descriptor(&self, at: u64, script: &mut Script<'_>) {
@@ -331,7 +378,7 @@ impl Guest {
         let device = self.as_device();
         device.pause(LIMIT).unwrap_or_else(|error| panic!("{}: does not become quiet: {error}", self.kind));
         if let Saved::State(state) = device.save() {
-            restored(self.kind, self.transport, &self.memory, &state);
+            let _ = restored(self.kind, self.transport, &self.memory, &state);
         }
         device.resume().unwrap_or_else(|error| panic!("{}: does not go on: {error}", self.kind));
     }
@@ -345,23 +392,48 @@ impl Guest {
 }
 
 /// Gives a state to a device of its kind in another machine: it takes it or refuses it, and survives both.
-fn restored(kind: &str, transport: Transport, memory: &GuestMemory, state: &Envelope) {
+fn restored(kind: &str, transport: Transport, memory: &GuestMemory, state: &Envelope) -> Option<Guest> {
     let target = Guest::with_memory(kind, transport, memory.clone());
     let device = target.as_device();
     let _ = device.pause(LIMIT);
-    let _ = device.restore(state);
+    device.restore(state).is_ok().then_some(target)
 }
 
-/// Gives any bytes as the state of a device of this kind.
+/// Gives any bytes as the state of a device of this kind. One that takes them goes on with them, saves what it took, and
+/// comes back after a reset.
 pub fn restore(kind: &str, transport: Transport, state: &Envelope) {
     let memory = GuestMemory::anonymous(Bytes::new(RAM));
-    restored(kind, transport, &memory, state);
+    let Some(mut guest) = restored(kind, transport, &memory, state) else { return };
+    let device = guest.as_device();
+    let Saved::State(taken) = device.save() else { panic!("{kind}: it has taken a state") };
+    assert!(
+        restored(kind, transport, &memory, &taken).is_some(),
+        "{kind}: it takes what it has saved itself"
+    );
+    device.resume().unwrap_or_else(|error| panic!("{kind}: does not go on: {error}"));
+    for queue in 0..guest.queues {
+        guest.bells.ring(queue);
+    }
+    guest.comes_back();
 }
 
-fn device(kind: &str, memory: &GuestMemory) -> Box<dyn VirtioDevice> {
+/// The state of a device of this kind, as its driver leaves it when it has started.
+pub fn saved(kind: &str, transport: Transport) -> Envelope {
+    let mut guest = Guest::new(kind, transport);
+    guest.start(u64::MAX);
+    let device = guest.as_device();
+    device.pause(LIMIT).unwrap_or_else(|error| panic!("{kind}: does not become quiet: {error}"));
+    match device.save() {
+        Saved::State(state) => state,
+        other => panic!("{kind} has state, not {other:?}"),
+    }
+}
+
+fn device(kind: &str, memory: &GuestMemory) -> (Box<dyn VirtioDevice>, Option<Peer>) {
     let events: Arc<dyn DeviceEvents> = Arc::new(Quiet);
     let name = kind.to_owned();
-    match kind {
+    let mut peer = None;
+    let device: Box<dyn VirtioDevice> = match kind {
         "blk" => {
             let backend = Arc::new(MemoryImage::new(Bytes::mib(1)).open());
             let (vm, node) = (VmId::from_u128(1), NodeId::from_u128(1));
@@ -372,8 +444,12 @@ fn device(kind: &str, memory: &GuestMemory) -> Box<dyn VirtioDevice> {
         "net" => {
             let (near, far) = UnixDatagram::pair().expect("sockets");
             near.set_nonblocking(true).expect("a socket");
-            // Something to receive.
-            far.send(&[0; 100]).expect("sent");
+            // Something to receive: to all, to the interface, and too short to be a frame.
+            for (first, len) in [(0xff, 100), (0x52, 1514), (0x52, 60), (0, 13), (0xff, 1000)] {
+                let mut frame = vec![0; len];
+                frame[12..].fill(first);
+                far.send(&frame).expect("sent");
+            }
             let ports: Vec<Box<dyn NetPort>> = vec![Box::new(Port { near, _far: far })];
             let mac = MacAddress([0x52, 0x54, 0, 0, 0, 1]);
             let config =
@@ -382,12 +458,9 @@ fn device(kind: &str, memory: &GuestMemory) -> Box<dyn VirtioDevice> {
         }
         "rng" => Box::new(VirtioRng::new(RngConfig { name, events })),
         "vsock" => {
-            // Nothing but the device knows its name.
-            static NEXT: AtomicU64 = AtomicU64::new(0);
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = std::env::temp_dir().join(format!("drover-hostile-{}-{number}", std::process::id()));
-            let listener = UnixListener::bind(&path).expect("a free name");
-            let _ = std::fs::remove_file(&path);
+            let (host, listener) = Peer::new();
+            let path = host.path.clone();
+            peer = Some(host);
             Box::new(
                 VirtioVsock::new(VsockConfig { name, cid: 42, listener, path, events }).expect("a device"),
             )
@@ -395,7 +468,9 @@ fn device(kind: &str, memory: &GuestMemory) -> Box<dyn VirtioDevice> {
         "balloon" => {
             let ram = memory.layout().clone();
             let config = BalloonConfig { name, ram, deflate_on_oom: true, events };
-            Box::new(VirtioBalloon::new(config).expect("a balloon"))
+            let balloon = VirtioBalloon::new(config).expect("a balloon");
+            balloon.balloon().set_target(Bytes::kib(512));
+            Box::new(balloon)
         }
         "console" => {
             let size = ConsoleSize { columns: 80, rows: 25 };
@@ -403,12 +478,47 @@ fn device(kind: &str, memory: &GuestMemory) -> Box<dyn VirtioDevice> {
             Box::new(VirtioConsole::new(config).expect("a console"))
         }
         _ => panic!("no such kind: {kind}"),
+    };
+    (device, peer)
+}
+
+/// Processes on the host: one that listens on port 1, and one that connects to the guest's port 3.
+struct Peer {
+    path: PathBuf,
+    _listener: UnixListener,
+    _client: UnixStream,
+}
+
+impl Peer {
+    fn new() -> (Self, UnixListener) {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("drover-hostile-{}-{number}", std::process::id()));
+        let device = UnixListener::bind(&path).expect("a free name");
+        let own = UnixListener::bind(Self::own(&path)).expect("a free name");
+        let mut client = UnixStream::connect(&path).expect("it listens");
+        client.write_all(b"CONNECT 3\nhello").expect("room");
+        (Self { path, _listener: own, _client: client }, device)
+    }
+
+    fn own(path: &std::path::Path) -> PathBuf {
+        let mut own = path.as_os_str().to_owned();
+        own.push("_1");
+        own.into()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        for path in [Self::own(&self.path), self.path.clone()] {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
 /// Takes what devices tell, and says nothing.
 #[derive(Clone, Debug)]
-struct Quiet;
+pub struct Quiet;
 
 impl DeviceEvents for Quiet {
     fn notify(&self, event: DeviceEvent) {
@@ -475,7 +585,8 @@ impl Bells {
             // Registers in memory tell queues apart by what is written, PCI by where.
             let is_its = match bell.value {
                 Some(value) => u64::from(value) == queue,
-                None => (at.get() - BASE.get() - 0x3000) / 4 == queue,
+                // Wherever the BAR has been put.
+                None => at.get() & 0x7fff == 0x3000 + 4 * queue,
             };
             if is_its {
                 event.write(1).expect("an event");
