@@ -452,8 +452,16 @@ fn device(kind: &str, memory: &GuestMemory) -> (Box<dyn VirtioDevice>, Option<Pe
             }
             let ports: Vec<Box<dyn NetPort>> = vec![Box::new(Port { near, _far: far })];
             let mac = MacAddress([0x52, 0x54, 0, 0, 0, 1]);
-            let config =
-                NetConfig { name, mac, mtu: Some(1500), ports, offloads: Offloads::default(), events };
+            let config = NetConfig {
+                name,
+                mac,
+                mtu: Some(1500),
+                ports,
+                offloads: Offloads::default(),
+                metrics: Arc::default(),
+                throttle: Arc::default(),
+                events,
+            };
             Box::new(VirtioNet::new(config).expect("an interface"))
         }
         "rng" => Box::new(VirtioRng::new(RngConfig { name, events })),
