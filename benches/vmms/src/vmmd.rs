@@ -138,7 +138,11 @@ impl Vmmd {
     /// # Errors
     /// If it refuses.
     pub async fn create(&mut self, epoch: u64, config: wire::VmConfig) -> anyhow::Result<()> {
-        let create = wire::CreateRequest { command: command(epoch), config: Some(config), lease: None };
+        let create = wire::CreateRequest {
+            command: command(epoch),
+            config: Some(config),
+            ..wire::CreateRequest::default()
+        };
         self.client.create(create).await.context("Create")?;
         Ok(())
     }

@@ -48,6 +48,8 @@ pub enum StopReason {
     MigrationFailed,
     /// The storage did not answer for longer than the VM's policy allows.
     StorageStalled,
+    /// Written into a file by command.
+    Suspended,
 }
 
 impl StopReason {
@@ -63,6 +65,7 @@ impl StopReason {
             Self::VmmFailure => "the VMM failed",
             Self::MigrationFailed => "the incoming migration failed",
             Self::StorageStalled => "its storage did not answer",
+            Self::Suspended => "suspended to a file",
         }
     }
 }

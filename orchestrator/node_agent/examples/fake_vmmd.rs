@@ -191,6 +191,21 @@ impl Vm for Fake {
     async fn set_limits(&self, _: Request<vm::SetLimitsRequest>) -> Answer<vm::SetLimitsResponse> {
         Ok(Response::new(vm::SetLimitsResponse {}))
     }
+    async fn suspend(&self, _: Request<vm::SuspendRequest>) -> Answer<VmInfo> {
+        Ok(Response::new(self.set(vm::VmState::Stopped)))
+    }
+    async fn set_balloon(&self, _: Request<vm::SetBalloonRequest>) -> Answer<vm::BalloonStatus> {
+        Ok(Response::new(vm::BalloonStatus::default()))
+    }
+    async fn get_balloon(&self, _: Request<vm::GetBalloonRequest>) -> Answer<vm::BalloonStatus> {
+        Ok(Response::new(vm::BalloonStatus::default()))
+    }
+    async fn reclaim_free_memory(
+        &self,
+        _: Request<vm::ReclaimFreeMemoryRequest>,
+    ) -> Answer<vm::ReclaimFreeMemoryResponse> {
+        Ok(Response::new(vm::ReclaimFreeMemoryResponse::default()))
+    }
     async fn metrics(&self, _: Request<vm::MetricsRequest>) -> Answer<vm::MetricsResponse> {
         Ok(Response::new(vm::MetricsResponse { text: self.lease.borrow().to_string() }))
     }

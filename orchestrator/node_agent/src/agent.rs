@@ -242,7 +242,9 @@ impl Agent {
 
     fn ask(&mut self, asked: Asked, reply: oneshot::Sender<Result<Reply, Status>>) {
         // A VM that cannot be started here is no news to one that runs.
-        if let Body::Machine(Err(status)) = &asked.body {
+        if let Body::Machine(machine) = &asked.body
+            && let Err(status) = &**machine
+        {
             let epoch = asked.epoch();
             let here = |view: drover_node_supervisor::VmView| {
                 view.vm == asked.vm && view.epoch == epoch && !view.ended
@@ -330,10 +332,10 @@ impl Agent {
             tokio::spawn(async move { inbox.send(Message::Launched { vm, run, result }).await.ok() });
         };
         let machine = match self.asked.get(&ticket) {
-            Some((Asked { body: Body::Machine(Ok(machine)), verb, command, .. }, _)) => {
-                Ok((machine.clone(), *verb, command.clone()))
-            }
-            Some((Asked { body: Body::Machine(Err(status)), .. }, _)) => Err(status.clone()),
+            Some((Asked { body: Body::Machine(machine), verb, command, .. }, _)) => match &**machine {
+                Ok(machine) => Ok((machine.clone(), *verb, command.clone())),
+                Err(status) => Err(status.clone()),
+            },
             _ => Err(Status::internal("a launch without a machine")),
         };
         let name = machine.as_ref().map(|(machine, ..)| machine.config.name.clone()).unwrap_or_default();

@@ -125,6 +125,7 @@ impl Machine {
             initrd_path,
             platform: spec.platform,
             nics,
+            ..VmConfig::default()
         };
         if spec.seed.as_ref().is_some_and(|seed| seed.image.len() > SEED_BYTES_MAX) {
             return Err(invalid(format!("spec.seed has more than {SEED_BYTES_MAX} bytes")));

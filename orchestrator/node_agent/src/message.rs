@@ -61,7 +61,7 @@ impl Asked {
 pub(crate) enum Body {
     None,
     /// The VM to bring up; or why this node cannot, which matters only if it does not run yet.
-    Machine(Result<Machine, Status>),
+    Machine(Box<Result<Machine, Status>>),
     MigrateOut(drover_wire::vm::v1::MigrateOutRequest),
     CancelMigration {
         migration_id: String,

@@ -66,7 +66,7 @@ impl Relay {
                 let request = MigrateInRequest {
                     command: Some(command),
                     migration_id: migration.to_string(),
-                    config: Some(machine?.config),
+                    config: Some((*machine)?.config),
                     listen_address: self.listen,
                     lease: self.lease.map(wire_lease),
                 };

@@ -61,7 +61,7 @@ impl Service {
 
     fn machine(&self, spec: Option<VmSpec>) -> Result<(VmId, Body), Status> {
         let vm = vm_id("spec.vm_id", spec.as_ref().map(|spec| spec.vm_id.as_str()).unwrap_or_default())?;
-        Ok((vm, Body::Machine(Machine::resolve(spec, self.node, &self.offers))))
+        Ok((vm, Body::Machine(Box::new(Machine::resolve(spec, self.node, &self.offers)))))
     }
 
     /// The process of a VM that runs here.

@@ -61,8 +61,12 @@ impl Vmmd {
     }
 
     pub(crate) async fn create(&self, command: Command, config: VmConfig, lease: Lease) -> Result<VmInfo> {
-        let request =
-            CreateRequest { command: Some(command), config: Some(config), lease: Some(wire_lease(lease)) };
+        let request = CreateRequest {
+            command: Some(command),
+            config: Some(config),
+            lease: Some(wire_lease(lease)),
+            ..CreateRequest::default()
+        };
         bounded(BUILD_WITHIN, self.client.clone().create(request)).await
     }
 

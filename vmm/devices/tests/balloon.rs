@@ -103,6 +103,33 @@ fn inflating_gives_memory_back_and_marks_it_as_zero() {
     assert_eq!(driver.read(USED, 5), b"again");
 }
 
+/// What the guest's RAM takes of the host, by the kernel's own word.
+fn pss_kib(driver: &Driver) -> u64 {
+    let region = driver.memory.regions().next().unwrap();
+    let start = format!("{:x}-", region.host_address.addr());
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mapping = smaps.lines().skip_while(|line| !line.starts_with(&start));
+    let pss = mapping.into_iter().find(|line| line.starts_with("Pss:")).expect("a mapping");
+    pss.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_hosts_memory_goes_down_with_each_way_of_giving_back() {
+    let (mut driver, _) = started(ALL);
+    let used = pss_kib(&driver);
+    assert!(used >= USED_PAGES * 4, "{used} KiB");
+    inflate(&mut driver, &numbers(0..512));
+    let inflated = pss_kib(&driver);
+    driver.send(REPORTS, &[Write(USED + 512 * 4096, 256 * 4096)]);
+    driver.wait(REPORTS);
+    let reported = pss_kib(&driver);
+    println!(
+        "PSS of guest RAM: {used} KiB, {inflated} after inflating 2 MiB, {reported} after 1 MiB was reported free"
+    );
+    // The list of page numbers takes a page itself.
+    assert!(inflated <= used - 508 * 4 && reported <= inflated - 252 * 4);
+}
+
 #[test]
 fn the_host_asks_and_the_driver_says_how_far_it_is() {
     let (driver, balloon) = started(ALL);

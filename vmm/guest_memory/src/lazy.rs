@@ -162,15 +162,28 @@ pub struct Loader {
     finished: bool,
 }
 
-impl GuestMemory {
-    /// From now on pages come from the loader. The memory is new: nothing has been written to it.
+/// A way to hear of missing pages that no memory uses yet. It is of the process that opened it.
+#[derive(Debug)]
+pub struct FaultSource(OwnedFd);
+
+impl FaultSource {
+    /// Opens one. A process that gives its privileges up does so before.
     ///
     /// # Errors
     /// [`MemoryError::Lazy`] where the host has no userfaultfd, or not for this process: it takes CAP_SYS_PTRACE, or
     /// access to /dev/userfaultfd.
-    pub fn load_on_demand(&self) -> Result<Loader, MemoryError> {
+    pub fn open() -> Result<Self, MemoryError> {
+        open().map(Self).map_err(|source| MemoryError::Lazy { attempt: "open userfaultfd", source })
+    }
+}
+
+impl GuestMemory {
+    /// From now on pages come from the loader. The memory is new: nothing has been written to it.
+    ///
+    /// # Errors
+    /// [`MemoryError::Lazy`] where the host's userfaultfd does not know such memory.
+    pub fn load_on_demand(&self, FaultSource(faults): FaultSource) -> Result<Loader, MemoryError> {
         let lazy = |attempt| move |source: io::Error| MemoryError::Lazy { attempt, source };
-        let faults = open().map_err(lazy("open userfaultfd"))?;
         let mut api = abi::Api { api: abi::API, features: 0, ioctls: 0 };
         // SAFETY: the structure is as the kernel's, and outlives the call.
         unsafe { abi::handshake(faults.as_raw_fd(), &raw mut api) }
@@ -386,7 +399,7 @@ mod tests {
     /// `None` where this host or user has no userfaultfd.
     fn lazy(size: Bytes) -> Option<(GuestMemory, Loader)> {
         let memory = GuestMemory::anonymous(size);
-        match memory.load_on_demand() {
+        match FaultSource::open().and_then(|source| memory.load_on_demand(source)) {
             Ok(loader) => Some((memory, loader)),
             Err(error) => {
                 println!("left out: {error}");

@@ -32,7 +32,7 @@ mod segment;
 
 pub use dirty::DirtyTracker;
 pub use layout::{HIGH_RAM_START, LOW_RAM_END, MAX_RAM, RamLayout, RamRange};
-pub use lazy::Loader;
+pub use lazy::{FaultSource, Loader};
 pub use memory::{GuestMemory, GuestRam, HostRegion, MemoryError};
 pub use packet::{Received, receive, send};
 pub use pages::{DirtyPages, PageRun, is_zero};

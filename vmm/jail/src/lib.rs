@@ -24,6 +24,7 @@ use std::{io, path::PathBuf};
 
 pub use files::{Enforced, Grant};
 pub use lists::ListError;
+use lists::Needs;
 pub use seccomp::Seccomp;
 
 /// Why the process could not be confined. It must not go on.
@@ -63,6 +64,8 @@ pub struct Plan {
     pub grants: Vec<(PathBuf, Grant)>,
     /// The process has disks in Ceph: librbd makes connections and threads by itself.
     pub rbd: bool,
+    /// The VM has sockets to the host: one of its devices connects to local sockets.
+    pub vsock: bool,
     /// Whether landlock is used.
     pub landlock: bool,
     /// What becomes of calls that are in no list.
@@ -119,7 +122,7 @@ pub fn confine(plan: &Plan) -> Result<Confinement, JailError> {
     }
     privileges::harden().map_err(failed("give privileges up"))?;
     let landlock = rules.map_or(Ok(Enforced::Not), files::Rules::enforce)?;
-    seccomp::confine(plan.seccomp, plan.rbd)?;
+    seccomp::confine(plan.seccomp, Needs { rbd: plan.rbd, vsock: plan.vsock })?;
     Ok(Confinement {
         root: plan.root.is_some(),
         identity: plan.uid.is_some(),

@@ -40,7 +40,7 @@ pub enum ListError {
     Compile(String),
 }
 
-const LISTS: [(&str, &str); 11] = [
+const LISTS: [(&str, &str); 12] = [
     ("common", include_str!("../filters/common")),
     ("main", include_str!("../filters/main")),
     ("vm", include_str!("../filters/vm")),
@@ -52,7 +52,17 @@ const LISTS: [(&str, &str); 11] = [
     ("watch", include_str!("../filters/watch")),
     ("load", include_str!("../filters/load")),
     ("rbd", include_str!("../filters/rbd")),
+    ("vsock", include_str!("../filters/vsock")),
 ];
+
+/// What only some VMs need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// Disks in Ceph.
+    pub(crate) rbd: bool,
+    /// Sockets to the host.
+    pub(crate) vsock: bool,
+}
 
 /// When an argument is as it has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,24 +79,30 @@ pub(crate) struct Allowed(BTreeMap<Sysno, Vec<Condition>>);
 
 impl Allowed {
     /// What threads of this role may do. The machine's builder inherits librbd's calls to librbd's threads.
-    pub(crate) fn of(role: Role, rbd: bool) -> Result<Self, ListError> {
+    pub(crate) fn of(role: Role, Needs { rbd, vsock }: Needs) -> Result<Self, ListError> {
         let mut allowed = Self::default();
         allowed.add_list(role.name())?;
         // A change of an image is looked at, and its lock taken, on whatever thread asks for it.
         if rbd && role != Role::Main && role != Role::Console {
             allowed.add_list("rbd")?;
         }
+        // The device's thread, and those that start it.
+        if vsock && matches!(role, Role::Vm | Role::Vcpu | Role::Device | Role::Migration) {
+            allowed.add_list("vsock")?;
+        }
         Ok(allowed)
     }
 
     /// What any thread of the process may do.
-    pub(crate) fn of_process(rbd: bool) -> Result<Self, ListError> {
+    pub(crate) fn of_process(needs: Needs) -> Result<Self, ListError> {
         let mut allowed = Self::default();
         for role in Role::ALL {
             allowed.add_list(role.name())?;
         }
-        if rbd {
-            allowed.add_list("rbd")?;
+        for (name, needed) in [("rbd", needs.rbd), ("vsock", needs.vsock)] {
+            if needed {
+                allowed.add_list(name)?;
+            }
         }
         Ok(allowed)
     }
@@ -182,12 +198,13 @@ mod tests {
 
     #[test]
     fn every_list_is_read_and_compiles() {
-        for rbd in [false, true] {
+        for (rbd, vsock) in [(false, false), (false, true), (true, false), (true, true)] {
+            let needs = Needs { rbd, vsock };
             for role in Role::ALL {
-                let allowed = Allowed::of(role, rbd).expect("readable");
+                let allowed = Allowed::of(role, needs).expect("readable");
                 allowed.compile(SeccompAction::Trap).expect("compiles");
             }
-            Allowed::of_process(rbd).expect("readable").compile(SeccompAction::Trap).expect("compiles");
+            Allowed::of_process(needs).expect("readable").compile(SeccompAction::Trap).expect("compiles");
         }
     }
 
@@ -215,16 +232,16 @@ mod tests {
             Sysno::open_by_handle_at,
             Sysno::keyctl,
         ];
-        let process = Allowed::of_process(true).expect("readable");
+        let process = Allowed::of_process(Needs { rbd: true, vsock: true }).expect("readable");
         for call in never {
             assert!(!process.has(call), "{call}");
         }
     }
 
     #[test]
-    fn only_the_console_opens_files_and_nobody_connects_where_there_is_no_ceph() {
+    fn only_the_console_opens_files_and_nobody_connects_where_nothing_asks_for_it() {
         for role in Role::ALL {
-            let allowed = Allowed::of(role, false).expect("readable");
+            let allowed = Allowed::of(role, Needs::default()).expect("readable");
             assert_eq!(allowed.has(Sysno::openat), role == Role::Console, "{role:?}");
             for call in [Sysno::socket, Sysno::connect, Sysno::bind] {
                 assert!(!allowed.has(call), "{role:?} {call}");
@@ -233,11 +250,29 @@ mod tests {
     }
 
     #[test]
+    fn sockets_to_the_host_are_local_and_connect_to_one_that_listens() {
+        let needs = Needs { vsock: true, ..Needs::default() };
+        let local = Condition { argument: 0, mask: None, value: 1 };
+        for role in Role::ALL {
+            let allowed = Allowed::of(role, needs).expect("readable");
+            let connects = matches!(role, Role::Vm | Role::Vcpu | Role::Device | Role::Migration);
+            assert_eq!(allowed.0.get(&Sysno::socket), connects.then(|| vec![local]).as_ref(), "{role:?}");
+            assert_eq!(allowed.has(Sysno::connect), connects, "{role:?}");
+            for call in [Sysno::bind, Sysno::listen, Sysno::openat] {
+                assert_eq!(allowed.has(call), call == Sysno::openat && role == Role::Console, "{role:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_child_of_the_builder_may_do_nothing_that_the_builder_may_not() {
-        let builder = Allowed::of(Role::Vm, false).expect("readable");
-        for role in [Role::Vcpu, Role::Device, Role::Migration, Role::Watch] {
-            for call in Allowed::of(role, false).expect("readable").0.keys() {
-                assert!(builder.has(*call), "{role:?} {call}");
+        for vsock in [false, true] {
+            let needs = Needs { vsock, ..Needs::default() };
+            let builder = Allowed::of(Role::Vm, needs).expect("readable");
+            for role in [Role::Vcpu, Role::Device, Role::Migration, Role::Watch, Role::Load] {
+                for call in Allowed::of(role, needs).expect("readable").0.keys() {
+                    assert!(builder.has(*call), "{role:?} {call}");
+                }
             }
         }
     }

@@ -10,7 +10,10 @@ use drover_thread_role::{Role, confine_with};
 use seccompiler::{BpfProgram, SeccompAction, apply_filter};
 use syscalls::Sysno;
 
-use crate::{JailError, lists::Allowed};
+use crate::{
+    JailError,
+    lists::{Allowed, Needs},
+};
 
 /// What becomes of a thread that makes a system call that is not in its list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +30,7 @@ pub enum Seccomp {
 #[derive(Debug)]
 struct Chosen {
     others: SeccompAction,
-    rbd: bool,
+    needs: Needs,
     /// Programs that have been compiled, by role.
     programs: Mutex<Vec<(Role, BpfProgram)>>,
 }
@@ -35,7 +38,7 @@ struct Chosen {
 static CHOSEN: OnceLock<Chosen> = OnceLock::new();
 
 /// Confines the process, and every thread that takes a role from now on. Must be called before there are threads.
-pub(crate) fn confine(seccomp: Seccomp, rbd: bool) -> Result<(), JailError> {
+pub(crate) fn confine(seccomp: Seccomp, needs: Needs) -> Result<(), JailError> {
     let others = match seccomp {
         Seccomp::Kill => SeccompAction::Trap,
         Seccomp::Log => SeccompAction::Log,
@@ -43,8 +46,8 @@ pub(crate) fn confine(seccomp: Seccomp, rbd: bool) -> Result<(), JailError> {
     };
     settle_allocator();
     install_handler().map_err(|source| JailError::Io { attempt: "catch SIGSYS", source })?;
-    let process = Allowed::of_process(rbd)?.compile(others.clone())?;
-    let chosen = Chosen { others, rbd, programs: Mutex::default() };
+    let process = Allowed::of_process(needs)?.compile(others.clone())?;
+    let chosen = Chosen { others, needs, programs: Mutex::default() };
     if CHOSEN.set(chosen).is_err() {
         return Err(JailError::Twice);
     }
@@ -69,7 +72,7 @@ impl Chosen {
     fn apply(&self, role: Role) -> Result<(), JailError> {
         let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
         if !programs.iter().any(|(known, _)| *known == role) {
-            programs.push((role, Allowed::of(role, self.rbd)?.compile(self.others.clone())?));
+            programs.push((role, Allowed::of(role, self.needs)?.compile(self.others.clone())?));
         }
         let program = programs.iter().find(|(known, _)| *known == role).map(|(_, program)| program.clone());
         drop(programs);

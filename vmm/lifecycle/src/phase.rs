@@ -144,4 +144,6 @@ pub enum StopReason {
     MigrationFailed,
     /// The storage did not answer for longer than the VM's policy allows.
     StorageStalled,
+    /// By Suspend: the VM is in its file.
+    Suspended,
 }

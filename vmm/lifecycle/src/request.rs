@@ -29,6 +29,8 @@ pub enum Request {
     Pause,
     /// Let the vCPUs in again; after Commit, with a newer epoch, take the VM back.
     Resume,
+    /// Write the VM into a file and end it here.
+    Suspend,
     /// End the VM.
     Stop,
     /// Send the VM to another process.
@@ -60,6 +62,7 @@ impl Request {
             Self::Start => Verb::Start,
             Self::Pause => Verb::Pause,
             Self::Resume => Verb::Resume,
+            Self::Suspend => Verb::Suspend,
             Self::Stop => Verb::Stop,
             Self::MigrateOut { .. } => Verb::MigrateOut,
             Self::CancelMigration { .. } => Verb::CancelMigration,
@@ -76,6 +79,7 @@ pub enum Verb {
     Start,
     Pause,
     Resume,
+    Suspend,
     Stop,
     MigrateOut,
     CancelMigration,

@@ -41,6 +41,12 @@ pub enum Action {
     Pause(PauseCause),
     /// Let the vCPUs in again.
     Resume,
+    /// Write the paused machine into a file, release the volumes and drop the machine. [`Outcome::NothingChanged`]: it runs
+    /// again, or is paused as it was.
+    Suspend {
+        /// It was paused before, and is again where this fails.
+        paused: bool,
+    },
     /// Tell the sending thread to take the VM back. Done when it has been told; how it went is observed later.
     Grant {
         /// The epoch to take it back under.
@@ -483,6 +489,16 @@ impl Lifecycle {
             }
             (Request::Resume, _) => needs(state, "PAUSED or COMMITTED"),
 
+            (Request::Suspend, Phase::Running | Phase::Paused { .. }) if overdue(self.lease) => {
+                Err(Refusal::LeaseOverdue { verb })
+            }
+            (Request::Suspend, phase @ (Phase::Running | Phase::Paused { .. })) => {
+                let paused = matches!(phase, Phase::Paused { .. });
+                Ok(Admission::Perform(Action::Suspend { paused }))
+            }
+            (Request::Suspend, Phase::Stopped { reason: StopReason::Suspended, .. }) => Ok(Admission::Done),
+            (Request::Suspend, _) => needs(state, "RUNNING or PAUSED"),
+
             (Request::MigrateOut { migration, .. }, &Phase::MigratingOut { migration: current, .. })
                 if migration == current =>
             {
@@ -533,6 +549,11 @@ impl Lifecycle {
                 self.phase = Phase::Incoming { migration, link: Link::Open };
             }
             Action::Start | Action::Resume => self.phase = Phase::Running,
+            Action::Suspend { .. } => {
+                self.phase = Phase::Stopped { reason: StopReason::Suspended, detail: String::new() };
+                // What ended it meanwhile has come too late: the guest is in its file.
+                self.ending = None;
+            }
             Action::Grant { epoch } => {
                 if let Phase::Committed { granted, .. } = &mut self.phase {
                     *granted = Some(epoch);

@@ -132,6 +132,7 @@ fn each_verb_is_admitted_in_its_states_only() {
     check(migrate_out(), &[State::Running, State::MigratingOut]);
     check(Request::CancelMigration { migration: MIGRATION }, &[State::MigratingOut]);
     check(Request::Stop, &STATES);
+    check(Request::Suspend, &[State::Running, State::Paused]);
 }
 
 #[test]

@@ -32,6 +32,7 @@ fn request() -> impl Strategy<Value = Request> {
         Just(Request::Pause),
         Just(Request::Resume),
         Just(Request::Stop),
+        Just(Request::Suspend),
         (migration(), 1..6u64).prop_map(|(migration, epoch)| Request::MigrateOut {
             migration,
             target_epoch: OwnerEpoch::new(epoch)
@@ -124,7 +125,7 @@ impl Driver {
                 assert!(*epoch > target, "granted {epoch}, handed over under {target}");
                 self.granted = Some(*epoch);
             }
-            Action::Pause(_) | Action::End { .. } => self.vcpus_run = false,
+            Action::Pause(_) | Action::Suspend { .. } | Action::End { .. } => self.vcpus_run = false,
             Action::Build { .. }
             | Action::Send { .. }
             | Action::Receive { .. }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use drover_guest_memory::{GuestMemory, Loader, PageRun};
+use drover_guest_memory::{FaultSource, GuestMemory, Loader, PageRun};
 use drover_ids::OwnerEpoch;
 use drover_thread_role::{Role, spawn};
 use drover_units::{Bytes, Gpa, PAGE_SIZE, Pages};
@@ -73,10 +73,11 @@ impl SuspendFile {
     pub fn load(
         self,
         memory: &GuestMemory,
+        source: FaultSource,
         failed: impl FnOnce(LoadError) + Send + 'static,
     ) -> Result<LoadProgress, LoadError> {
         assert_eq!(memory.size(), self.memory(), "a machine of another size takes no RAM");
-        let loader = memory.load_on_demand()?;
+        let loader = memory.load_on_demand(source)?;
         let (path, claimed) = (self.path().to_owned(), self.claimed());
         let (file, header, index) = self.into_parts();
         let file = Arc::new(file);

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use drover_guest_memory::GuestMemory;
+use drover_guest_memory::{FaultSource, GuestMemory};
 use drover_ids::{OwnerEpoch, VmId};
 use drover_saved_state::{Envelope, PayloadReader, PayloadWriter, SavedState, StateError};
 use drover_suspend::{Contents, Identity, LoadError, ReadError, SuspendFile, SuspendWriter};
@@ -85,7 +85,10 @@ fn contents(memory: &GuestMemory) -> Vec<u8> {
 /// Loads everything; the first failure, if there is one. `None` where this host or user has no userfaultfd.
 fn load(file: SuspendFile, into: &GuestMemory) -> Option<Result<(), LoadError>> {
     let (sender, failures) = mpsc::channel();
-    match file.load(into, move |error| sender.send(error).unwrap()) {
+    let loading = FaultSource::open()
+        .map_err(LoadError::from)
+        .and_then(|source| file.load(into, source, move |error| sender.send(error).unwrap()));
+    match loading {
         Ok(_) => {}
         Err(LoadError::Memory(error)) => {
             drover_test_prerequisites::skipped(&format!("left out: {error}"));
@@ -125,7 +128,8 @@ fn memory_can_be_used_while_it_comes_and_what_is_given_back_stays_zero() {
     let written = written();
     let target = GuestMemory::anonymous(RAM);
     let file = SuspendFile::open(&written.path).unwrap();
-    let Ok(progress) = file.load(&target, |error| panic!("{error}")) else { return };
+    let Ok(source) = FaultSource::open() else { return };
+    let Ok(progress) = file.load(&target, source, |error| panic!("{error}")) else { return };
     let expected = contents(&written.memory);
     // From the end, against the direction of the background.
     let mut byte = [0; 8];
@@ -232,7 +236,8 @@ fn a_file_is_claimed_by_newer_epochs_and_spent_once() {
     file.claim(epoch(6)).unwrap();
     assert!(!file.is_last_owner(epoch(4)));
     let target = GuestMemory::anonymous(RAM);
-    let Ok(progress) = file.load(&target, |error| panic!("{error}")) else { return };
+    let Ok(source) = FaultSource::open() else { return };
+    let Ok(progress) = file.load(&target, source, |error| panic!("{error}")) else { return };
     open().expect("a claim alone spends nothing");
     progress.consume().unwrap();
     assert!(matches!(open(), Err(ReadError::Consumed { .. })));

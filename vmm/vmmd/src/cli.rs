@@ -44,6 +44,14 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "jail")]
     pub jail_rbd: bool,
 
+    /// In the jail, leave the VM's socket device its connections to sockets in the run directory
+    #[arg(long, requires = "jail")]
+    pub jail_vsock: bool,
+
+    /// In the jail, keep what is needed to resume a suspended VM: to load its memory as it is touched takes a privilege
+    #[arg(long, requires = "jail")]
+    pub jail_resume: bool,
+
     /// In the jail, what becomes of a thread that makes a system call that is not in its list: kill ends the process and names
     /// the call, log lets it through and has the kernel's log name it
     #[arg(long, value_name = "ACTION", default_value = "kill")]

@@ -4,21 +4,27 @@
 //! the call (drover-handover). Without a jail the process opens what is named.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     net::{TcpListener, TcpStream},
-    os::{fd::OwnedFd, unix::net::UnixListener},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::OpenOptionsExt as _, net::UnixListener},
+    },
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread::Builder,
 };
 
 use drover_block::{Access, FileBackend, OpenError, Sidecar};
+use drover_guest_memory::FaultSource;
 use drover_handover::{Incoming, Table, connection_name, listener_name, queue_name, record_name};
 use drover_migration::transport::{Connect, MadeConnection, TcpConnector, TcpTarget};
 use drover_tap::{Tap, TapError, TapName};
 use drover_thread_role::{Role, spawn};
 use tracing::warn;
+
+use crate::refused::chain;
 
 /// Stack of the thread that takes files: it moves descriptors and short names.
 const STACK_BYTES: usize = 128 << 10;
@@ -27,16 +33,21 @@ const STACK_BYTES: usize = 128 << 10;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Files {
     handed: Option<Arc<Table>>,
+    /// Opened before the process gave its privileges up, or why it could not be.
+    faults: Arc<Mutex<Option<Result<FaultSource, String>>>>,
 }
 
 impl Files {
     /// What is handed over on this socket from now on, and nothing else.
-    pub(crate) fn handed_over(listener: UnixListener) -> io::Result<Self> {
+    pub(crate) fn handed_over(
+        listener: UnixListener,
+        faults: Option<Result<FaultSource, String>>,
+    ) -> io::Result<Self> {
         let table = Arc::new(Table::default());
         let kept = Arc::clone(&table);
         let builder = Builder::new().name("handover".to_owned()).stack_size(STACK_BYTES);
         spawn(Role::Main, builder, move || take_all(&listener, &kept))?;
-        Ok(Self { handed: Some(table) })
+        Ok(Self { handed: Some(table), faults: Arc::new(Mutex::new(faults)) })
     }
 
     /// A file to read: an image, an initial RAM disk.
@@ -44,6 +55,53 @@ impl Files {
         match &self.handed {
             None => File::open(path),
             Some(table) => table.take(&path.to_string_lossy()).ok_or_else(missing),
+        }
+    }
+
+    /// A file to write, as it is or new.
+    pub(crate) fn made(&self, path: &Path) -> io::Result<File> {
+        match &self.handed {
+            None => {
+                let mut options = File::options();
+                options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+            }
+            Some(table) => table.take(&path.to_string_lossy()).ok_or_else(missing),
+        }
+    }
+
+    /// A file to read and to write.
+    pub(crate) fn written(&self, path: &Path) -> io::Result<File> {
+        match &self.handed {
+            None => File::options().read(true).write(true).open(path),
+            Some(table) => table.take(&path.to_string_lossy()).ok_or_else(missing),
+        }
+    }
+
+    /// A socket on which the guest's sockets are reached.
+    pub(crate) fn local_listener(&self, path: &Path) -> io::Result<UnixListener> {
+        match &self.handed {
+            None => {
+                // An earlier process of this VM may have listened there.
+                match fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                    _ => UnixListener::bind(path),
+                }
+            }
+            Some(table) => {
+                let socket = table.take(&listener_name(&path.to_string_lossy())).ok_or_else(missing)?;
+                Ok(UnixListener::from(OwnedFd::from(socket)))
+            }
+        }
+    }
+
+    /// What tells of pages that are missing: to be had once in a jail, and there only where the command line has said so.
+    pub(crate) fn fault_source(&self) -> Result<FaultSource, String> {
+        match &self.handed {
+            None => FaultSource::open().map_err(|error| chain(&error)),
+            Some(_) => {
+                let mut kept = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.take().ok_or_else(|| "this process was not started to resume a VM".to_owned())?
+            }
         }
     }
 

@@ -8,15 +8,16 @@ use std::{
 use drover_ids::{NodeId, OwnerEpoch, VmId, VolumeId};
 use drover_lifecycle::StopReason;
 use drover_machine::{
-    BlkMetricsSnapshot, Holder, Panel,
+    BlkMetricsSnapshot, Holder, Panel, Reclaimed,
     devices::{
-        MacAddress, NetMetrics, NetMetricsSnapshot, Throttle,
+        Balloon, MacAddress, NetMetrics, NetMetricsSnapshot, Throttle,
         limits::{Counters, Limits},
     },
 };
 use drover_migration::{GuestError, MigratableGuest};
 
 use crate::{
+    devices::Handles,
     order::{LimitedDevice, VmConfig},
     refused::Refused,
 };
@@ -52,6 +53,7 @@ pub(crate) struct Instrument {
     /// What its disks hold, in order.
     pub(crate) volumes: Vec<VolumeId>,
     pub(crate) nics: Vec<NicInstrument>,
+    pub(crate) handles: Handles,
 }
 
 /// A network interface's counters and limits.
@@ -98,15 +100,24 @@ impl Instruments {
         throttle.inspect(|throttle| throttle.set_limits(limits)).is_some()
     }
 
+    /// The machine's balloon, where it has one.
+    pub(crate) fn balloon(&self) -> Option<Balloon> {
+        self.lock().as_ref().and_then(|instrument| instrument.handles.balloon())
+    }
+
     /// A way to hold the machine back; `None` where there is none.
     pub(crate) fn holder(&self) -> Option<Holder> {
         self.lock().as_ref().map(|instrument| instrument.holder.clone())
     }
 
-    /// Hands the guest what somebody typed. What it has no room for is lost, as on any serial line.
+    /// Hands the guest what somebody typed, by the console that it spoke by last. What it has no room for is lost, as on
+    /// any serial line.
     pub(crate) fn type_in(&self, bytes: &[u8]) {
-        if let Some(instrument) = &*self.lock() {
-            instrument.panel.console_input(bytes);
+        if let Some(Instrument { panel, handles, .. }) = &*self.lock() {
+            match handles.console().filter(|port| port.has_spoken()) {
+                Some(port) => port.input(bytes),
+                None => panel.console_input(bytes),
+            };
         }
     }
 
@@ -169,6 +180,12 @@ pub(crate) trait Hypervisor: Send + 'static {
 pub(crate) trait HostedVm: MigratableGuest + Sized + 'static {
     /// Runs the vCPUs for the first time.
     fn start(&mut self) -> Result<(), GuestError>;
+
+    /// Who last took each volume that it writes: whose writes are the last in it. `None` where nobody is on record.
+    fn last_owners(&self) -> Result<Vec<Option<drover_block::Owner>>, GuestError>;
+
+    /// Asks the guest which pages are free, and gives those back that it has not written since.
+    fn reclaim(&mut self, limit: Duration) -> Result<Reclaimed, GuestError>;
 
     /// Stops the vCPUs, drains the devices, flushes and gives up the volumes.
     fn end(self, limit: Duration) -> Result<(), GuestError>;

@@ -10,12 +10,13 @@ use std::{
 };
 
 use anyhow::Context as _;
+use drover_guest_memory::FaultSource;
 use drover_handover::SOCKET;
 use drover_jail::{Confinement, Enforced, Grant, Plan, Seccomp, confine, rbd_grants};
 use drover_machine::{Hypervisor, HypervisorError};
 use tracing::{info, warn};
 
-use crate::{cli::Arguments, console::LogFile};
+use crate::{cli::Arguments, console::LogFile, refused::chain};
 
 /// Rights of a run directory in which a stranger keeps files: it may add files, and remove its own.
 const RUN_DIR_MODE: u32 = 0o1770;
@@ -58,6 +59,8 @@ pub(crate) struct Prepared {
     pub(crate) log: LogFile,
     /// KVM, or why it cannot be had.
     pub(crate) kvm: Result<Hypervisor, HypervisorError>,
+    /// What tells of missing pages, or why it cannot be had; `None` where nobody will ask for it.
+    pub(crate) faults: Option<Result<FaultSource, String>>,
 }
 
 /// Confines this process as its command line says. `socket` is open already, and that for files beside it.
@@ -74,6 +77,7 @@ pub(crate) fn enter(arguments: &Arguments, socket: &Path, run_dir: &Path) -> any
     }
     drover_guest_memory::prepare().context("cannot read which of this process's pages are allocated")?;
     let kvm = Hypervisor::open();
+    let faults = arguments.jail_resume.then(|| FaultSource::open().map_err(|error| chain(&error)));
     let mut grants = vec![(run_dir.clone(), Grant::Keep)];
     if arguments.jail_rbd {
         grants.extend(rbd_grants());
@@ -84,6 +88,7 @@ pub(crate) fn enter(arguments: &Arguments, socket: &Path, run_dir: &Path) -> any
         uid: arguments.jail_uid,
         grants,
         rbd: arguments.jail_rbd,
+        vsock: arguments.jail_vsock,
         landlock: true,
         seccomp: arguments.seccomp.into(),
     };
@@ -93,7 +98,7 @@ pub(crate) fn enter(arguments: &Arguments, socket: &Path, run_dir: &Path) -> any
     }
     info!(?confinement, "confined");
     let _ = CONFINEMENT.set(confinement);
-    Ok(Prepared { log, kvm })
+    Ok(Prepared { log, kvm, faults })
 }
 
 fn make_root_folder(run_dir: &Path) -> anyhow::Result<PathBuf> {

@@ -4,7 +4,6 @@
 //! a command and a migration never pause at the same time, because one thread or one migration has the machine.
 
 use std::{
-    fmt,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -15,9 +14,8 @@ use drover_guest_memory::{DirtyPages, GuestMemory};
 use drover_ids::OwnerEpoch;
 use drover_lifecycle::StopReason;
 use drover_machine::{
-    BuildError, ConsoleSink, DevicesReady, EventSink, HypervisorError, Initrd, KernelImage, Machine,
-    MachineConfig, MachineEvent, Ownership, PauseError, PauseGuard, Planned, VirtioShape,
-    devices::VirtioKind,
+    BuildError, DevicesReady, EventSink, HypervisorError, Initrd, KernelImage, Machine, MachineConfig,
+    MachineEvent, Ownership, PauseError, PauseGuard, Planned, Reclaimed, VirtioShape, devices::VirtioKind,
 };
 use drover_migration::{
     GuestError, MigratableGuest,
@@ -29,8 +27,10 @@ use tracing::{info, warn};
 
 use crate::{
     clusters::Clusters,
-    console::Console,
-    courtesy, devices, disks,
+    console::{Console, GuestOutput, SerialOutput},
+    courtesy,
+    devices::{self, Handles},
+    disks,
     files::Files,
     hosted::{EndSink, HostedVm, Hypervisor, Instrument, Instruments, NicInstrument, Owner},
     jail,
@@ -38,6 +38,7 @@ use crate::{
     refused::{Refused, chain},
     stall::{self, Watched},
     status::Status,
+    suspend,
 };
 
 /// Builds machines on this host's KVM.
@@ -69,15 +70,24 @@ pub(crate) struct KvmVm {
     held: Held,
     owner: drover_block::Owner,
     cpu: CpuShape,
+    /// Its disks, in order.
+    backends: Vec<Weak<dyn Backend>>,
+    handles: Handles,
 }
 
 /// A machine without a guest, on this processor.
 struct Assembled {
     ready: DevicesReady,
+    parts: Parts,
+}
+
+/// What is kept of it.
+struct Parts {
     cpu: CpuShape,
     /// The disks, in order. Whoever looks at them does not keep them open.
     backends: Vec<Weak<dyn Backend>>,
     nics: Vec<NicInstrument>,
+    handles: Handles,
 }
 
 #[derive(Debug)]
@@ -149,32 +159,34 @@ impl Kvm {
             info!(took_us = began.elapsed().as_micros(), "volumes acquired");
         }
         let began = Instant::now();
-        let console = Box::new(GuestOutput(Arc::clone(&self.console)));
+        let handles = Handles::default();
+        let serial = Box::new(SerialOutput::new(Arc::clone(&self.console), handles.clone()));
+        let output = GuestOutput::new(Arc::clone(&self.console));
         let events = EventSink::new(move |event| ended(stop_reason(&event), event.to_string()));
-        let (others, nics) = devices::from_config(config, &self.files)?;
+        let (others, nics) = devices::from_config(config, &handles, (output, &self.files))?;
         let ready = planned
             .allocate_memory()?
             .open_volumes(disks, ownership)?
             .with_devices(others)
-            .attach_devices(&hypervisor, console, events)?;
+            .attach_devices(&hypervisor, serial, events)?;
         let processor = hypervisor.processor_as(config.platform.cpu).map_err(BuildError::from)?;
         let cpu = CpuShape { vendor: processor.vendor, features: processor.features };
         info!(took_us = began.elapsed().as_micros(), "devices attached");
-        Ok(Assembled { ready, cpu, backends, nics })
+        Ok(Assembled { ready, parts: Parts { cpu, backends, nics, handles } })
     }
 
     fn finish(
         &self,
         config: &VmConfig,
         owner: drover_block::Owner,
-        (cpu, backends, nics): (CpuShape, Vec<Weak<dyn Backend>>, Vec<NicInstrument>),
+        Parts { cpu, backends, nics, handles }: Parts,
         (machine, guard): (Machine, PauseGuard),
     ) -> Result<KvmVm, Refused> {
         let volumes: Vec<_> = config.disks.iter().map(|disk| disk.volume).collect();
         // A file of this host answers, or the host has worse problems.
         if config.disks.iter().any(|disk| matches!(disk.place, DiskPlace::Rbd(_))) {
             let watched = Watched {
-                disks: volumes.iter().copied().zip(backends).collect(),
+                disks: volumes.iter().copied().zip(backends.iter().cloned()).collect(),
                 holder: machine.holder(),
                 policy: config.stall,
                 status: Arc::clone(&self.status),
@@ -186,8 +198,9 @@ impl Kvm {
         for (disk, throttle) in config.disks.iter().zip(panel.disk_throttles()) {
             throttle.set_limits(disk.limits);
         }
-        self.instruments.connect(Instrument { panel, holder: machine.holder(), volumes, nics });
-        Ok(KvmVm { machine, held: Held::Whole(guard), owner, cpu })
+        let holder = machine.holder();
+        self.instruments.connect(Instrument { panel, holder, volumes, nics, handles: handles.clone() });
+        Ok(KvmVm { machine, held: Held::Whole(guard), owner, cpu, backends, handles })
     }
 }
 
@@ -198,13 +211,12 @@ impl Hypervisor for Kvm {
         let owner = volume_owner(owner);
         // Before anything is taken: the likeliest mistake of all is the kernel's name.
         let (kernel, initrd) = self.boot_files(config)?;
-        let Assembled { ready, cpu, backends, nics } =
-            self.assemble(config, Ownership::Take(owner), ended)?;
-        self.finish(config, owner, (cpu, backends, nics), ready.boot_with(&kernel, initrd.as_ref())?)
+        let Assembled { ready, parts } = self.assemble(config, Ownership::Take(owner), ended)?;
+        self.finish(config, owner, parts, ready.boot_with(&kernel, initrd.as_ref())?)
     }
 
     fn build_incoming(&mut self, config: &VmConfig, owner: Owner, ended: EndSink) -> Result<KvmVm, Refused> {
-        let Assembled { ready, cpu, backends, nics } = self.assemble(config, Ownership::Later, ended)?;
+        let Assembled { ready, parts } = self.assemble(config, Ownership::Later, ended)?;
         let received = match self.boot_files(config) {
             Ok((kernel, initrd)) => ready.receive_with(&kernel, initrd.as_ref())?,
             // The guest brings what it runs. Only its next reset needs the kernel, and ends it here without one.
@@ -213,7 +225,7 @@ impl Hypervisor for Kvm {
                 ready.receive()?
             }
         };
-        self.finish(config, volume_owner(owner), (cpu, backends, nics), received)
+        self.finish(config, volume_owner(owner), parts, received)
     }
 }
 
@@ -230,6 +242,23 @@ impl KvmVm {
 impl HostedVm for KvmVm {
     fn start(&mut self) -> Result<(), GuestError> {
         self.resume()
+    }
+
+    fn last_owners(&self) -> Result<Vec<Option<drover_block::Owner>>, GuestError> {
+        let tried = "read who last took a volume";
+        self.backends
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|backend| !backend.info().read_only)
+            .map(|backend| backend.last_owner().map_err(|error| GuestError::because(tried, error)))
+            .collect()
+    }
+
+    fn reclaim(&mut self, limit: Duration) -> Result<Reclaimed, GuestError> {
+        let tried = "reclaim the guest's free memory";
+        let balloon = self.handles.balloon().ok_or_else(|| GuestError::new("the VM has no balloon"))?;
+        suspend::wait_loaded(self.machine.memory(), suspend::LOADED_SOON)?;
+        self.machine.reclaim_free_memory(&balloon, limit).map_err(|error| GuestError::because(tried, error))
     }
 
     fn end(self, limit: Duration) -> Result<(), GuestError> {
@@ -259,6 +288,7 @@ impl MigratableGuest for KvmVm {
 
     fn start_dirty_log(&mut self) -> Result<(), GuestError> {
         courtesy::let_guests_go_first();
+        suspend::wait_loaded(self.machine.memory(), suspend::LOADED_LIMIT)?;
         self.machine.start_dirty_log().map_err(|error| GuestError::because("log dirty pages", error))
     }
 
@@ -347,21 +377,6 @@ fn device_shape(device: &VirtioShape) -> DeviceShape {
         _ => format!("{}/{}", device.slot, device.identity),
     };
     DeviceShape { kind: device.state.clone(), identity, version: device.state_version }
-}
-
-/// The guest's serial port writes to the console.
-struct GuestOutput(Arc<Console>);
-
-impl fmt::Debug for GuestOutput {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("GuestOutput")
-    }
-}
-
-impl ConsoleSink for GuestOutput {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0.append(bytes);
-    }
 }
 
 fn volume_owner(owner: Owner) -> drover_block::Owner {

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "the binary owns the clock and the waits")]
 
+mod balloon;
 mod boottime;
 mod capabilities;
 mod cli;
@@ -38,6 +39,7 @@ mod service;
 mod socket;
 mod stall;
 mod status;
+mod suspend;
 mod vm_thread;
 mod watchdog;
 
@@ -127,9 +129,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let handover = arguments.jail.then(|| socket::listen_privately(&run_dir.join(SOCKET))).transpose()?;
     let listener = claim.listen()?;
     let (files, kvm, log) = if let Some(handover) = handover {
-        let jail::Prepared { log, kvm } = jail::enter(arguments, socket, run_dir)?;
+        let jail::Prepared { log, kvm, faults } = jail::enter(arguments, socket, run_dir)?;
         let kvm = kvm.map_or_else(|error| KvmDevice::Missing(chain(&error)), KvmDevice::Open);
-        (Files::handed_over(handover).context("cannot start a thread")?, kvm, log)
+        (Files::handed_over(handover, faults).context("cannot start a thread")?, kvm, log)
     } else {
         let log = LogFile::open(run_dir)
             .with_context(|| format!("--run-dir {}: cannot keep console.log there", run_dir.display()))?;

@@ -4,12 +4,14 @@
 use std::{pin::Pin, sync::Arc};
 
 use drover_lifecycle::Command;
+use drover_machine::devices::Balloon;
 use drover_wire::vm::v1::{self as wire, vm_server};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    balloon,
     console::Console,
     hold::{Held, Hold},
     hosted::{HostedVm, Instruments},
@@ -66,6 +68,10 @@ impl<M: HostedVm> Service<M> {
             return Err(Refused::Precondition(text).into());
         }
         Ok(info)
+    }
+
+    fn balloon(&self) -> Result<Balloon, Refused> {
+        self.instruments.balloon().ok_or_else(|| Refused::Precondition("the VM has no balloon".to_owned()))
     }
 }
 
@@ -236,6 +242,48 @@ impl<M: HostedVm> vm_server::Vm for Service<M> {
             return Err(Refused::Precondition(text).into());
         }
         Ok(Response::new(wire::SetLimitsResponse {}))
+    }
+
+    async fn suspend(
+        &self,
+        request: Request<wire::SuspendRequest>,
+    ) -> Result<Response<wire::VmInfo>, Status> {
+        self.order(request).await
+    }
+
+    async fn set_balloon(
+        &self,
+        request: Request<wire::SetBalloonRequest>,
+    ) -> Result<Response<wire::BalloonStatus>, Status> {
+        let wire::SetBalloonRequest { command, target_bytes } = request.into_inner();
+        self.info_for(order::command(command).map_err(Refused::Invalid)?)?;
+        let balloon = self.balloon()?;
+        balloon.set_target(drover_units::Bytes::new(target_bytes));
+        Ok(Response::new(balloon::status(&balloon)))
+    }
+
+    async fn get_balloon(
+        &self,
+        request: Request<wire::GetBalloonRequest>,
+    ) -> Result<Response<wire::BalloonStatus>, Status> {
+        let limit = balloon::wait(request.into_inner().wait_ms).map_err(Refused::Invalid)?;
+        let balloon = self.balloon()?;
+        balloon::refresh(&balloon, limit).await;
+        Ok(Response::new(balloon::status(&balloon)))
+    }
+
+    async fn reclaim_free_memory(
+        &self,
+        request: Request<wire::ReclaimFreeMemoryRequest>,
+    ) -> Result<Response<wire::ReclaimFreeMemoryResponse>, Status> {
+        let wire::ReclaimFreeMemoryRequest { command, limit_ms } = request.into_inner();
+        let limit = balloon::reclaim_limit(limit_ms).map_err(Refused::Invalid)?;
+        let command = order::command(command).map_err(Refused::Invalid)?;
+        let reclaimed = self.vm.reclaim(command.epoch, limit).await?;
+        Ok(Response::new(wire::ReclaimFreeMemoryResponse {
+            named_bytes: reclaimed.named.get(),
+            reclaimed_bytes: reclaimed.given_back.get(),
+        }))
     }
 
     async fn metrics(

@@ -125,6 +125,7 @@ fn stop_reason(reason: StopReason) -> wire::StopReason {
         StopReason::VmmFailure => wire::StopReason::VmmFailure,
         StopReason::MigrationFailed => wire::StopReason::MigrationFailed,
         StopReason::StorageStalled => wire::StopReason::StorageStalled,
+        StopReason::Suspended => wire::StopReason::Suspended,
     }
 }
 

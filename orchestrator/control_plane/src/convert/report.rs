@@ -105,6 +105,7 @@ fn stop_reason(number: i32) -> Option<StopReason> {
         wire::StopReason::VmmFailure => StopReason::VmmFailure,
         wire::StopReason::MigrationFailed => StopReason::MigrationFailed,
         wire::StopReason::StorageStalled => StopReason::StorageStalled,
+        wire::StopReason::Suspended => StopReason::Suspended,
     })
 }
 

@@ -119,7 +119,11 @@ impl Vmmd {
 
     /// Creates the machine and starts it.
     pub(crate) async fn boot(&mut self, guest: &Guest) -> anyhow::Result<()> {
-        let create = wire::CreateRequest { command: command(1), config: Some(guest.config()), lease: None };
+        let create = wire::CreateRequest {
+            command: command(1),
+            config: Some(guest.config()),
+            ..wire::CreateRequest::default()
+        };
         self.client.create(create).await.context("cannot create the VM")?;
         self.client.start(wire::StartRequest { command: command(1) }).await.context("cannot start the VM")?;
         Ok(())

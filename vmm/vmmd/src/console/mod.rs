@@ -12,6 +12,7 @@
 //! the guest pays for a mutex and nothing else.
 
 mod log_file;
+mod output;
 mod ring;
 
 use std::{
@@ -31,7 +32,11 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use self::ring::Ring;
-pub(crate) use self::{log_file::LogFile, ring::Chunk};
+pub(crate) use self::{
+    log_file::LogFile,
+    output::{GuestOutput, SerialOutput},
+    ring::Chunk,
+};
 use crate::boottime;
 
 /// How long an unfinished line may wait for more of it: short for a person who types, long for a processor.

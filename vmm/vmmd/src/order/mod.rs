@@ -1,13 +1,14 @@
 //! What clients ask for, once it has been understood: wire messages become [`Order`]s here and nowhere else, and what
 //! cannot become one is refused with the field's name and what would be valid.
 
+mod devices;
 mod fields;
 mod limits;
 mod nic;
 mod storage;
 mod vm_config;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use drover_ids::{MigrationId, OwnerEpoch, VolumeId};
 use drover_lifecycle::{BootTime, Command, Lease, Request};
@@ -17,6 +18,7 @@ use drover_wire::vm::v1 as wire;
 use self::fields::{invalid, parsed};
 #[cfg(test)]
 pub(crate) use self::vm_config::Platform;
+use self::vm_config::absolute;
 pub(crate) use self::{
     fields::InvalidField,
     nic::NicConfig,
@@ -36,10 +38,11 @@ pub(crate) struct Order {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Task {
-    Create { config: VmConfig, lease: Option<Lease> },
+    Create { config: VmConfig, lease: Option<Lease>, resume: Option<PathBuf> },
     Start,
     Pause,
     Resume,
+    Suspend { path: PathBuf },
     Stop,
     MigrateOut(Outgoing),
     CancelMigration { migration: MigrationId },
@@ -73,6 +76,7 @@ impl Task {
             Self::Start => Request::Start,
             Self::Pause => Request::Pause,
             Self::Resume => Request::Resume,
+            Self::Suspend { .. } => Request::Suspend,
             Self::Stop => Request::Stop,
             Self::MigrateOut(outgoing) => {
                 Request::MigrateOut { migration: outgoing.migration, target_epoch: outgoing.target_epoch }
@@ -91,7 +95,12 @@ impl TryFrom<wire::CreateRequest> for Order {
     fn try_from(message: wire::CreateRequest) -> Result<Self, InvalidField> {
         let command = command(message.command)?;
         let config = message.config.ok_or_else(|| invalid("config", "is missing", "a VmConfig"))?;
-        let task = Task::Create { config: config.try_into()?, lease: optional_lease(message.lease)? };
+        let resume = match message.resume_path {
+            path if path.is_empty() => None,
+            path => Some(absolute("resume_path", path)?),
+        };
+        let lease = optional_lease(message.lease)?;
+        let task = Task::Create { config: config.try_into()?, lease, resume };
         Ok(Self { command, task })
     }
 }
@@ -117,6 +126,15 @@ impl TryFrom<wire::ResumeRequest> for Order {
 
     fn try_from(message: wire::ResumeRequest) -> Result<Self, InvalidField> {
         Ok(Self { command: command(message.command)?, task: Task::Resume })
+    }
+}
+
+impl TryFrom<wire::SuspendRequest> for Order {
+    type Error = InvalidField;
+
+    fn try_from(message: wire::SuspendRequest) -> Result<Self, InvalidField> {
+        let path = absolute("path", message.path)?;
+        Ok(Self { command: command(message.command)?, task: Task::Suspend { path } })
     }
 }
 

@@ -14,6 +14,7 @@ use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
 use drover_wire::vm::v1 as wire;
 
 use super::{
+    devices::DevicesConfig,
     fields::{InvalidField, invalid, parsed},
     limits::limits,
     nic::{NicConfig, nics},
@@ -41,6 +42,7 @@ pub(crate) struct VmConfig {
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) platform: Platform,
     pub(crate) nics: Vec<NicConfig>,
+    pub(crate) devices: DevicesConfig,
 }
 
 /// What kind of machine it is.
@@ -93,6 +95,7 @@ impl TryFrom<wire::VmConfig> for VmConfig {
                 _ => Some(absolute("config.initrd_path", message.initrd_path)?),
             },
             nics: nics(message.nics)?,
+            devices: message.devices.unwrap_or_default().try_into()?,
         })
     }
 }
@@ -172,7 +175,7 @@ fn queues(field: &str, asked: u32) -> Result<u16, InvalidField> {
     }
 }
 
-fn absolute(field: &str, path: String) -> Result<PathBuf, InvalidField> {
+pub(super) fn absolute(field: &str, path: String) -> Result<PathBuf, InvalidField> {
     if !Path::new(&path).is_absolute() || path.contains('\0') {
         return Err(invalid(field, path, "an absolute path"));
     }

@@ -7,9 +7,12 @@ use std::{
         Arc, OnceLock,
         mpsc::{SyncSender, TrySendError},
     },
+    time::Duration,
 };
 
+use drover_ids::OwnerEpoch;
 use drover_lifecycle::StopReason;
+use drover_machine::Reclaimed;
 use drover_wire::vm::v1 as wire;
 use tokio::sync::{Notify, oneshot};
 
@@ -28,6 +31,8 @@ pub(crate) const INPUTS_MAX: usize = 16;
 /// What happens to the VM.
 pub(super) enum Input<M> {
     Order(Box<Order>, oneshot::Sender<Answer>),
+    /// Reclaim free memory, under this epoch.
+    Reclaim(OwnerEpoch, Duration, oneshot::Sender<Result<Reclaimed, Refused>>),
     SendEnded(Box<SendEnded<M>>),
     ReceiveEnded(Box<ReceiveEnded<M>>),
     /// Something may be due: the lease, a migration's progress, the machine's end.
@@ -88,6 +93,13 @@ impl<M> VmHandle<M> {
     pub(crate) async fn order(&self, order: Order) -> Result<Reply, Refused> {
         let (answer, answered) = oneshot::channel();
         self.try_send(Input::Order(Box::new(order), answer))?;
+        answered.await.map_err(|_| Refused::Gone)?
+    }
+
+    /// Has the guest's free memory reclaimed.
+    pub(crate) async fn reclaim(&self, epoch: OwnerEpoch, limit: Duration) -> Result<Reclaimed, Refused> {
+        let (answer, answered) = oneshot::channel();
+        self.try_send(Input::Reclaim(epoch, limit, answer))?;
         answered.await.map_err(|_| Refused::Gone)?
     }
 

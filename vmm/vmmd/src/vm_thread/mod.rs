@@ -26,6 +26,7 @@ use std::{
 };
 
 use drover_lifecycle::{Admission, Lifecycle, Observation, Outcome, State};
+use drover_suspend::LoadProgress;
 use drover_thread_role::{Role, spawn};
 use tokio::sync::oneshot;
 use tracing::info;
@@ -77,6 +78,8 @@ struct VmThread<H: Hypervisor> {
     files: Files,
     lifecycle: Lifecycle,
     machine: Machine<H::Machine>,
+    /// The file that the machine's guest comes from, until it runs.
+    resumed: Option<LoadProgress>,
     /// At most [`INPUTS_MAX`].
     waiting: Vec<Waiting>,
 }
@@ -101,6 +104,7 @@ pub(crate) fn start<H: Hypervisor>(
         files,
         lifecycle: Lifecycle::new(),
         machine: Machine::None,
+        resumed: None,
         waiting: Vec::new(),
     };
     spawn(Role::Vm, thread::Builder::new().name("vm".to_owned()), move || vm.run())?;
@@ -125,6 +129,7 @@ impl<H: Hypervisor> VmThread<H> {
         }
         match input {
             Input::Order(order, answer) => self.order(*order, answer),
+            Input::Reclaim(epoch, limit, answer) => _ = answer.send(self.reclaim(epoch, limit)),
             Input::SendEnded(ended) => self.send_ended(*ended),
             Input::ReceiveEnded(ended) => self.receive_ended(*ended),
             // Looked at above, and in what is due.

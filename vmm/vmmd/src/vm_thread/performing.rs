@@ -1,8 +1,10 @@
 //! What each [`Action`] means for the machine.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use drover_lifecycle::{Action, CancelCause, Outcome, PauseCause};
+use drover_ids::OwnerEpoch;
+use drover_lifecycle::{Action, CancelCause, Outcome, PauseCause, State};
+use drover_machine::Reclaimed;
 use drover_migration::MigratableGuest as _;
 use tracing::warn;
 
@@ -15,6 +17,7 @@ use crate::{
     hosted::{EndSink, HostedVm as _, Hypervisor, Owner, QUIESCE_LIMIT},
     order::{Task, VmConfig},
     refused::{Refused, chain},
+    suspend::{self, NotSuspended},
 };
 
 /// How an action went, for the lifecycle and for whoever asked for it.
@@ -54,12 +57,15 @@ impl<H: Hypervisor> VmThread<H> {
             self.console.owned_by(*epoch);
         }
         match (action, task) {
-            (Action::Build { epoch }, Some(Task::Create { config, lease })) => {
+            (Action::Build { epoch }, Some(Task::Create { config, lease, resume })) => {
                 let owner = Owner { vm: config.vm, node: config.node, epoch };
                 let ended = self.end_sink();
                 // Storage may take its time, and the lease goes on meanwhile.
                 self.watchdog.begin(epoch, *lease);
-                let built = self.hypervisor.build(config, owner, ended);
+                let built = match resume {
+                    None => self.hypervisor.build(config, owner, ended),
+                    Some(path) => self.build_resumed(config, owner, (path, ended)),
+                };
                 if built.is_err() {
                     self.watchdog.clear();
                 }
@@ -85,6 +91,7 @@ impl<H: Hypervisor> VmThread<H> {
                 None => no_machine(),
             },
             (Action::Start, _) => self.start(),
+            (Action::Suspend { paused }, Some(Task::Suspend { path })) => self.suspend(path, paused),
             (Action::Pause(cause), _) => self.pause(cause),
             (Action::Resume, _) => self.resume(),
             (Action::End { .. }, _) => self.end(),
@@ -102,12 +109,68 @@ impl<H: Hypervisor> VmThread<H> {
                 }
                 Performed::done()
             }
-            (Action::Build { .. } | Action::Receive { .. } | Action::Send { .. }, _) => no_machine(),
+            (
+                Action::Build { .. } | Action::Receive { .. } | Action::Send { .. } | Action::Suspend { .. },
+                _,
+            ) => no_machine(),
+        }
+    }
+
+    /// Builds a machine and puts the guest of a file into it.
+    fn build_resumed(
+        &mut self,
+        config: &VmConfig,
+        owner: Owner,
+        (path, ended): (&Path, EndSink),
+    ) -> Result<H::Machine, Refused> {
+        let mut machine = self.hypervisor.build_incoming(config, owner, Arc::clone(&ended))?;
+        self.resumed = Some(suspend::resume(&mut machine, config, owner, (path, &self.files, ended))?);
+        Ok(machine)
+    }
+
+    fn suspend(&mut self, path: &Path, paused: bool) -> Performed {
+        let epoch = self.lifecycle.epoch();
+        let Machine::Here(machine) = &mut self.machine else { return no_machine() };
+        match suspend::suspend(machine, epoch, (path, &self.files)) {
+            Ok(_) => {
+                // Its volumes are somebody else's from now on.
+                self.machine = Machine::None;
+                Performed::done()
+            }
+            Err(NotSuspended::Broken(why)) => {
+                Performed::broken(format!("suspending the machine failed: {why}"))
+            }
+            Err(NotSuspended::Unchanged(why)) => {
+                let detail = format!("suspending the machine failed: {why}");
+                match if paused { Ok(()) } else { machine.resume() } {
+                    Ok(()) => Performed::nothing_changed(Refused::Failed(detail)),
+                    Err(error) => {
+                        Performed::broken(format!("{detail}; resuming it failed too: {}", chain(&error)))
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reclaims the guest's free memory: for the running VM of this epoch only, and nothing else changes.
+    pub(super) fn reclaim(&mut self, epoch: OwnerEpoch, limit: Duration) -> Result<Reclaimed, Refused> {
+        let (ours, state) = (self.lifecycle.epoch(), self.lifecycle.state());
+        match &mut self.machine {
+            Machine::Here(machine) if epoch == ours && state == State::Running => {
+                machine.reclaim(limit).map_err(|error| Refused::Precondition(chain(&error)))
+            }
+            _ => Err(Refused::Precondition(format!(
+                "free memory is reclaimed of a VM that is RUNNING, by its owner: this is {state}, of epoch {ours}"
+            ))),
         }
     }
 
     fn start(&mut self) -> Performed {
         let Machine::Here(machine) = &mut self.machine else { return no_machine() };
+        // Before the guest's first step: a file whose guest has run is of no use to anybody.
+        if let Some(Err(error)) = self.resumed.take().map(|progress| progress.consume()) {
+            return Performed::broken(format!("spending the file failed: {}", chain(&error)));
+        }
         self.handle.status().started(boottime::now());
         match machine.start() {
             Ok(()) => Performed::done(),

@@ -8,7 +8,7 @@ use std::{
 use drover_guest_memory::{DirtyPages, GuestMemory};
 use drover_ids::{MigrationId, NodeId, OperationId, OwnerEpoch, VmId};
 use drover_lifecycle::{BootTime, Command, Lease, StopReason};
-use drover_machine::{CpuBaseline, DeviceBus, ResetAction};
+use drover_machine::{CpuBaseline, DeviceBus, Reclaimed, ResetAction};
 use drover_migration::{
     GuestError, MigratableGuest,
     shape::{CpuShape, MachineShape},
@@ -91,6 +91,15 @@ struct Remembering {
 impl HostedVm for Remembering {
     fn start(&mut self) -> Result<(), GuestError> {
         self.bench.attempt("start")
+    }
+
+    fn last_owners(&self) -> Result<Vec<Option<drover_block::Owner>>, GuestError> {
+        Ok(Vec::new())
+    }
+
+    fn reclaim(&mut self, _: Duration) -> Result<Reclaimed, GuestError> {
+        self.bench.attempt("reclaim")?;
+        Ok(Reclaimed::default())
     }
 
     fn end(self, _: Duration) -> Result<(), GuestError> {
@@ -183,7 +192,7 @@ impl Process {
 
     async fn running(epoch: u64) -> Self {
         let process = Self::empty();
-        process.ok(1, epoch, Task::Create { config: config(), lease: None }).await;
+        process.ok(1, epoch, Task::Create { config: config(), lease: None, resume: None }).await;
         process.ok(1, epoch, Task::Start).await;
         process
     }
@@ -224,6 +233,7 @@ fn config() -> VmConfig {
             on_reset: ResetAction::Restart,
         },
         nics: Vec::new(),
+        devices: Default::default(),
     }
 }
 
@@ -260,7 +270,7 @@ async fn a_repeated_command_reaches_the_machine_once() {
     let process = Process::running(5).await;
     process.ok(2, 5, Task::Pause).await;
     process.ok(2, 5, Task::Pause).await;
-    process.ok(1, 5, Task::Create { config: config(), lease: None }).await;
+    process.ok(1, 5, Task::Create { config: config(), lease: None, resume: None }).await;
     assert_eq!(process.bench.done(), "build start pause");
 }
 
@@ -268,7 +278,7 @@ async fn a_repeated_command_reaches_the_machine_once() {
 async fn a_machine_that_cannot_be_built_leaves_the_process_empty() {
     let process = Process::empty();
     process.bench.fail(Some("build"));
-    let create = Task::Create { config: config(), lease: None };
+    let create = Task::Create { config: config(), lease: None, resume: None };
     let refused = process.ask(1, 5, create.clone()).await.expect_err("refused");
     assert_eq!(refused.to_string(), "no build today");
     assert_eq!(process.vm.status().info().state(), wire::VmState::Empty);
@@ -304,7 +314,7 @@ async fn a_lease_is_renewed_while_slow_storage_holds_the_vms_thread() {
     *process.bench.slow.lock().unwrap() = Some(slow);
     let hour = 3600 * SECOND;
     let lease = Some(lease_for(SECOND / 2, hour));
-    let built = process.ok(1, 5, Task::Create { config: config(), lease });
+    let built = process.ok(1, 5, Task::Create { config: config(), lease, resume: None });
     let renewed = async {
         while process.bench.done() != "build" {
             tokio::task::yield_now().await;
@@ -395,4 +405,23 @@ async fn a_committed_vm_can_be_stopped() {
     source.reaches(wire::VmState::Committed).await;
     let info = source.ok(3, 5, Task::Stop).await.info;
     assert_eq!(info.state(), wire::VmState::Stopped);
+}
+
+#[tokio::test]
+async fn a_vm_that_cannot_be_suspended_goes_on_and_one_that_can_has_ended() {
+    let process = Process::running(5).await;
+    let path = process._dir.path().join("suspended");
+    process.bench.fail(Some("release"));
+    let refused = process.ask(2, 5, Task::Suspend { path: path.clone() }).await;
+    assert!(refused.is_err_and(|error| error.to_string().contains("no release today")));
+    assert!(process.bench.done().ends_with("pause acquire 5 resume"), "{}", process.bench.done());
+    assert_eq!(process.vm.status().info().state(), wire::VmState::Running);
+    assert!(drover_suspend::SuspendFile::open(&path).is_err(), "and the file holds nothing");
+
+    process.bench.fail(None);
+    let info = process.ok(3, 5, Task::Suspend { path: path.clone() }).await.info;
+    assert_eq!((info.state(), info.stop_reason()), (wire::VmState::Stopped, wire::StopReason::Suspended));
+    assert!(process.bench.done().ends_with("pause release"), "{}", process.bench.done());
+    let file = drover_suspend::SuspendFile::open(&path).expect("whole");
+    assert_eq!(file.identity().epoch, OwnerEpoch::new(5));
 }

@@ -67,6 +67,8 @@ fn main() -> ExitCode {
 enum Layers {
     /// All of it.
     All,
+    /// All of it, for a VM that has sockets to the host.
+    AllWithVsock,
     /// All but the filters of system calls.
     AllButFilters,
     /// What needs no rights, without those filters.
@@ -98,8 +100,10 @@ impl Misbehaving {
             .arg("--run-dir")
             .arg(dir.path())
             .arg("--jail");
-        if layers != Layers::All {
-            command.arg("--seccomp=off");
+        match layers {
+            Layers::All => {}
+            Layers::AllWithVsock => _ = command.arg("--jail-vsock"),
+            Layers::AllButFilters | Layers::Landlock => _ = command.arg("--seccomp=off"),
         }
         let mut namespaces = CloneFlags::empty();
         if layers != Layers::Landlock {
@@ -183,6 +187,10 @@ fn each_deed_ends_the_thread_that_tries_it() {
     }
     for role in ["vm", "vcpu", "console"] {
         killed_by_filter(Layers::All, &format!("{role} connect {address}"), "socket");
+    }
+    // Sockets to the host are local ones.
+    for role in ["main", "device", "vcpu"] {
+        killed_by_filter(Layers::AllWithVsock, &format!("{role} connect {address}"), "socket");
     }
     killed_by_filter(Layers::All, &format!("vcpu ptrace {us}"), "ptrace");
     killed_by_filter(Layers::All, "vm exec /bin/true", "execve");

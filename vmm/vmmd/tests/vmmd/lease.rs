@@ -13,7 +13,12 @@ const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn create(epoch: u64, lease: Option<wire::Lease>) -> wire::CreateRequest {
-    wire::CreateRequest { command: command(epoch), config: Some(config(heartbeat())), lease }
+    wire::CreateRequest {
+        command: command(epoch),
+        config: Some(config(heartbeat())),
+        lease,
+        ..wire::CreateRequest::default()
+    }
 }
 
 fn extend(owner_epoch: u64, lease: Option<wire::Lease>) -> wire::ExtendLeaseRequest {

@@ -113,7 +113,7 @@ async fn commands_are_idempotent_and_old_epochs_refused() {
     let create = |epoch| wire::CreateRequest {
         command: command_of(0x77, epoch),
         config: Some(config(heartbeat())),
-        lease: None,
+        ..wire::CreateRequest::default()
     };
     vmmd.client.create(create(5)).await.expect("created");
     vmmd.client.create(create(5)).await.expect("the same command again");

@@ -4,10 +4,13 @@
 mod ceph;
 mod ceph_faults;
 mod ceph_owners;
+mod devices;
 mod footprint;
 mod isolation;
+mod jailed;
 mod lease;
 mod life;
 mod migration;
 mod support;
+mod suspend;
 mod volumes;

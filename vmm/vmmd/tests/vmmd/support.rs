@@ -2,13 +2,17 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt as _,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
 use drover_dir_volume::{DirPool, fence};
+use drover_handover::{hand_over, record_name};
 use drover_ids::{NodeId, OperationId, OwnerEpoch, VmId, VolumeId};
 use drover_probe_record::{
     Claim, ConsoleLog, DirtyWork, DiskWork, ImageReport, Workload, stamp::Slots, verify_image,
@@ -17,7 +21,10 @@ use drover_test_prerequisites::probe_image;
 use drover_units::Bytes;
 use drover_wire::vm::v1::{self as wire, vm_client::VmClient};
 use hyper_util::rt::TokioIo;
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sched::CloneFlags,
+    time::{ClockId, clock_gettime},
+};
 use tokio::net::UnixStream;
 use tonic::{
     Code, Status,
@@ -28,6 +35,9 @@ use tonic::{
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 /// Between two looks at something that cannot be waited for.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// A user that nobody is.
+const JAIL_UID: u32 = 0x7012_3457;
 
 pub(crate) const VM: u128 = 0x1;
 pub(crate) const VOLUME: u128 = 0x2;
@@ -60,6 +70,37 @@ impl Host {
 
     pub(crate) async fn spawn(&self, name: &str) -> Vmmd {
         Vmmd::spawn(&self.dir.path().join(name)).await
+    }
+
+    /// A process in as much of its jail as this user can make.
+    pub(crate) async fn spawn_jailed(&self, name: &str, with: &[&str]) -> Vmmd {
+        let run_dir = self.dir.path().join(name);
+        let mut arguments = vec!["--jail".to_owned()];
+        arguments.extend(with.iter().map(|argument| (*argument).to_owned()));
+        let mut namespaces = CloneFlags::empty();
+        if nix::unistd::Uid::effective().is_root() {
+            arguments.extend([format!("--jail-uid={JAIL_UID}"), "--jail-own-mounts".to_owned()]);
+            namespaces = CloneFlags::CLONE_NEWPID
+                | CloneFlags::CLONE_NEWNS
+                | CloneFlags::CLONE_NEWIPC
+                | CloneFlags::CLONE_NEWNET;
+        }
+        let place = run_dir.clone();
+        // A thread of its own: what it leaves, it does not come back to.
+        let child = std::thread::spawn(move || {
+            nix::sched::unshare(namespaces).expect("root may");
+            Vmmd::launch_with(&place, &arguments)
+        });
+        Vmmd::serving(child.join().expect("started"), &run_dir).await
+    }
+
+    /// The disk's files, as the agent hands them over.
+    pub(crate) fn disk_files(&self) -> Vec<(String, OwnedFd)> {
+        let path = PathBuf::from(self.disk().path);
+        let name = path.to_string_lossy().into_owned();
+        let disk = fs::File::options().read(true).write(true).open(&path).expect("a volume");
+        let record = drover_dir_volume::open_record(&DirPool::sidecar_of(&path)).expect("its record");
+        vec![(record_name(&name), record.into()), (name, disk.into())]
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -185,7 +226,16 @@ impl Drop for Vmmd {
 impl Vmmd {
     /// Starts a process and waits until it serves.
     pub(crate) async fn spawn(run_dir: &Path) -> Self {
-        let child = Self::launch(run_dir);
+        Self::serving(Self::launch(run_dir), run_dir).await
+    }
+
+    /// Hands files over, by the names that calls will use.
+    pub(crate) fn hand_over(&self, files: &[(String, OwnedFd)]) {
+        let files = files.iter().map(|(name, file)| (name.as_str(), file.as_fd()));
+        hand_over(&self.run_dir, files).expect("taken");
+    }
+
+    async fn serving(child: Child, run_dir: &Path) -> Self {
         let socket = run_dir.join("vmmd.sock");
         let deadline = Instant::now() + DEADLINE;
         let channel = loop {
@@ -200,6 +250,10 @@ impl Vmmd {
 
     /// Starts a process as the agent does.
     pub(crate) fn launch(run_dir: &Path) -> Child {
+        Self::launch_with(run_dir, &[])
+    }
+
+    fn launch_with(run_dir: &Path, with: &[String]) -> Child {
         fs::create_dir_all(run_dir).expect("a run dir");
         let log = run_dir.join("vmmd.log");
         let log = fs::OpenOptions::new().append(true).create(true).open(log).expect("a log");
@@ -209,6 +263,7 @@ impl Vmmd {
             .arg("--run-dir")
             .arg(run_dir)
             .args(["--spawned-at-boottime-ns", &boottime_ns().to_string()])
+            .args(with)
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
@@ -225,7 +280,11 @@ impl Vmmd {
     }
 
     pub(crate) async fn boot_at(&mut self, epoch: u64, config: wire::VmConfig) {
-        let create = wire::CreateRequest { command: command(epoch), config: Some(config), lease: None };
+        let create = wire::CreateRequest {
+            command: command(epoch),
+            config: Some(config),
+            ..wire::CreateRequest::default()
+        };
         self.client.create(create).await.expect("created");
         self.client.start(wire::StartRequest { command: command(epoch) }).await.expect("started");
     }
@@ -235,8 +294,47 @@ impl Vmmd {
         epoch: u64,
         config: wire::VmConfig,
     ) -> Result<wire::VmInfo, Status> {
-        let create = wire::CreateRequest { command: command(epoch), config: Some(config), lease: None };
+        let create = wire::CreateRequest {
+            command: command(epoch),
+            config: Some(config),
+            ..wire::CreateRequest::default()
+        };
         self.client.create(create).await.map(tonic::Response::into_inner)
+    }
+
+    pub(crate) async fn suspend(&mut self, epoch: u64, path: &Path) -> Result<wire::VmInfo, Status> {
+        let path = path.to_string_lossy().into_owned();
+        let request = wire::SuspendRequest { command: command(epoch), path };
+        self.client.suspend(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// Suspends the VM and takes note of its end, as the agent does: the process waits for nobody else.
+    pub(crate) async fn suspends(&mut self, epoch: u64, path: &Path) -> wire::VmInfo {
+        let info = self.suspend(epoch, path).await.expect("suspended");
+        self.stop(epoch).await.expect("it has ended");
+        assert!(self.exits().await.success());
+        info
+    }
+
+    /// Creates the VM from a file. It is not started.
+    pub(crate) async fn create_from(
+        &mut self,
+        epoch: u64,
+        config: wire::VmConfig,
+        path: &Path,
+    ) -> Result<wire::VmInfo, Status> {
+        let create = wire::CreateRequest {
+            command: command(epoch),
+            config: Some(config),
+            resume_path: path.to_string_lossy().into_owned(),
+            ..wire::CreateRequest::default()
+        };
+        self.client.create(create).await.map(tonic::Response::into_inner)
+    }
+
+    pub(crate) async fn start(&mut self, epoch: u64) -> Result<wire::VmInfo, Status> {
+        let request = wire::StartRequest { command: command(epoch) };
+        self.client.start(request).await.map(tonic::Response::into_inner)
     }
 
     pub(crate) async fn pause(&mut self, epoch: u64) -> Result<wire::VmInfo, Status> {
