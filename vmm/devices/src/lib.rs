@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod device;
+mod hotplug;
 mod i8042;
 mod pci;
 mod power;
@@ -29,6 +30,7 @@ mod virtio;
 pub use drover_rate_limit as limits;
 
 pub use device::{Device, DeviceError, DeviceEvent, DeviceEvents, Saved};
+pub use hotplug::Hotplug;
 pub use i8042::I8042;
 pub use pci::{Address as PciAddress, PciError, PciFunction, PciRoot};
 pub use power::Power;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use drover_block::{Backend, MemoryImage};
 use drover_bus::BusDevice;
-use drover_devices::{ConsoleSink, Device, Saved, Serial};
+use drover_devices::{ConsoleSink, Device, Hotplug, PciAddress, PciRoot, Saved, Serial};
 use drover_saved_state::Envelope;
 use guest::{DISK, EVENT_IDX, FLUSH, Guest, Line, OK, SOON, VERSION_1, golden::golden, owner};
 
@@ -47,6 +47,23 @@ fn a_serial_port() {
     let mut scratch = [0];
     successor.read(7, &mut scratch);
     assert_eq!(scratch, [0x5a]);
+}
+
+#[test]
+fn hot_plug_registers() {
+    let make = || Hotplug::new(Arc::new(PciRoot::new()), Arc::new(Line::default()));
+    let hotplug = make();
+    let at = |number| PciAddress::device(number).unwrap();
+    [1, 17, 30].into_iter().for_each(|number| hotplug.announce(at(number)));
+    hotplug.ask_back(at(2));
+    hotplug.write(Hotplug::CHANGED, &(1_u32 << 17).to_le_bytes());
+    let golden = golden("pci-hotplug-v1.bin", &saved(&hotplug));
+    assert_eq!(saved(&hotplug), golden);
+    let successor = make();
+    successor.restore(&golden).unwrap();
+    let mut changed = [0; 4];
+    successor.read(Hotplug::CHANGED, &mut changed);
+    assert_eq!(u32::from_le_bytes(changed), 1 << 1 | 1 << 30);
 }
 
 /// A disk that has answered three writes, paused.

@@ -108,7 +108,7 @@ impl Machine {
             doorbells: bells.clone(),
         };
         let disk = Arc::new(VirtioPci::new(config, Box::new(blk)).unwrap());
-        let mut root = PciRoot::new();
+        let root = PciRoot::new();
         root.insert(PciAddress::device(3).unwrap(), disk.clone()).unwrap();
         let root = Arc::new(root);
         Self { memory, disk, ecam: root.ecam(), window: root.memory(WINDOW), messages, bells }

@@ -5,6 +5,7 @@
 //!              0x70..      clock
 //!              0x3f8..     COM1, interrupt 4
 //!              0x600..     ACPI's sleep and reset registers
+//!              0x610..     registers of slots that devices come to and go from, where there is a PCI bus
 //!              0xcf8..     PCI configuration
 //! addresses    0           low RAM: boot structures below 1 MiB, the kernel from there
 //!              0xe_0000    ACPI tables, in RAM that the guest is told not to use
@@ -26,7 +27,7 @@ use crate::{Slot, boot::linux64::PAGE_TABLES_LEN};
 const FIRST_MMIO_GSI: u32 = 5;
 const FIRST_MMIO_WINDOW: u64 = 0xd000_0000;
 /// Device 0 is the host bridge.
-const FIRST_FUNCTION: u8 = 1;
+pub(crate) const FIRST_FUNCTION: u8 = 1;
 /// A virtio-mmio device's window: one page, of which it uses the first 0x200 bytes.
 pub(crate) const MMIO_WINDOW_LEN: u64 = 0x1000;
 /// Places for virtio-mmio devices: interrupts 5 to 22. The last pin is the power button's.
@@ -51,6 +52,9 @@ pub(crate) fn pci_place(slot: Slot) -> (PciAddress, Gpa) {
 
 /// The power button's interrupt: the last pin of the I/O APIC.
 pub(crate) const POWER_BUTTON_GSI: Gsi = Gsi(23);
+
+/// The interrupt of slots that devices come to and go from, on a PCI bus, where no virtio-mmio device has it.
+pub(crate) const HOTPLUG_GSI: Gsi = Gsi(22);
 
 /// Boot structures, where a kernel that loads from 1 MiB on does not overwrite them, nor the real-mode structures of
 /// the first page.

@@ -206,6 +206,15 @@ pub enum MachineError {
     /// The hypervisor refused.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
+    /// Its bus is not made for that.
+    #[error("devices neither come to this machine nor go while it runs: its bus is not PCI")]
+    NotHotPluggable,
+    /// A device that comes needs a slot of its own.
+    #[error("a device that comes to a machine says which slot it comes to")]
+    NoSlot,
+    /// There is a device, or there is no such slot.
+    #[error("slot {0} is not free")]
+    SlotNotFree(Slot),
     /// A state is malformed or not for this machine.
     #[error("cannot use the saved state of '{kind}' {instance}")]
     State {

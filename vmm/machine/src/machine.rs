@@ -36,7 +36,7 @@ const DISMISS_LIMIT: Duration = Duration::from_secs(5);
 /// [`stop`](Self::stop) does that in good order.
 #[derive(Debug)]
 pub struct Machine {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     freezer: Arc<Freezer>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -137,9 +137,9 @@ impl Machine {
         VcpuCount::new(u32::try_from(self.shared.vcpus.len()).expect("checked when it was planned"))
     }
 
-    /// Its virtio devices, disks first, in the order in which they were given. A guest moves to a machine where this is
-    /// the same, save that the other may know newer versions of states.
-    pub fn virtio_devices(&self) -> &[VirtioShape] {
+    /// Its virtio devices, by their slots. A guest moves to a machine where this is the same, save that the other may know
+    /// newer versions of states.
+    pub fn virtio_devices(&self) -> Vec<VirtioShape> {
         self.shared.devices.virtio()
     }
 
@@ -300,7 +300,7 @@ impl Machine {
         Ok(released?)
     }
 
-    fn check(&self, paused: &PauseGuard) {
+    pub(crate) fn check(&self, paused: &PauseGuard) {
         assert!(paused.holds(&self.freezer), "a guard works for the machine that gave it");
     }
 }

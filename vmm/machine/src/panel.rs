@@ -1,11 +1,11 @@
 //! What others than a machine's owner may do with it at any time.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use drover_bus::IrqLine as _;
-use drover_devices::{BlkMetrics, BlkMetricsSnapshot, Serial, Throttle};
+use drover_devices::{BlkMetrics, BlkMetricsSnapshot, Hotplug, Serial, Throttle};
 
-use crate::wiring::VmIrqLine;
+use crate::{Slot, address_map::pci_place, wiring::VmIrqLine};
 
 /// A machine's console input and counters. Clones share them. It keeps neither the guest nor its disks alive: on a
 /// machine that has gone, typing has no effect and the counters stand still.
@@ -15,6 +15,8 @@ pub struct Panel {
     pub(crate) button: Arc<VmIrqLine>,
     pub(crate) disk_metrics: Arc<[Arc<BlkMetrics>]>,
     pub(crate) disk_throttles: Arc<[Arc<Throttle>]>,
+    /// `None` where devices neither come nor go.
+    pub(crate) hotplug: Option<Arc<Hotplug>>,
 }
 
 impl Panel {
@@ -35,6 +37,26 @@ impl Panel {
     /// Each disk's limits, in the order in which the disks were given: none until they are set.
     pub fn disk_throttles(&self) -> &[Arc<Throttle>] {
         &self.disk_throttles
+    }
+
+    /// Asks the guest for the device in this slot; asking again reminds it. False where devices neither come nor go.
+    pub fn ask_back(&self, slot: Slot) -> bool {
+        self.hotplug.as_ref().map(|hotplug| hotplug.ask_back(pci_place(slot).0)).is_some()
+    }
+
+    /// Waits until the guest has let go of a device that it was asked for. False: it has not, in this time.
+    pub fn wait_let_go(&self, slot: Slot, limit: Duration) -> bool {
+        self.hotplug.as_ref().is_some_and(|hotplug| hotplug.wait_let_go(pci_place(slot).0, limit))
+    }
+
+    /// Leaves a device that was asked back with the guest. False: the guest has let it go already.
+    pub fn withdraw(&self, slot: Slot) -> bool {
+        self.hotplug.as_ref().is_none_or(|hotplug| hotplug.withdraw(pci_place(slot).0))
+    }
+
+    /// Each disk's counters, for whoever reads them later, in the order in which the disks were given.
+    pub fn disk_counters(&self) -> &[Arc<BlkMetrics>] {
+        &self.disk_metrics
     }
 
     /// Each disk's counters, in the order in which the disks were given.

@@ -46,18 +46,17 @@ impl fmt::Display for Slot {
     }
 }
 
-/// Gives every device its slot: disks the first ones in their order, other devices what they ask for or the next free one
+/// Gives every device its slot: disks those that are theirs, other devices what they ask for or the next free one
 /// from 16 on, and when those are taken the last free one before. The same devices always get the same slots.
 pub(crate) fn assign(
     bus: DeviceBus,
-    disks: usize,
+    disks: impl Iterator<Item = Slot>,
     others: impl Iterator<Item = Option<Slot>>,
 ) -> Result<Vec<Slot>, BuildError> {
     let count = Slot::count(bus);
     let mut taken = vec![false; usize::from(count)];
-    let mut slots = Vec::with_capacity(disks);
-    let wishes: Vec<Option<Slot>> =
-        (0..count).take(disks).map(|disk| Some(Slot(disk))).chain(others).collect();
+    let wishes: Vec<Option<Slot>> = disks.map(Some).chain(others).collect();
+    let mut slots = Vec::with_capacity(wishes.len());
     // What is asked for comes first, so that no device without a wish takes it.
     for Slot(number) in wishes.iter().flatten().copied() {
         match taken.get_mut(usize::from(number)) {
@@ -88,7 +87,7 @@ mod tests {
 
     fn check(bus: DeviceBus, disks: usize, others: &[Option<u8>], expect: Result<&[u8], &str>) {
         let others = others.iter().map(|wish| wish.map(Slot));
-        let found = assign(bus, disks, others).map_err(|error| error.to_string());
+        let found = assign(bus, (0_u8..).map(Slot).take(disks), others).map_err(|error| error.to_string());
         match (found, expect) {
             (Ok(slots), Ok(expect)) => {
                 assert_eq!(slots.iter().map(|slot| slot.0).collect::<Vec<_>>(), expect)

@@ -46,11 +46,13 @@ pub(crate) fn save(shared: &Shared) -> Result<Vec<Envelope>, MachineError> {
         let state = vcpu.save(vm.time())?;
         envelopes.push(VcpuPayload(state.to_bytes()).to_envelope(number));
     }
-    for device in shared.devices.iter() {
+    for device in shared.devices.all() {
         match device.save() {
             Saved::State(envelope) => envelopes.push(envelope),
             Saved::Stateless => {}
-            Saved::NotMigratable(reason) => return Err(device_error(device, "be saved", reason.into())),
+            Saved::NotMigratable(reason) => {
+                return Err(device_error(device.as_ref(), "be saved", reason.into()));
+            }
         }
     }
     Ok(envelopes)
@@ -72,13 +74,13 @@ pub(crate) fn restore(shared: &Shared, envelopes: &[Envelope]) -> Result<(), Mac
     // After the vCPUs: their local APICs must be there when the I/O APIC has something to deliver.
     shared.vm.restore(&vm, &now)?;
 
-    for device in shared.devices.iter() {
+    for device in shared.devices.all() {
         // What a device of this kind would save names what it takes.
         if let Saved::State(own) = device.save() {
             let envelope = take(&mut rest, own.kind().as_str(), own.instance())?;
             device
                 .restore(envelope)
-                .map_err(|error| device_error(device, "take its state", Box::new(error)))?;
+                .map_err(|error| device_error(device.as_ref(), "take its state", Box::new(error)))?;
         }
     }
     rest.first().map_or(Ok(()), |envelope| {

@@ -1,6 +1,6 @@
 //! The machine's disks, and whether they are ours to write.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use drover_block::{Backend, Owner, OwnershipError};
 
@@ -31,7 +31,7 @@ pub enum Ownership {
 /// The disks of a machine. Dropping it releases those that are ours.
 #[derive(Debug)]
 pub(crate) struct Volumes {
-    disks: Vec<Disk>,
+    disks: Mutex<Vec<Disk>>,
 }
 
 /// A disk that could not change hands.
@@ -53,7 +53,7 @@ impl Volumes {
         if disks.len() > DISKS_MAX {
             return Err(BuildError::TooManyDisks { asked: disks.len() });
         }
-        let volumes = Self { disks };
+        let volumes = Self { disks: Mutex::new(disks) };
         if let Ownership::Take(owner) = ownership {
             volumes
                 .acquire(&owner)
@@ -62,14 +62,37 @@ impl Volumes {
         Ok(volumes)
     }
 
-    pub(crate) fn disks(&self) -> &[Disk] {
-        &self.disks
+    /// Those that are there at the moment. Storage may take its time: nothing is locked meanwhile.
+    pub(crate) fn disks(&self) -> Vec<Disk> {
+        self.lock().clone()
+    }
+
+    /// A disk more, which is ours to write.
+    pub(crate) fn add(&self, disk: Disk) {
+        self.lock().push(disk);
+    }
+
+    /// Gives up one of them. Where that fails, it is still there, and still ours.
+    pub(crate) fn remove(&self, backend: &Arc<dyn Backend>) -> Result<(), Refused> {
+        let is_it = |disk: &Disk| Arc::ptr_eq(&disk.backend, backend);
+        let found = self.lock().iter().find(|disk| is_it(disk)).cloned();
+        let Some(disk) = found else { return Ok(()) };
+        if let Err(source) = disk.backend.release() {
+            return Err(Refused { disk: disk.id, attempt: "release", source });
+        }
+        self.lock().retain(|disk| !is_it(disk));
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Disk>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes all of them or none. Those that were this owner's before stay so either way.
     pub(crate) fn acquire(&self, owner: &Owner) -> Result<(), Refused> {
-        let mut taken = Vec::with_capacity(self.disks.len());
-        for disk in &self.disks {
+        let disks = self.disks();
+        let mut taken = Vec::with_capacity(disks.len());
+        for disk in &disks {
             let ours = disk.backend.owner().as_ref() == Some(owner);
             if let Err(source) = disk.backend.acquire(owner) {
                 taken.into_iter().for_each(release_logged);
@@ -85,7 +108,7 @@ impl Volumes {
     /// Gives all of them up. Tries every one; the first failure is reported, and that disk is still ours.
     pub(crate) fn release(&self) -> Result<(), Refused> {
         let mut result = Ok(());
-        for disk in &self.disks {
+        for disk in &self.disks() {
             if let Err(source) = disk.backend.release()
                 && result.is_ok()
             {
@@ -98,7 +121,7 @@ impl Volumes {
 
 impl Drop for Volumes {
     fn drop(&mut self) {
-        self.disks.iter().for_each(release_logged);
+        self.disks().iter().for_each(release_logged);
     }
 }
 

@@ -44,15 +44,15 @@ fn a_devices_state_goes_to_the_device_in_its_slot() {
         let (_file, kernel) = kernel(&[0xf4]);
         let three = || vec![rng(), rng().in_slot(Slot::new(2)), rng().with_identity("third")];
         let (source, paused) = machine(bus, three()).unwrap().boot(&kernel).unwrap();
-        let shape: Vec<_> = source
-            .virtio_devices()
+        let devices = source.virtio_devices();
+        let shape: Vec<_> = devices
             .iter()
             .map(|device| {
                 (device.kind, device.slot.number(), device.identity.as_str(), device.state.as_str())
             })
             .collect();
         let rng_at = |slot, identity| (VirtioKind::Rng, slot, identity, "virtio-rng");
-        assert_eq!(shape, [rng_at(16, ""), rng_at(2, ""), rng_at(17, "third")]);
+        assert_eq!(shape, [rng_at(2, ""), rng_at(16, ""), rng_at(17, "third")]);
         let state = source.save(&paused).unwrap();
 
         let (target, held) = machine(bus, three()).unwrap().receive().unwrap();

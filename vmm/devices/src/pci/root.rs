@@ -1,9 +1,9 @@
 //! The root of the bus: how the guest reaches configuration spaces and device memory.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -33,10 +33,11 @@ pub enum PciError {
     Taken(Address),
 }
 
-/// One bus with its functions, the host bridge at 00:00.0. Made complete, then shared with the guest's address spaces.
+/// One bus with its functions, the host bridge at 00:00.0. Functions come and go while the guest looks.
 #[derive(Debug)]
 pub struct PciRoot {
-    functions: BTreeMap<Address, Arc<dyn PciFunction>>,
+    /// No data path: doorbells do not come through here. Never changed by a function that is being called.
+    functions: RwLock<BTreeMap<Address, Arc<dyn PciFunction>>>,
     /// What the guest wrote to the address port. The guest's own lock orders this with its data accesses.
     selected: AtomicU32,
 }
@@ -53,7 +54,10 @@ impl PciRoot {
     pub fn new() -> Self {
         let bridge = Address::device(0).expect("a bus has a device 0");
         Self {
-            functions: BTreeMap::from([(bridge, Arc::new(HostBridge::new()) as Arc<dyn PciFunction>)]),
+            functions: RwLock::new(BTreeMap::from([(
+                bridge,
+                Arc::new(HostBridge::new()) as Arc<dyn PciFunction>,
+            )])),
             selected: AtomicU32::new(0),
         }
     }
@@ -62,12 +66,25 @@ impl PciRoot {
     ///
     /// # Errors
     /// [`PciError::Taken`].
-    pub fn insert(&mut self, at: Address, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
-        if self.functions.contains_key(&at) {
-            return Err(PciError::Taken(at));
+    pub fn insert(&self, at: Address, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
+        match self.functions.write().unwrap_or_else(PoisonError::into_inner).entry(at) {
+            Entry::Occupied(_) => Err(PciError::Taken(at)),
+            Entry::Vacant(free) => {
+                free.insert(function);
+                Ok(())
+            }
         }
-        self.functions.insert(at, function);
-        Ok(())
+    }
+
+    /// Takes a function off the bus: from now on there is nothing in its place. Accesses that are under way end.
+    pub fn remove(&self, at: Address) {
+        let removed = self.functions.write().unwrap_or_else(PoisonError::into_inner).remove(&at);
+        // Not under the lock: it may be the last that anybody has of it.
+        drop(removed);
+    }
+
+    fn present(&self) -> RwLockReadGuard<'_, BTreeMap<Address, Arc<dyn PciFunction>>> {
+        self.functions.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The two ports at [`PORT`](Self::PORT).
@@ -85,9 +102,9 @@ impl PciRoot {
         Arc::new(Memory { root: Arc::clone(self), start })
     }
 
-    pub(crate) fn function(&self, device: u32, function: u32) -> Option<&dyn PciFunction> {
+    pub(crate) fn function(&self, device: u32, function: u32) -> Option<Arc<dyn PciFunction>> {
         let address = u8::try_from(device).ok().and_then(Address::device)?;
-        (function == 0).then(|| self.functions.get(&address).map(Arc::as_ref)).flatten()
+        (function == 0).then(|| self.present().get(&address).map(Arc::clone)).flatten()
     }
 }
 
@@ -148,7 +165,7 @@ struct Ports(Arc<PciRoot>);
 
 impl Ports {
     /// The function and register that the address port names, for an access at `offset` within the data port.
-    fn selected(&self, offset: u64) -> Option<(&dyn PciFunction, u8)> {
+    fn selected(&self, offset: u64) -> Option<(Arc<dyn PciFunction>, u8)> {
         let address = self.0.selected.load(Ordering::Relaxed);
         let bus = address >> 16 & 0xff;
         if address & ENABLE == 0 || bus != 0 {
@@ -190,7 +207,7 @@ impl BusDevice for Ports {
 struct Ecam(Arc<PciRoot>);
 
 impl Ecam {
-    fn find(&self, offset: u64) -> Option<(&dyn PciFunction, u64)> {
+    fn find(&self, offset: u64) -> Option<(Arc<dyn PciFunction>, u64)> {
         let device = u32::try_from(offset >> 15).ok()?;
         Some((self.0.function(device, (offset >> 12 & 7) as u32)?, offset % ECAM_FUNCTION_LEN))
     }
@@ -232,13 +249,13 @@ impl Memory {
 impl BusDevice for Memory {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if let Some(address) = self.address(offset) {
-            self.root.functions.values().any(|function| function.read_memory(address, data));
+            self.root.present().values().any(|function| function.read_memory(address, data));
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let Some(address) = self.address(offset) {
-            self.root.functions.values().any(|function| function.write_memory(address, data));
+            self.root.present().values().any(|function| function.write_memory(address, data));
         }
     }
 }
@@ -335,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_place_is_taken_once() {
-        let mut root = PciRoot::new();
+        let root = PciRoot::new();
         let taken = Address::device(0).unwrap();
         assert_eq!(root.insert(taken, Arc::new(HostBridge::new())), Err(PciError::Taken(taken)));
         assert_eq!(Address::device(32), None);

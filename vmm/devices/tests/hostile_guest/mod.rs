@@ -175,7 +175,7 @@ impl Guest {
                     doorbells: bells.clone(),
                 };
                 let function = Arc::new(VirtioPci::new(config, device).expect("a device"));
-                let mut root = PciRoot::new();
+                let root = PciRoot::new();
                 root.insert(PciAddress::device(3).expect("a slot"), function.clone()).expect("free");
                 let root = Arc::new(root);
                 Plugged::Pci { function, ecam: root.ecam(), window: root.memory(BASE) }

@@ -9,8 +9,9 @@
 use acpi_tables::{
     Aml,
     aml::{
-        AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name,
-        Notify, Package, Path, ResourceTemplate, Scope,
+        AddressSpace, AddressSpaceCacheable, And, Arg, Device, EISAName, Equal, Field, FieldAccessType,
+        FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method,
+        MethodCall, Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store,
     },
     fadt::{FADTBuilder, Flags, PmProfile},
     gas::{self, AccessSize, GAS},
@@ -21,15 +22,15 @@ use acpi_tables::{
     xsdt::XSDT,
 };
 use drover_bus::Port;
-use drover_devices::{PciRoot, Power, Rtc, Serial};
+use drover_devices::{Hotplug, PciAddress, PciRoot, Power, Rtc, Serial};
 use drover_guest_memory::GuestMemory;
 use drover_units::{Bytes, Gpa, VcpuCount};
 
 use crate::{
     BuildError, DeviceBus, Slot,
     address_map::{
-        ACPI, ACPI_END, IO_APIC, LOCAL_APIC, MMIO_WINDOW_LEN, PCI_CONFIG, PCI_MEMORY, PCI_MEMORY_END,
-        POWER_BUTTON_GSI, mmio_place,
+        ACPI, ACPI_END, FIRST_FUNCTION, HOTPLUG_GSI, IO_APIC, LOCAL_APIC, MMIO_WINDOW_LEN, PCI_CONFIG,
+        PCI_MEMORY, PCI_MEMORY_END, POWER_BUTTON_GSI, mmio_place,
     },
 };
 
@@ -40,7 +41,10 @@ const OEM_REVISION: u32 = 1;
 /// FADT boot flags (5.2.9.3): no VGA. Without the flag of a keyboard controller none is looked for.
 const NO_VGA: u16 = 1 << 2;
 
-/// A notification of a button (5.6.6): pressed.
+/// Notifications of any device (5.6.6): look whether it is there; it should be ejected.
+const DEVICE_CHECK: u8 = 1;
+const EJECTION_REQUEST: u8 = 3;
+/// A notification of a button: pressed.
 const BUTTON_PRESSED: u8 = 0x80;
 
 /// What the tables describe.
@@ -142,7 +146,7 @@ fn dsdt(platform: &Platform) -> Sdt {
     serial_port().to_aml_bytes(&mut aml);
     clock().to_aml_bytes(&mut aml);
     power_button().to_aml_bytes(&mut aml);
-    event_device().to_aml_bytes(&mut aml);
+    event_device(platform.bus).to_aml_bytes(&mut aml);
     match platform.bus {
         DeviceBus::VirtioMmio => {
             platform.slots.iter().for_each(|slot| mmio_device(*slot).to_aml_bytes(&mut aml));
@@ -212,19 +216,85 @@ fn power_button() -> Raw {
     ))
 }
 
-/// What hardware-reduced ACPI has instead of an SCI (5.6.9): its one interrupt is the power button's.
-fn event_device() -> Raw {
-    let interrupt = Interrupt::new(true, true, false, false, POWER_BUTTON_GSI.0);
-    let pressed = aml(&Notify::new(&Path::new("PWRB"), &BUTTON_PRESSED));
+/// What hardware-reduced ACPI has instead of an SCI (5.6.9): an interrupt for the power button, and one for the slots of a
+/// PCI bus.
+fn event_device(bus: DeviceBus) -> Raw {
+    let button = Interrupt::new(true, true, false, false, POWER_BUTTON_GSI.0);
+    let slots = Interrupt::new(true, true, false, false, HOTPLUG_GSI.0);
+    let pressed = aml(&If::new(
+        &Equal::new(&Arg(0), &POWER_BUTTON_GSI.0),
+        vec![&Notify::new(&Path::new("PWRB"), &BUTTON_PRESSED)],
+    ));
+    let changed = aml(&If::new(
+        &Equal::new(&Arg(0), &HOTPLUG_GSI.0),
+        vec![&MethodCall::new("\\_SB_.PCI0.PCNT".into(), Vec::new())],
+    ));
+    let (interrupts, events): (Vec<&dyn Aml>, Vec<&dyn Aml>) = match bus {
+        DeviceBus::VirtioMmio => (vec![&button], vec![&pressed]),
+        DeviceBus::VirtioPci => (vec![&button, &slots], vec![&pressed, &changed]),
+    };
     aml(&Device::new(
         "GED_".into(),
         vec![
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new("_UID".into(), &acpi_tables::aml::ZERO),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&interrupt])),
-            &Method::new("_EVT".into(), 1, true, vec![&pressed]),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(interrupts)),
+            &Method::new("_EVT".into(), 1, true, events),
         ],
     ))
+}
+
+/// The slots of the PCI bus, each with a device of its own that can be ejected, and what tells the guest which of them to
+/// look at. In the bridge's scope.
+fn pci_slots() -> Raw {
+    let Port(port) = Hotplug::PORT;
+    let len = u8::try_from(Hotplug::LEN).expect("twelve");
+    let registers = vec![
+        FieldEntry::Named(*b"CHNG", 32),
+        FieldEntry::Named(*b"ASKD", 32),
+        FieldEntry::Named(*b"EJCT", 32),
+    ];
+    const _: () = assert!(Hotplug::CHANGED == 0 && Hotplug::ASKED == 4 && Hotplug::EJECT == 8);
+    let mut all = Vec::new();
+    OpRegion::new("HPRG".into(), OpRegionSpace::SystemIO, &port, &len).to_aml_bytes(&mut all);
+    let (access, lock) = (FieldAccessType::DWord, FieldLockRule::NoLock);
+    Field::new("HPRG".into(), access, lock, FieldUpdateRule::WriteAsZeroes, registers).to_aml_bytes(&mut all);
+    let mut notify = Vec::new();
+    // What has been read is taken note of before anything is done about it: what comes then rings again.
+    for (register, local, notification) in
+        [("CHNG", Local(0), DEVICE_CHECK), ("ASKD", Local(1), EJECTION_REQUEST)]
+    {
+        Store::new(&local, &Path::new(register)).to_aml_bytes(&mut notify);
+        Store::new(&Path::new(register), &local).to_aml_bytes(&mut notify);
+        for number in FIRST_FUNCTION..PciAddress::DEVICES {
+            let (bit, slot) = (slot_bit(number), Path::new(&slot_name(number)));
+            let is_set = And::new(&acpi_tables::aml::ZERO, &local, &bit);
+            let told = Notify::new(&slot, &notification);
+            If::new(&is_set, vec![&told]).to_aml_bytes(&mut notify);
+        }
+    }
+    for number in FIRST_FUNCTION..PciAddress::DEVICES {
+        let ejected = aml(&Store::new(&Path::new("EJCT"), &slot_bit(number)));
+        Device::new(
+            slot_name(number).as_str().into(),
+            vec![
+                &Name::new("_ADR".into(), &(u32::from(number) << 16)),
+                &Name::new("_SUN".into(), &number),
+                &Method::new("_EJ0".into(), 1, true, vec![&ejected]),
+            ],
+        )
+        .to_aml_bytes(&mut all);
+    }
+    Method::new("PCNT".into(), 0, true, vec![&Raw(notify)]).to_aml_bytes(&mut all);
+    Raw(all)
+}
+
+fn slot_bit(number: u8) -> u32 {
+    1 << number
+}
+
+fn slot_name(number: u8) -> String {
+    format!("SL{number:02}")
 }
 
 /// A virtio device on MMIO, by the name that Linux's virtio_mmio driver goes by.
@@ -262,6 +332,7 @@ fn pci_bridge() -> Raw {
             &Name::new("_UID".into(), &acpi_tables::aml::ZERO),
             &Name::new("_CCA".into(), &acpi_tables::aml::ONE),
             &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&bus, &ports, &memory])),
+            &pci_slots(),
         ],
     ))
 }
@@ -313,5 +384,11 @@ mod tests {
         let dsdt = check(DeviceBus::VirtioPci, 255, &[b"FACP", b"APIC", b"MCFG"]);
         assert!(dsdt.windows(4).any(|bytes| bytes == b"PCI0"));
         assert!(!dsdt.windows(8).any(|bytes| bytes == b"LNRO0005"));
+        // Each slot but the host bridge's can be ejected, and is notified of both kinds of events.
+        let count = |text: &[u8]| dsdt.windows(text.len()).filter(|bytes| *bytes == text).count();
+        assert_eq!(
+            (count(b"_EJ0"), count(b"_SUN"), count(b"SL01"), count(b"SL31"), count(b"SL00")),
+            (31, 31, 3, 3, 0)
+        );
     }
 }

@@ -23,6 +23,12 @@ impl MemoryReady {
     /// [`BuildError::TooManyDisks`], or [`BuildError::Disk`] for one that somebody else owns; none is ours then.
     pub fn open_volumes(self, disks: Vec<Disk>, ownership: Ownership) -> Result<VolumesOpen, BuildError> {
         let volumes = Volumes::open(disks, ownership)?;
-        Ok(VolumesOpen { config: self.config, memory: self.memory, volumes, others: Vec::new() })
+        Ok(VolumesOpen {
+            config: self.config,
+            memory: self.memory,
+            volumes,
+            others: Vec::new(),
+            disk_slots: Vec::new(),
+        })
     }
 }

@@ -7,7 +7,7 @@ use drover_guest_memory::GuestMemory;
 use drover_hypervisor::{Hypervisor, HypervisorError, Kicker, VmOptions};
 
 use crate::{
-    BuildError, ConsoleSink, DevicesReady, EventSink, MachineConfig, NewDevice,
+    BuildError, ConsoleSink, DevicesReady, EventSink, MachineConfig, NewDevice, Slot,
     device_set::{DeviceSet, Surroundings, Wanted},
     gate::Gate,
     restart::Restart,
@@ -22,6 +22,8 @@ pub struct VolumesOpen {
     pub(super) memory: GuestMemory,
     pub(super) volumes: Volumes,
     pub(super) others: Vec<NewDevice>,
+    /// Of the disks; the first ones where there are none.
+    pub(super) disk_slots: Vec<Slot>,
 }
 
 impl VolumesOpen {
@@ -30,6 +32,13 @@ impl VolumesOpen {
     pub fn with_devices(mut self, devices: impl IntoIterator<Item = NewDevice>) -> Self {
         self.others.extend(devices);
         self
+    }
+
+    /// Puts the disks into these slots, a slot for each, and not into the first ones in their order: where a disk before
+    /// them has gone, those behind it stay where they are.
+    #[must_use]
+    pub fn with_disk_slots(self, disk_slots: Vec<Slot>) -> Self {
+        Self { disk_slots, ..self }
     }
 
     /// Makes the virtual machine, its vCPUs and its devices. The guest's console output goes to `console`, the
@@ -63,7 +72,10 @@ impl VolumesOpen {
             memory: &self.memory,
             events: Arc::clone(&ender) as Arc<dyn DeviceEvents>,
         };
-        let wanted = Wanted { bus: self.config.bus, disks: self.volumes.disks(), others: self.others };
+        let disks = self.volumes.disks();
+        let slot = |(n, disk)| (disk, self.disk_slots.get(n).copied().unwrap_or(first_slot(n)));
+        let disks = disks.into_iter().enumerate().map(slot).collect();
+        let wanted = Wanted { bus: self.config.bus, disks, others: self.others };
         let devices = DeviceSet::new(&around, &mut buses, wanted, console)?;
         let vcpus = vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         Ok(DevicesReady {
@@ -79,4 +91,9 @@ impl VolumesOpen {
             ender,
         })
     }
+}
+
+/// The slot of the `n`th disk where it has not been given one.
+fn first_slot(n: usize) -> Slot {
+    Slot::new(u8::try_from(n).unwrap_or(u8::MAX))
 }
