@@ -8,7 +8,7 @@ use std::{
 
 use drover_guest_memory::RamLayout;
 use drover_machine::{
-    ConsoleSink, NewDevice,
+    ConsoleSink, DeviceBus, NewDevice,
     devices::{
         Balloon, BalloonConfig, ConsoleConfig, ConsolePort, ConsoleSize, NetConfig, NetMetrics, NetPort,
         RngConfig, Throttle, VirtioBalloon, VirtioConsole, VirtioKind, VirtioNet, VirtioRng, VirtioVsock,
@@ -54,8 +54,9 @@ pub(crate) fn from_config(
     let mut wanted = Vec::new();
     let mut instruments = Vec::new();
     for (n, nic) in config.nics.iter().enumerate() {
-        let (device, instrument) = interface(n, nic, files)?;
-        wanted.push(device);
+        let (device, instrument) = interface(&format!("config.nics[{n}]"), nic, files)?;
+        let is_pci = config.platform.bus == DeviceBus::VirtioPci;
+        wanted.push(if is_pci { device.in_slot(nic.pci_slot()) } else { device });
         instruments.push(instrument);
     }
     if devices.rng {
@@ -81,10 +82,13 @@ pub(crate) fn from_config(
 }
 
 /// Opens the interface's tap. The MAC address is what the guest knows it by, wherever it moves.
-fn interface(n: usize, nic: &NicConfig, files: &Files) -> Result<(NewDevice, NicInstrument), Refused> {
-    let refused = |error: &dyn std::error::Error| {
-        Refused::Precondition(format!("config.nics[{n}].tap: {}", chain(error)))
-    };
+pub(crate) fn interface(
+    field: &str,
+    nic: &NicConfig,
+    files: &Files,
+) -> Result<(NewDevice, NicInstrument), Refused> {
+    let refused =
+        |error: &dyn std::error::Error| Refused::Precondition(format!("{field}.tap: {}", chain(error)));
     let taps = files.tap(&nic.tap, nic.pairs).map_err(|error| refused(&error))?;
     let offloads = match taps.first() {
         Some(tap) => tap.probe_offloads().map_err(|error| refused(&error))?,
@@ -93,8 +97,12 @@ fn interface(n: usize, nic: &NicConfig, files: &Files) -> Result<(NewDevice, Nic
     let metrics = Arc::<NetMetrics>::default();
     let throttle = Arc::<Throttle>::default();
     throttle.set_limits(nic.limits);
-    let instrument =
-        NicInstrument { mac: nic.mac, metrics: Arc::clone(&metrics), throttle: Arc::clone(&throttle) };
+    let instrument = NicInstrument {
+        mac: nic.mac,
+        slot: nic.pci_slot(),
+        metrics: Arc::clone(&metrics),
+        throttle: Arc::clone(&throttle),
+    };
     let (mac, mtu) = (nic.mac, nic.mtu);
     let device = NewDevice::new(VirtioKind::Net, move |context| {
         let ports = taps.into_iter().map(|tap| Box::new(tap) as Box<dyn NetPort>).collect();

@@ -37,24 +37,32 @@ pub(crate) fn open(
     clusters: &mut Clusters,
     files: &Files,
 ) -> Result<Vec<Disk>, Refused> {
-    let open = |(n, config): (usize, &DiskConfig)| {
-        let access = if config.read_only { Access::ReadOnly } else { Access::ReadWrite };
-        let refused = |field: &str, error: &dyn std::error::Error| {
-            Refused::Precondition(format!("config.disks[{n}].{field}: {}", chain(error)))
-        };
-        let backend: Arc<dyn Backend> = match &config.place {
-            DiskPlace::File(path) => {
-                Arc::new(files.volume(path, access).map_err(|error| refused("path", &error))?)
-            }
-            DiskPlace::Rbd(RbdImage { access: way, image }) => {
-                let pool = clusters.pool(way).map_err(|error| refused("rbd.access", &error))?;
-                let disk = RbdDisk { pool: &pool, image, access, encryption: None };
-                Arc::new(RbdBackend::open(&disk).map_err(|error| refused("rbd.image", &error))?)
-            }
-        };
-        Ok(Disk { id: config.volume.to_string(), backend, queues: config.queues })
-    };
+    let open = |(n, config)| open_one(&format!("config.disks[{n}]"), config, clusters, files);
     configs.iter().enumerate().map(open).collect()
+}
+
+/// Opens an image. Nothing is locked yet.
+pub(crate) fn open_one(
+    field: &str,
+    config: &DiskConfig,
+    clusters: &mut Clusters,
+    files: &Files,
+) -> Result<Disk, Refused> {
+    let access = if config.read_only { Access::ReadOnly } else { Access::ReadWrite };
+    let refused = |part: &str, error: &dyn std::error::Error| {
+        Refused::Precondition(format!("{field}.{part}: {}", chain(error)))
+    };
+    let backend: Arc<dyn Backend> = match &config.place {
+        DiskPlace::File(path) => {
+            Arc::new(files.volume(path, access).map_err(|error| refused("path", &error))?)
+        }
+        DiskPlace::Rbd(RbdImage { access: way, image }) => {
+            let pool = clusters.pool(way).map_err(|error| refused("rbd.access", &error))?;
+            let disk = RbdDisk { pool: &pool, image, access, encryption: None };
+            Arc::new(RbdBackend::open(&disk).map_err(|error| refused("rbd.image", &error))?)
+        }
+    };
+    Ok(Disk { id: config.volume.to_string(), backend, queues: config.queues })
 }
 
 /// Takes the volumes for `owner`. Refused at once where somebody else is at work; a dead process of this host is given

@@ -8,7 +8,7 @@ use std::{
 use drover_ids::{NodeId, OwnerEpoch, VmId, VolumeId};
 use drover_lifecycle::StopReason;
 use drover_machine::{
-    BlkMetricsSnapshot, Holder, Panel, Reclaimed,
+    BlkMetricsSnapshot, DiskInstruments, Holder, Panel, Reclaimed, Slot,
     devices::{
         Balloon, MacAddress, NetMetrics, NetMetricsSnapshot, Throttle,
         limits::{Counters, Limits},
@@ -18,7 +18,7 @@ use drover_migration::{GuestError, MigratableGuest};
 
 use crate::{
     devices::Handles,
-    order::{LimitedDevice, VmConfig},
+    order::{Change, LimitedDevice, VmConfig},
     refused::Refused,
 };
 
@@ -50,16 +50,26 @@ pub(crate) struct Instruments {
 pub(crate) struct Instrument {
     pub(crate) panel: Panel,
     pub(crate) holder: Holder,
-    /// What its disks hold, in order.
-    pub(crate) volumes: Vec<VolumeId>,
+    /// Its disks, in order.
+    pub(crate) disks: Vec<DiskInstrument>,
     pub(crate) nics: Vec<NicInstrument>,
     pub(crate) handles: Handles,
+}
+
+/// A disk's counters and limits.
+#[derive(Clone, Debug)]
+pub(crate) struct DiskInstrument {
+    pub(crate) volume: VolumeId,
+    pub(crate) slot: Slot,
+    pub(crate) counters: DiskInstruments,
 }
 
 /// A network interface's counters and limits.
 #[derive(Clone, Debug)]
 pub(crate) struct NicInstrument {
     pub(crate) mac: MacAddress,
+    /// On a PCI bus.
+    pub(crate) slot: Slot,
     pub(crate) metrics: Arc<NetMetrics>,
     pub(crate) throttle: Arc<Throttle>,
 }
@@ -89,15 +99,55 @@ impl Instruments {
     /// Changes a device's limits. Whether there is such a device.
     pub(crate) fn set_limits(&self, device: LimitedDevice, limits: Limits) -> bool {
         let present = self.lock();
-        let Some(Instrument { panel, volumes, nics, .. }) = &*present else { return false };
+        let Some(Instrument { disks, nics, .. }) = &*present else { return false };
         let throttle = match device {
             LimitedDevice::Disk(volume) => {
-                let mut disks = volumes.iter().zip(panel.disk_throttles());
-                disks.find(|(other, _)| **other == volume).map(|(_, throttle)| throttle)
+                disks.iter().find(|disk| disk.volume == volume).map(|disk| &disk.counters.throttle)
             }
             LimitedDevice::Nic(mac) => nics.iter().find(|nic| nic.mac == mac).map(|nic| &nic.throttle),
         };
         throttle.inspect(|throttle| throttle.set_limits(limits)).is_some()
+    }
+
+    /// Where a device is, where there is such a device.
+    pub(crate) fn slot_of(&self, device: LimitedDevice) -> Option<Slot> {
+        let present = self.lock();
+        let Instrument { disks, nics, .. } = present.as_ref()?;
+        match device {
+            LimitedDevice::Disk(volume) => {
+                disks.iter().find(|disk| disk.volume == volume).map(|disk| disk.slot)
+            }
+            LimitedDevice::Nic(mac) => nics.iter().find(|nic| nic.mac == mac).map(|nic| nic.slot),
+        }
+    }
+
+    /// What may be done with the machine at any time.
+    pub(crate) fn panel(&self) -> Option<Panel> {
+        self.lock().as_ref().map(|instrument| instrument.panel.clone())
+    }
+
+    /// A disk has come.
+    pub(crate) fn add_disk(&self, disk: DiskInstrument) {
+        if let Some(instrument) = &mut *self.lock() {
+            instrument.disks.push(disk);
+        }
+    }
+
+    /// An interface has come.
+    pub(crate) fn add_nic(&self, nic: NicInstrument) {
+        if let Some(instrument) = &mut *self.lock() {
+            instrument.nics.push(nic);
+        }
+    }
+
+    /// A device has gone.
+    pub(crate) fn remove(&self, device: LimitedDevice) {
+        if let Some(Instrument { disks, nics, .. }) = &mut *self.lock() {
+            match device {
+                LimitedDevice::Disk(volume) => disks.retain(|disk| disk.volume != volume),
+                LimitedDevice::Nic(mac) => nics.retain(|nic| nic.mac != mac),
+            }
+        }
     }
 
     /// The machine's balloon, where it has one.
@@ -128,15 +178,13 @@ impl Instruments {
 
     /// Each disk's counters.
     pub(crate) fn disks(&self) -> Vec<DiskReading> {
-        let read = |Instrument { panel, volumes, .. }: &Instrument| {
-            let disks = volumes.iter().zip(panel.disk_metrics()).zip(panel.disk_throttles());
-            disks
-                .map(|((volume, counters), throttle)| DiskReading {
-                    volume: *volume,
-                    counters,
-                    throttled: throttle.counters(),
-                })
-                .collect()
+        let read = |Instrument { disks, .. }: &Instrument| {
+            let read = |disk: &DiskInstrument| DiskReading {
+                volume: disk.volume,
+                counters: disk.counters.metrics.snapshot(),
+                throttled: disk.counters.throttle.counters(),
+            };
+            disks.iter().map(read).collect()
         };
         self.lock().as_ref().map(read).unwrap_or_default()
     }
@@ -171,6 +219,9 @@ pub(crate) trait Hypervisor: Send + 'static {
         owner: Owner,
         ended: EndSink,
     ) -> Result<Self::Machine, Refused>;
+
+    /// Attaches a device to a machine that runs, or takes one away. A refusal has changed nothing that it does not name.
+    fn change(&mut self, machine: &mut Self::Machine, change: &Change) -> Result<(), Refused>;
 }
 
 /// A machine with its volumes, as the VM's thread drives it. Its migration is the other half of the seam.

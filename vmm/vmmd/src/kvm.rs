@@ -14,8 +14,9 @@ use drover_guest_memory::{DirtyPages, GuestMemory};
 use drover_ids::OwnerEpoch;
 use drover_lifecycle::StopReason;
 use drover_machine::{
-    BuildError, DevicesReady, EventSink, HypervisorError, Initrd, KernelImage, Machine, MachineConfig,
-    MachineEvent, Ownership, PauseError, PauseGuard, Planned, Reclaimed, VirtioShape, devices::VirtioKind,
+    BuildError, DevicesReady, DiskInstruments, EventSink, HypervisorError, Initrd, KernelImage, Machine,
+    MachineConfig, MachineEvent, Ownership, PauseError, PauseGuard, Planned, Reclaimed, VirtioShape,
+    devices::{Throttle, VirtioKind},
 };
 use drover_migration::{
     GuestError, MigratableGuest,
@@ -32,9 +33,9 @@ use crate::{
     devices::{self, Handles},
     disks,
     files::Files,
-    hosted::{EndSink, HostedVm, Hypervisor, Instrument, Instruments, NicInstrument, Owner},
+    hosted::{DiskInstrument, EndSink, HostedVm, Hypervisor, Instrument, Instruments, NicInstrument, Owner},
     jail,
-    order::{DiskPlace, InvalidField, VmConfig},
+    order::{Change, DiskConfig, DiskPlace, InvalidField, NewPart, StallPolicy, VmConfig},
     refused::{Refused, chain},
     stall::{self, Watched},
     status::Status,
@@ -45,10 +46,10 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Kvm {
     console: Arc<Console>,
-    instruments: Instruments,
-    status: Arc<Status>,
-    clusters: Clusters,
-    files: Files,
+    pub(super) instruments: Instruments,
+    pub(super) status: Arc<Status>,
+    pub(super) clusters: Clusters,
+    pub(super) files: Files,
     device: KvmDevice,
 }
 
@@ -66,13 +67,14 @@ pub(crate) enum KvmDevice {
 /// A machine and whether it is held back.
 #[derive(Debug)]
 pub(crate) struct KvmVm {
-    machine: Machine,
-    held: Held,
-    owner: drover_block::Owner,
+    pub(super) machine: Machine,
+    pub(super) held: Held,
+    pub(super) owner: drover_block::Owner,
     cpu: CpuShape,
     /// Its disks, in order.
-    backends: Vec<Weak<dyn Backend>>,
+    pub(super) backends: Vec<Weak<dyn Backend>>,
     handles: Handles,
+    pub(super) stall: StallPolicy,
 }
 
 /// A machine without a guest, on this processor.
@@ -91,7 +93,7 @@ struct Parts {
 }
 
 #[derive(Debug)]
-enum Held {
+pub(super) enum Held {
     /// It runs.
     No,
     /// Nothing of it runs.
@@ -167,6 +169,7 @@ impl Kvm {
         let ready = planned
             .allocate_memory()?
             .open_volumes(disks, ownership)?
+            .with_disk_slots(config.disks.iter().map(|disk| disk.slot).collect())
             .with_devices(others)
             .attach_devices(&hypervisor, serial, events)?;
         let processor = hypervisor.processor_as(config.platform.cpu).map_err(BuildError::from)?;
@@ -195,12 +198,17 @@ impl Kvm {
                 .map_err(|error| Refused::Failed(format!("cannot start a thread: {error}")))?;
         }
         let panel = machine.panel();
-        for (disk, throttle) in config.disks.iter().zip(panel.disk_throttles()) {
+        let counters = panel.disk_counters().iter().zip(panel.disk_throttles());
+        let disk = |(disk, (metrics, throttle)): (&DiskConfig, (&Arc<_>, &Arc<Throttle>))| {
             throttle.set_limits(disk.limits);
-        }
+            let counters = DiskInstruments { metrics: Arc::clone(metrics), throttle: Arc::clone(throttle) };
+            DiskInstrument { volume: disk.volume, slot: disk.slot, counters }
+        };
+        let disks = config.disks.iter().zip(counters).map(disk).collect();
         let holder = machine.holder();
-        self.instruments.connect(Instrument { panel, holder, volumes, nics, handles: handles.clone() });
-        Ok(KvmVm { machine, held: Held::Whole(guard), owner, cpu, backends, handles })
+        self.instruments.connect(Instrument { panel, holder, disks, nics, handles: handles.clone() });
+        let stall = config.stall;
+        Ok(KvmVm { machine, held: Held::Whole(guard), owner, cpu, backends, handles, stall })
     }
 }
 
@@ -226,6 +234,14 @@ impl Hypervisor for Kvm {
             }
         };
         self.finish(config, volume_owner(owner), parts, received)
+    }
+
+    fn change(&mut self, vm: &mut KvmVm, change: &Change) -> Result<(), Refused> {
+        match change {
+            Change::Attach(NewPart::Disk(disk)) => self.attach_disk(vm, disk),
+            Change::Attach(NewPart::Nic(nic)) => self.attach_nic(vm, nic),
+            Change::Detach(device) => self.detach(vm, *device),
+        }
     }
 }
 

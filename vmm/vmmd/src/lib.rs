@@ -29,6 +29,7 @@ mod disks;
 mod files;
 mod hold;
 mod hosted;
+mod hotplug;
 mod jail;
 mod kvm;
 mod lifetime;

@@ -1,7 +1,7 @@
 //! drover.vm.v1 over the socket: understands messages, hands orders to the VM's thread, and streams what others want to
 //! follow. Never blocks the runtime: the VM's thread does what takes time.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use drover_lifecycle::Command;
 use drover_machine::devices::Balloon;
@@ -16,7 +16,10 @@ use crate::{
     hold::{Held, Hold},
     hosted::{HostedVm, Instruments},
     metrics,
-    order::{self, HoldOrder, InvalidField, LimitedDevice, LimitsOrder, Order, Renewal},
+    order::{
+        self, AttachOrder, Change, DetachOrder, HoldOrder, InvalidField, LimitedDevice, LimitsOrder, Order,
+        Renewal,
+    },
     refused::Refused,
     status::is_terminal,
     vm_thread::VmHandle,
@@ -58,6 +61,28 @@ impl<M: HostedVm> Service<M> {
     }
 
     /// What the VM is, for a command of its present owner.
+    /// Has the guest let go of a device.
+    async fn ask_back(&self, device: LimitedDevice, wait: Duration) -> Result<(), Status> {
+        let (Some(slot), Some(panel)) = (self.instruments.slot_of(device), self.instruments.panel()) else {
+            return Ok(());
+        };
+        if !panel.ask_back(slot) {
+            let text = "devices neither come to this machine nor go while it runs: its bus is not PCI";
+            return Err(Refused::Precondition(text.to_owned()).into());
+        }
+        let asked = panel.clone();
+        let waited = tokio::task::spawn_blocking(move || asked.wait_let_go(slot, wait)).await;
+        let let_go =
+            waited.map_err(|error| Refused::Failed(format!("waiting for the guest failed: {error}")))?;
+        if !let_go && panel.withdraw(slot) {
+            return Err(Status::deadline_exceeded(format!(
+                "the guest has not let go within {} ms, and keeps it",
+                wait.as_millis()
+            )));
+        }
+        Ok(())
+    }
+
     fn info_for(&self, command: Command) -> Result<wire::VmInfo, Status> {
         let info = self.vm.status().info();
         if command.epoch.get() != info.owner_epoch {
@@ -242,6 +267,29 @@ impl<M: HostedVm> vm_server::Vm for Service<M> {
             return Err(Refused::Precondition(text).into());
         }
         Ok(Response::new(wire::SetLimitsResponse {}))
+    }
+
+    async fn attach_device(
+        &self,
+        request: Request<wire::AttachDeviceRequest>,
+    ) -> Result<Response<wire::AttachDeviceResponse>, Status> {
+        let AttachOrder { command, part } = request.into_inner().try_into().map_err(Refused::Invalid)?;
+        self.vm.change(command.epoch, Change::Attach(part)).await?;
+        Ok(Response::new(wire::AttachDeviceResponse {}))
+    }
+
+    async fn detach_device(
+        &self,
+        request: Request<wire::DetachDeviceRequest>,
+    ) -> Result<Response<wire::DetachDeviceResponse>, Status> {
+        let DetachOrder { command, device, wait } =
+            request.into_inner().try_into().map_err(Refused::Invalid)?;
+        self.info_for(command)?;
+        if let Some(wait) = wait {
+            self.ask_back(device, wait).await?;
+        }
+        self.vm.change(command.epoch, Change::Detach(device)).await?;
+        Ok(Response::new(wire::DetachDeviceResponse {}))
     }
 
     async fn suspend(

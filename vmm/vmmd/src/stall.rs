@@ -96,8 +96,12 @@ impl Watched {
             volume_id: volume.to_string(),
             since_boottime_ns: now.saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
         };
-        let stalls = ages.iter().map(stall).collect();
-        self.status.update(|info| info.stalls = stalls);
+        let ours: BTreeSet<String> = self.disks.iter().map(|(volume, _)| volume.to_string()).collect();
+        // Disks that came later are looked at by others.
+        self.status.update(|info| {
+            info.stalls.retain(|stall| !ours.contains(&stall.volume_id));
+            info.stalls.extend(ages.iter().map(stall));
+        });
     }
 
     fn act(&self) -> Option<Standing> {

@@ -3,6 +3,7 @@
 
 mod devices;
 mod fields;
+mod hotplug;
 mod limits;
 mod nic;
 mod storage;
@@ -21,6 +22,7 @@ pub(crate) use self::vm_config::Platform;
 use self::vm_config::absolute;
 pub(crate) use self::{
     fields::InvalidField,
+    hotplug::{AttachOrder, Change, DetachOrder, NewPart},
     nic::NicConfig,
     storage::{DiskPlace, RbdAccess, RbdImage, StallAction, StallPolicy},
     vm_config::{DiskConfig, VmConfig},

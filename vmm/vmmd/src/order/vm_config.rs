@@ -7,7 +7,7 @@ use std::{
 
 use drover_ids::{NodeId, VmId, VolumeId};
 use drover_machine::{
-    CpuBaseline, DISK_QUEUES_MAX, DISKS_MAX, DeviceBus, MEMORY_MAX, MEMORY_MIN, ResetAction, VCPUS_MAX,
+    CpuBaseline, DISK_QUEUES_MAX, DISKS_MAX, DeviceBus, MEMORY_MAX, MEMORY_MIN, ResetAction, Slot, VCPUS_MAX,
     devices::limits::Limits,
 };
 use drover_units::{Bytes, PAGE_SIZE, VcpuCount};
@@ -61,6 +61,7 @@ pub(crate) struct DiskConfig {
     pub(crate) read_only: bool,
     pub(crate) queues: u16,
     pub(crate) limits: Limits,
+    pub(crate) slot: Slot,
 }
 
 impl TryFrom<wire::VmConfig> for VmConfig {
@@ -138,19 +139,15 @@ fn disks(messages: Vec<wire::Disk>) -> Result<Vec<DiskConfig>, InvalidField> {
     }
     let mut volumes = BTreeSet::new();
     let mut places = BTreeSet::new();
+    let mut slots = BTreeSet::new();
     let mut disks = Vec::with_capacity(messages.len());
     for (n, message) in messages.into_iter().enumerate() {
         let field = format!("config.disks[{n}]");
-        let disk = DiskConfig {
-            volume: parsed(&format!("{field}.volume_id"), &message.volume_id)?,
-            place: match message.rbd {
-                Some(image) => DiskPlace::Rbd(rbd_image(&field, image)?),
-                None => DiskPlace::File(absolute(&format!("{field}.path"), message.path)?),
-            },
-            read_only: message.read_only,
-            queues: queues(&field, message.queues)?,
-            limits: limits(&format!("{field}.limits"), message.limits)?,
-        };
+        let disk = disk(&field, message, n)?;
+        if !slots.insert(disk.slot) {
+            let place = disk.slot.number() + 1;
+            return Err(invalid(&format!("{field}.place"), place, "a place that no other disk has"));
+        }
         if !volumes.insert(disk.volume) {
             let expected = "each volume attached at most once";
             return Err(invalid(&format!("{field}.volume_id"), disk.volume, expected));
@@ -165,6 +162,29 @@ fn disks(messages: Vec<wire::Disk>) -> Result<Vec<DiskConfig>, InvalidField> {
         disks.push(disk);
     }
     Ok(disks)
+}
+
+/// A disk; `n` is its place, counted from 0, where it does not say one.
+pub(super) fn disk(field: &str, message: wire::Disk, n: usize) -> Result<DiskConfig, InvalidField> {
+    Ok(DiskConfig {
+        volume: parsed(&format!("{field}.volume_id"), &message.volume_id)?,
+        place: match message.rbd {
+            Some(image) => DiskPlace::Rbd(rbd_image(field, image)?),
+            None => DiskPlace::File(absolute(&format!("{field}.path"), message.path)?),
+        },
+        read_only: message.read_only,
+        queues: queues(field, message.queues)?,
+        limits: limits(&format!("{field}.limits"), message.limits)?,
+        slot: Slot::new(place(field, (message.place, n), DISKS_MAX)?),
+    })
+}
+
+/// Which of so many places it is, counted from 0: the one that it says, or the `n`th.
+pub(super) fn place(field: &str, (said, n): (u32, usize), count: usize) -> Result<u8, InvalidField> {
+    let index = if said == 0 { Some(n) } else { usize::try_from(said - 1).ok() };
+    let index = index.filter(|index| *index < count).and_then(|index| u8::try_from(index).ok());
+    index
+        .ok_or_else(|| invalid(&format!("{field}.place"), said, &format!("1 to {count}, or 0 for its order")))
 }
 
 fn queues(field: &str, asked: u32) -> Result<u16, InvalidField> {
@@ -195,6 +215,7 @@ mod tests {
             rbd: None,
             queues: 0,
             limits: None,
+            place: 0,
         };
         wire::VmConfig {
             vm_id: id(1),
@@ -252,6 +273,8 @@ mod tests {
         check(|vm| vm.cmdline = "a".repeat(4097), "config.cmdline");
         check(|vm| vm.disks[1].volume_id = vm.disks[0].volume_id.clone(), "config.disks[1].volume_id");
         check(|vm| vm.disks[1].path = vm.disks[0].path.clone(), "config.disks[1].path");
+        check(|vm| vm.disks[0].place = 2, "config.disks[1].place");
+        check(|vm| vm.disks[0].place = 17, "config.disks[0].place");
         check(|vm| vm.disks[0].path = "volumes/x.raw".to_owned(), "config.disks[0].path");
         check(|vm| vm.disks[0].rbd = Some(wire::RbdImage::default()), "config.disks[0].rbd.access");
         check(|vm| vm.disks.iter_mut().for_each(|disk| disk.rbd = Some(rbd())), "config.disks[1].rbd.image");

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::migrating::{ReceiveEnded, SendEnded};
 use crate::{
-    order::{Order, Renewal},
+    order::{Change, Order, Renewal},
     refused::Refused,
     status::Status,
     watchdog::{Fencing, Watchdog},
@@ -31,6 +31,8 @@ pub(crate) const INPUTS_MAX: usize = 16;
 /// What happens to the VM.
 pub(super) enum Input<M> {
     Order(Box<Order>, oneshot::Sender<Answer>),
+    /// A device comes or goes, under this epoch.
+    Change(OwnerEpoch, Box<Change>, oneshot::Sender<Result<(), Refused>>),
     /// Reclaim free memory, under this epoch.
     Reclaim(OwnerEpoch, Duration, oneshot::Sender<Result<Reclaimed, Refused>>),
     SendEnded(Box<SendEnded<M>>),
@@ -100,6 +102,13 @@ impl<M> VmHandle<M> {
     pub(crate) async fn reclaim(&self, epoch: OwnerEpoch, limit: Duration) -> Result<Reclaimed, Refused> {
         let (answer, answered) = oneshot::channel();
         self.try_send(Input::Reclaim(epoch, limit, answer))?;
+        answered.await.map_err(|_| Refused::Gone)?
+    }
+
+    /// Has a device attached, or taken away.
+    pub(crate) async fn change(&self, epoch: OwnerEpoch, change: Change) -> Result<(), Refused> {
+        let (answer, answered) = oneshot::channel();
+        self.try_send(Input::Change(epoch, Box::new(change), answer))?;
         answered.await.map_err(|_| Refused::Gone)?
     }
 

@@ -129,6 +129,7 @@ impl<H: Hypervisor> VmThread<H> {
         }
         match input {
             Input::Order(order, answer) => self.order(*order, answer),
+            Input::Change(epoch, change, answer) => _ = answer.send(self.change(epoch, &change)),
             Input::Reclaim(epoch, limit, answer) => _ = answer.send(self.reclaim(epoch, limit)),
             Input::SendEnded(ended) => self.send_ended(*ended),
             Input::ReceiveEnded(ended) => self.receive_ended(*ended),

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     boottime,
     hosted::{EndSink, HostedVm as _, Hypervisor, Owner, QUIESCE_LIMIT},
-    order::{Task, VmConfig},
+    order::{Change, Task, VmConfig},
     refused::{Refused, chain},
     suspend::{self, NotSuspended},
 };
@@ -149,6 +149,19 @@ impl<H: Hypervisor> VmThread<H> {
                     }
                 }
             }
+        }
+    }
+
+    /// Attaches a device or takes one away: of the running VM of this epoch only, and nothing else changes.
+    pub(super) fn change(&mut self, epoch: OwnerEpoch, change: &Change) -> Result<(), Refused> {
+        let (ours, state) = (self.lifecycle.epoch(), self.lifecycle.state());
+        match &mut self.machine {
+            Machine::Here(machine) if epoch == ours && state == State::Running => {
+                self.hypervisor.change(machine, change)
+            }
+            _ => Err(Refused::Precondition(format!(
+                "devices come and go of a VM that is RUNNING, by its owner: this is {state}, of epoch {ours}"
+            ))),
         }
     }
 

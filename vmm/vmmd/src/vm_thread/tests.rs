@@ -20,6 +20,7 @@ use drover_wire::vm::v1 as wire;
 use super::*;
 use crate::{
     hosted::{EndSink, HostedVm, Owner},
+    order::Change,
     order::{Incoming, Outgoing, Platform, StallAction, StallPolicy, Task, VmConfig},
 };
 
@@ -79,6 +80,10 @@ impl Hypervisor for Bench {
         _: EndSink,
     ) -> Result<Remembering, Refused> {
         Ok(Remembering { bench: self.clone(), vm: owner.vm, memory: GuestMemory::anonymous(config.memory) })
+    }
+
+    fn change(&mut self, machine: &mut Remembering, _: &Change) -> Result<(), Refused> {
+        machine.bench.attempt("change").map_err(|error| Refused::Precondition(error.to_string()))
     }
 }
 
