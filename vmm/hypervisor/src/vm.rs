@@ -59,11 +59,6 @@ impl Vm {
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
             .map_err(HypervisorError::call("place its identity map"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(HypervisorError::call("place its task segment"))?;
-        fd.create_irq_chip().map_err(HypervisorError::call("create interrupt controllers"))?;
-        if options.pit {
-            let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-            fd.create_pit2(config).map_err(HypervisorError::call("create an interval timer"))?;
-        }
         let shared = Shared {
             fd,
             device,
@@ -76,6 +71,14 @@ impl Vm {
             shared
                 .set_slot(slot, region, 0)
                 .map_err(HypervisorError::call("give the virtual machine its memory"))?;
+        }
+        // After the memory: a memory slot waits for all readers of what KVM has replaced before, and since Linux 6.18 each
+        // interrupt controller that takes its place on a bus leaves such a replacement pending, in no hurry. The other way
+        // round a machine waits for milliseconds before its first instruction.
+        shared.fd.create_irq_chip().map_err(HypervisorError::call("create interrupt controllers"))?;
+        if options.pit {
+            let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+            shared.fd.create_pit2(config).map_err(HypervisorError::call("create an interval timer"))?;
         }
         Ok(Self { shared: Arc::new(shared) })
     }
