@@ -8,8 +8,8 @@
 //!                      ^---position-- reader (a Console call)
 //! ```
 //!
-//! The log thread wakes with a line or every [`GATHER`], not with every byte, and it is the one that wakes the readers:
-//! the guest pays for a mutex and nothing else.
+//! The log thread wakes with the first byte of all, with a line or every [`GATHER`], not with every byte, and it is the one
+//! that wakes the readers: the guest pays for a mutex and nothing else.
 
 mod log_file;
 mod output;
@@ -168,7 +168,8 @@ impl Console {
                 inner.log = LogThread::Idle;
                 inner = self.grown.wait(inner).unwrap_or_else(PoisonError::into_inner);
             }
-            if !inner.ring.ends_line() && !inner.closed {
+            // The first byte of all is not kept waiting: who follows the log sees that the guest lives.
+            if position > 0 && !inner.ring.ends_line() && !inner.closed {
                 inner.log = LogThread::Gathering;
                 let gathering = |inner: &mut Inner| inner.log == LogThread::Gathering && !inner.closed;
                 (inner, _) = self
