@@ -4,7 +4,7 @@
 use std::{num::NonZeroUsize, ptr::NonNull};
 
 use drover_units::PAGE_SIZE;
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
 use vm_memory::{
     GuestAddress, GuestMemoryRegion, GuestMemoryRegionBytes, MemoryRegionAddress, MmapRegion, VolatileMemory,
     VolatileSlice,
@@ -19,6 +19,10 @@ use crate::RamRange;
 /// use 2 MiB entries.
 const ALIGNMENT: usize = 2 << 20;
 
+/// Before and behind each mapping: whoever gets past the checks and beyond RAM meets a page that nobody may touch, and not
+/// what the process happens to have there.
+const GUARD: usize = PAGE_SIZE as usize;
+
 /// What the kernel is told of the guest's memory.
 const ADVICE: [MmapAdvise; 3] = [
     // Fewer misses in the translation caches, the guest's own among them: 1 MiB reads take a tenth less.
@@ -29,7 +33,7 @@ const ADVICE: [MmapAdvise; 3] = [
     MmapAdvise::MADV_DONTFORK,
 ];
 
-/// An address range of this process that this value has mapped and will unmap.
+/// An address range of this process that this value has mapped and will unmap, with its two guards.
 #[derive(Debug)]
 struct Mapping {
     start: NonNull<std::ffi::c_void>,
@@ -42,9 +46,9 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of zeros on an [`ALIGNMENT`] boundary.
+    /// Maps `len` bytes of zeros on an [`ALIGNMENT`] boundary, between two [`GUARD`]s.
     fn new(len: NonZeroUsize) -> nix::Result<Self> {
-        let reserved_len = len.checked_add(ALIGNMENT).ok_or(nix::Error::ENOMEM)?;
+        let reserved_len = len.checked_add(ALIGNMENT + 2 * GUARD).ok_or(nix::Error::ENOMEM)?;
         // SAFETY: a new mapping at an address of the kernel's choosing overlaps nothing.
         let reserved = unsafe {
             mmap_anonymous(
@@ -54,26 +58,34 @@ impl Mapping {
                 MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
             )
         }?;
-        let head = reserved.addr().get().next_multiple_of(ALIGNMENT) - reserved.addr().get();
+        let head = (reserved.addr().get() + GUARD).next_multiple_of(ALIGNMENT) - reserved.addr().get();
         let start = reserved.map_addr(|address| address.saturating_add(head));
 
-        // What lies before and behind the aligned part costs address space only; a failure to give it back is harmless.
-        if head > 0 {
-            // SAFETY: the first `head` bytes of the mapping, which nothing uses.
-            let _ = unsafe { munmap(reserved, head) };
+        // What lies before and behind the guards costs address space only; a failure to give it back is harmless.
+        let unused = head - GUARD;
+        if unused > 0 {
+            // SAFETY: the first bytes of the mapping, up to the first guard, which nothing uses.
+            let _ = unsafe { munmap(reserved, unused) };
         }
         let page_end = len.get().next_multiple_of(PAGE_SIZE as usize);
-        let tail = reserved_len.get() - head - page_end;
+        let tail = reserved_len.get() - head - page_end - GUARD;
         if tail > 0 {
-            let tail_start = start.map_addr(|address| address.saturating_add(page_end));
-            // SAFETY: the bytes of the mapping behind the aligned part, which nothing uses.
+            let tail_start = start.map_addr(|address| address.saturating_add(page_end + GUARD));
+            // SAFETY: the bytes of the mapping behind the second guard, which nothing uses.
             let _ = unsafe { munmap(tail_start, tail) };
+        }
+        let mapping = Self { start, len: len.get() };
+        let first = reserved.map_addr(|address| address.saturating_add(unused));
+        let second = start.map_addr(|address| address.saturating_add(page_end));
+        for guard in [first, second] {
+            // SAFETY: a page of this mapping beside the aligned part, which nothing uses.
+            unsafe { mprotect(guard, GUARD, ProtFlags::PROT_NONE) }?;
         }
         for advice in ADVICE {
             // SAFETY: the address range was mapped just above. Advice that the kernel does not know changes nothing.
             let _ = unsafe { madvise(start, len.get(), advice) };
         }
-        Ok(Self { start, len: len.get() })
+        Ok(mapping)
     }
 
     /// Gives the memory of a range of whole pages back: they read as zeros from now on. The caller has checked that
@@ -89,9 +101,11 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: this value owns the range, and whoever uses the addresses holds it (`RamRegion` keeps it beside the
-        // view, KVM slots and segments keep the region).
-        let _ = unsafe { munmap(self.start, self.len) };
+        let guarded = self.len.next_multiple_of(PAGE_SIZE as usize) + 2 * GUARD;
+        let Some(first) = NonZeroUsize::new(self.start.addr().get() - GUARD) else { return };
+        // SAFETY: this value owns the range with its guards, and whoever uses the addresses holds it (`RamRegion` keeps it
+        // beside the view, KVM slots and segments keep the region).
+        let _ = unsafe { munmap(self.start.with_addr(first), guarded) };
     }
 }
 

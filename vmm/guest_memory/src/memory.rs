@@ -297,6 +297,27 @@ mod tests {
     }
 
     #[test]
+    fn nobody_may_touch_the_pages_before_and_behind_ram() {
+        let memory = GuestMemory::anonymous(Bytes::kib(12));
+        let region = memory.regions().next().unwrap();
+        let start = region.host_address as u64;
+        let end = start + region.len.get();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let access = |page: u64| {
+            let of_line = |line: &'_ str| {
+                let (range, rest) = line.split_once(' ')?;
+                let (from, to) = range.split_once('-')?;
+                let number = |hex| u64::from_str_radix(hex, 16).unwrap();
+                (number(from)..number(to)).contains(&page).then(|| rest[..3].to_owned())
+            };
+            maps.lines().find_map(of_line)
+        };
+        let found = [start - PAGE_SIZE, start, end - PAGE_SIZE, end].map(access);
+        let (none, all) = (Some("---".to_owned()), Some("rw-".to_owned()));
+        assert_eq!(found, [none.clone(), all.clone(), all, none]);
+    }
+
+    #[test]
     fn ram_starts_zeroed_on_a_huge_page_boundary_and_costs_nothing() {
         let memory = GuestMemory::anonymous(Bytes::gib(5));
         for region in memory.regions() {
