@@ -57,8 +57,7 @@ impl Bucket {
             return Ok(());
         }
         let per_nanosecond = i128::from(self.rate.per_second());
-        let wait = u64::try_from((missing + per_nanosecond - 1) / per_nanosecond).unwrap_or(u64::MAX);
-        let ready = self.at.saturating_add(Duration::from_nanos(wait));
+        let ready = self.at.saturating_add(nanoseconds((missing + per_nanosecond - 1) / per_nanosecond));
         self.uncapped_until = self.uncapped_until.max(ready.saturating_add(LATENESS));
         Err(ready)
     }
@@ -84,6 +83,12 @@ impl Bucket {
             self.level = self.level.min(units(self.rate.burst()));
         }
     }
+}
+
+/// So many; more than 64 bits hold where the burst is huge and the rate low.
+fn nanoseconds(count: i128) -> Duration {
+    let seconds = u64::try_from(count / UNITS).unwrap_or(u64::MAX);
+    Duration::new(seconds, u32::try_from(count % UNITS).expect("below a billion, and not negative"))
 }
 
 fn units(tokens: u64) -> i128 {
@@ -126,6 +131,15 @@ mod tests {
             bucket.check(1, Duration::from_nanos(333_333_334)),
             Err(Duration::from_nanos(666_666_667))
         );
+    }
+
+    #[test]
+    fn an_instant_centuries_ahead_is_as_exact() {
+        let mut bucket = bucket(1, 1 << 63);
+        bucket.take(1 << 63);
+        let full = Duration::from_secs(1 << 63);
+        assert_eq!(bucket.check(1 << 63, Duration::ZERO), Err(full));
+        assert_eq!(bucket.check(1 << 63, full), Ok(()));
     }
 
     #[test]
