@@ -4,6 +4,7 @@
 
 use std::io::{self, Read};
 
+use drover_fuzz::bounded;
 use drover_migration::wire::{FrameEncoder, FrameKind, FrameReader, Message, PagesView};
 
 /// Gives what it has in pieces, with pauses between them.
@@ -49,7 +50,7 @@ fn read_all(bytes: &[u8]) -> usize {
     }
 }
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bounded(|| {
     read_all(data);
     let Some((first, payload)) = data.split_first() else { return };
     let kind = FrameKind::ALL[usize::from(*first) % FrameKind::ALL.len()];
@@ -59,4 +60,4 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     decode(kind, payload);
     let stamp = FrameEncoder::default().seal(kind, &[payload]);
     assert_eq!(read_all(&[stamp.bytes(), payload].concat()), 1, "a sealed frame arrives");
-});
+}));

@@ -1,6 +1,9 @@
 //! What a guest may put into the queues and registers of this device.
 #![no_main]
 
-use drover_fuzz::hostile_guest::{Transport, run};
+use drover_fuzz::{
+    bounded,
+    hostile_guest::{Transport, run},
+};
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| run("vsock", Transport::Mmio, data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bounded(|| run("vsock", Transport::Mmio, data)));

@@ -53,7 +53,7 @@ enum Command {
     Bench(bench::Options),
     /// What must pass before a change lands: formatting, lints, tidy, tests
     Ci,
-    /// Runs the fuzz targets, which a nightly compiler builds; findings are in target/fuzz-findings
+    /// Builds the fuzz targets once and runs them; findings are in target/fuzz-findings
     Fuzz(fuzz::Options),
     /// Checks crate edges against ARCHITECTURE.md and the sources against the rules no lint knows
     Tidy,

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use drover_test_prerequisites::{PROBE_VARIABLE, SKIPPED_VARIABLE, build_probe, workspace_root};
 
-use crate::{leftovers::Watch, setup, tidy};
+use crate::{fuzz, leftovers::Watch, setup, tidy};
 
 /// Makes tests that break and move things on Ceph do so for longer: fifty moves, outages of a minute.
 const LONG_VARIABLE: &str = "DROVER_CEPH_LONG";
@@ -22,7 +22,7 @@ const LINUX_LONG_VARIABLE: &str = "DROVER_LINUX_LONG";
 
 /// Sets up, runs every test, prints the count.
 pub(crate) fn run() -> anyhow::Result<()> {
-    run_tests(&[&[]], &[])
+    run_tests(&[&[]], &[], Fuzz::Briefly)
 }
 
 /// Sets up and runs, in their long form, the tests that put VMs on Ceph: those of a vmmd, and those of the whole system.
@@ -38,6 +38,7 @@ pub(crate) fn run_long_on_ceph() -> anyhow::Result<()> {
             &[&["--test", "ceph", "--"], &alone[..]].concat(),
         ],
         &[long],
+        Fuzz::No,
     )
 }
 
@@ -50,11 +51,18 @@ pub(crate) fn run_linux(short: bool) -> anyhow::Result<()> {
     // vmmd comes with the tests of its package. One after the other: each emulated host takes a processor or two.
     let build = ["--no-run", "--test", "linux", "--test", "vmmd"];
     let run = ["--test", "linux", "--", "--test-threads", "1"];
-    run_tests(&[&build, &run], if short { &[] } else { std::slice::from_ref(&long) })
+    run_tests(&[&build, &run], if short { &[] } else { std::slice::from_ref(&long) }, Fuzz::No)
+}
+
+/// Whether fuzz targets are part of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fuzz {
+    No,
+    Briefly,
 }
 
 /// One command of cargo's for each selection.
-fn run_tests(selections: &[&[&str]], more: &[(OsString, OsString)]) -> anyhow::Result<()> {
+fn run_tests(selections: &[&[&str]], more: &[(OsString, OsString)], fuzz: Fuzz) -> anyhow::Result<()> {
     setup::install_missing()?;
     tidy::run()?;
     let start = Instant::now();
@@ -80,6 +88,10 @@ fn run_tests(selections: &[&[&str]], more: &[(OsString, OsString)]) -> anyhow::R
 
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
     let skipped: Vec<&str> = skipped.lines().collect();
+    eprintln!("test: cargo's tests took {:.0} s", start.elapsed().as_secs_f64());
+    if fuzz == Fuzz::Briefly {
+        run_fuzz_targets(&mut total);
+    }
     eprintln!("test: {:.0} s", start.elapsed().as_secs_f64());
     for line in &skipped {
         let (test, reason) = line.split_once('\t').unwrap_or((line, "no reason given"));
@@ -102,6 +114,24 @@ fn run_tests(selections: &[&[&str]], more: &[(OsString, OsString)]) -> anyhow::R
         bail!("no test ran");
     }
     Ok(())
+}
+
+/// Every fuzz target for a short while, each counted as one test.
+fn run_fuzz_targets(total: &mut Count) {
+    match fuzz::run_briefly() {
+        Ok(fuzz::Brief::Ran(outcome)) => {
+            total.passed += outcome.passed;
+            total.failed += outcome.failed.len();
+        }
+        Ok(fuzz::Brief::Skipped { targets, reason }) => {
+            println!("skipped: all {targets} fuzz targets: {reason}");
+            total.ignored += targets;
+        }
+        Err(error) => {
+            eprintln!("fuzz: {error:#}");
+            total.broken = true;
+        }
+    }
 }
 
 /// Formatting, lints, tests.
