@@ -188,6 +188,12 @@ impl Vm for Fake {
     ) -> Answer<vm::ReleaseQueuesResponse> {
         Ok(Response::new(vm::ReleaseQueuesResponse { held_us: 2, expired: false }))
     }
+    async fn attach_device(&self, _: Request<vm::AttachDeviceRequest>) -> Answer<vm::AttachDeviceResponse> {
+        Ok(Response::new(vm::AttachDeviceResponse {}))
+    }
+    async fn detach_device(&self, _: Request<vm::DetachDeviceRequest>) -> Answer<vm::DetachDeviceResponse> {
+        Ok(Response::new(vm::DetachDeviceResponse {}))
+    }
     async fn set_limits(&self, _: Request<vm::SetLimitsRequest>) -> Answer<vm::SetLimitsResponse> {
         Ok(Response::new(vm::SetLimitsResponse {}))
     }

@@ -48,6 +48,7 @@ pub(crate) fn resolve(
             queue_pairs: nic.queue_pairs,
             mtu: nic.mtu,
             limits: nic.limits,
+            place: 0,
         });
     }
     Ok(resolved)
