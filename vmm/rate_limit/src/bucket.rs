@@ -87,8 +87,8 @@ impl Bucket {
 
 /// So many; more than 64 bits hold where the burst is huge and the rate low.
 fn nanoseconds(count: i128) -> Duration {
-    let seconds = u64::try_from(count / UNITS).unwrap_or(u64::MAX);
-    Duration::new(seconds, u32::try_from(count % UNITS).expect("below a billion, and not negative"))
+    let rest = u32::try_from(count % UNITS).expect("below a billion, and not negative");
+    u64::try_from(count / UNITS).map_or(Duration::MAX, |seconds| Duration::new(seconds, rest))
 }
 
 fn units(tokens: u64) -> i128 {
@@ -135,11 +135,15 @@ mod tests {
 
     #[test]
     fn an_instant_centuries_ahead_is_as_exact() {
-        let mut bucket = bucket(1, 1 << 63);
-        bucket.take(1 << 63);
-        let full = Duration::from_secs(1 << 63);
-        assert_eq!(bucket.check(1 << 63, Duration::ZERO), Err(full));
-        assert_eq!(bucket.check(1 << 63, full), Ok(()));
+        let mut bucket = bucket(1, 1 << 50);
+        bucket.take(1 << 50);
+        let full = Duration::from_secs(1 << 50);
+        assert_eq!(bucket.check(1 << 50, Duration::ZERO), Err(full));
+        assert_eq!(bucket.check(1 << 50, full), Ok(()));
+        for _ in 0..2 {
+            bucket.take(u64::MAX);
+        }
+        assert_eq!(bucket.check(1, full), Err(Duration::MAX), "a debt that nobody lives to see paid");
     }
 
     #[test]
