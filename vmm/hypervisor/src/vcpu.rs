@@ -79,6 +79,20 @@ impl Vcpu {
         self.kicker.clone()
     }
 
+    /// Lets a guest that keeps time by kvm-clock know that it stood still, so that its watchdogs do not take the time for a
+    /// hang of its own (KVM_KVMCLOCK_CTRL). For a vCPU that does not run, before it does again. Returns whether it will be
+    /// told: a guest without that clock is not, nor is any where KVM does not do this.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Call`] where KVM refuses for another reason.
+    pub fn note_pause(&self) -> Result<bool, HypervisorError> {
+        match self.fd.kvmclock_ctrl() {
+            Ok(()) => Ok(true),
+            Err(errno) if [libc::EINVAL, libc::ENOTTY].contains(&errno.errno()) => Ok(false),
+            Err(errno) => Err(HypervisorError::call("tell a guest that it was paused")(errno)),
+        }
+    }
+
     /// Sets the registers for a guest's first instruction.
     ///
     /// The state at entry is that of the PVH boot protocol (Xen, docs/misc/pvh.pandoc, "HVM direct boot").

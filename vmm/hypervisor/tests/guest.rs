@@ -59,6 +59,20 @@ const WATCH_REQUESTS: &[u8] = &[
     0xeb, 0xf2, // jmp changed
 ];
 
+/// Has KVM keep its clock at 0x4000, then writes the port for ever.
+const KEEP_TIME: &[u8] = &[
+    0xb9, 0x01, 0x4d, 0x56, 0x4b, // mov ecx, 0x4b564d01 (MSR_KVM_SYSTEM_TIME_NEW)
+    0xb8, 0x01, 0x40, 0x00, 0x00, // mov eax, 0x4001 (its address, enabled)
+    0x31, 0xd2, // xor edx, edx
+    0x0f, 0x30, // wrmsr
+    0xba, 0xf8, 0x03, 0x00, 0x00, // mov edx, 0x3f8
+    0xee, // again: out dx, al
+    0xeb, 0xfd, // jmp again
+];
+/// The flags in what KVM keeps there (Linux, Documentation/virt/kvm/x86/msr.rst), and "the guest was paused by its host".
+const CLOCK_FLAGS: Gpa = Gpa::new(0x4000 + 29);
+const GUEST_STOPPED: u8 = 2;
+
 struct Guest {
     memory: GuestMemory,
     vm: Vm,
@@ -159,6 +173,24 @@ fn a_guest_talks_to_ports_and_addresses() {
     guest.memory.read(COPY, &mut read_from_port).unwrap();
     assert_eq!(&read_from_port, b"z");
     assert_eq!(guest.counter(), 1);
+}
+
+#[test]
+fn a_guest_with_kvms_clock_is_told_that_it_was_paused() {
+    if !kvm() {
+        return;
+    }
+    let mut guest = Guest::new(KEEP_TIME);
+    assert!(!guest.vcpu.note_pause().unwrap(), "it has no clock yet");
+    guest.run_to_port_write();
+    guest.run_to_port_write();
+    guest.settle();
+    let told = guest.vcpu.note_pause().unwrap();
+    guest.run_to_port_write();
+    let mut flags = [0];
+    guest.memory.read(CLOCK_FLAGS, &mut flags).unwrap();
+    // A host that lacks the call tells nobody.
+    assert_eq!(flags[0] & GUEST_STOPPED != 0, told);
 }
 
 #[test]

@@ -111,6 +111,12 @@ impl Freeze for Guest {
             let reason = "cannot start anew: a device does not stop".to_owned();
             self.0.ender.end(MachineEvent::Failure(reason));
         }
+        for vcpu in &self.0.vcpus {
+            // One that did not come out of the guest did not stand still, and is held by its thread.
+            if let Ok(vcpu) = vcpu.try_lock() {
+                vcpu.note_pause()?;
+            }
+        }
         self.0.devices.resume()?;
         if guest.restored.swap(false, Ordering::SeqCst) {
             self.0.devices.pulse_lines()?;
