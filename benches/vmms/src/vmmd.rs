@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::Ended;
+use crate::{Ended, jail};
 
 /// Far beyond what anything here takes, on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -33,6 +33,7 @@ const LOOK: Duration = Duration::from_micros(200);
 #[derive(Debug)]
 pub struct Launcher {
     vmmd: PathBuf,
+    jailed: bool,
     folder: TempDir,
 }
 
@@ -42,6 +43,7 @@ pub struct Vmmd {
     child: Ended,
     client: VmClient<Channel>,
     run_dir: PathBuf,
+    jailed: bool,
 }
 
 /// Builds vmmd as it is shipped, and returns its path.
@@ -70,7 +72,13 @@ impl Launcher {
         ensure!(vmmd.exists(), "there is no {}", vmmd.display());
         // Built now if need be, not while something is measured.
         probe_image();
-        Ok(Self { vmmd, folder: tempfile::Builder::new().prefix("drover-bench-").tempdir()? })
+        Ok(Self { vmmd, jailed: false, folder: tempfile::Builder::new().prefix("drover-bench-").tempdir()? })
+    }
+
+    /// The same, in jails as the agent makes them.
+    #[must_use]
+    pub fn jailed(self) -> Self {
+        Self { jailed: true, ..self }
     }
 
     /// Starts a process and waits until it serves.
@@ -78,11 +86,28 @@ impl Launcher {
     /// # Errors
     /// If it does not.
     pub async fn spawn(&self) -> anyhow::Result<Vmmd> {
-        let run_dir = tempfile::tempdir_in(self.folder.path())?.keep();
+        self.spawn_in(&self.run_dir()?).await
+    }
+
+    /// A folder for one process.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn run_dir(&self) -> anyhow::Result<PathBuf> {
+        Ok(tempfile::tempdir_in(self.folder.path())?.keep())
+    }
+
+    /// As [`spawn`](Self::spawn), in a folder that was made before.
+    ///
+    /// # Errors
+    /// If the process does not serve.
+    pub async fn spawn_in(&self, run_dir: &Path) -> anyhow::Result<Vmmd> {
+        let run_dir = run_dir.to_owned();
         let now = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
         let now_ns = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
         let socket = run_dir.join("vmmd.sock");
-        let child = Command::new(&self.vmmd)
+        let mut command = Command::new(&self.vmmd);
+        command
             .arg("--socket")
             .arg(&socket)
             .arg("--run-dir")
@@ -90,10 +115,9 @@ impl Launcher {
             .args(["--spawned-at-boottime-ns", &now_ns.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(run_dir.join("vmmd.log"))?)
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.vmmd.display()))?;
-        let mut child = Ended(child);
+            .stderr(File::create(run_dir.join("vmmd.log"))?);
+        let started = if self.jailed { jail::spawn(&mut command) } else { command.spawn() };
+        let mut child = Ended(started.with_context(|| format!("cannot start {}", self.vmmd.display()))?);
         let deadline = Instant::now() + DEADLINE;
         let channel = loop {
             match connect(&socket).await {
@@ -105,7 +129,7 @@ impl Launcher {
                 Err(_) => tokio::time::sleep(LOOK).await,
             }
         };
-        Ok(Vmmd { child, client: VmClient::new(channel), run_dir })
+        Ok(Vmmd { child, client: VmClient::new(channel), run_dir, jailed: self.jailed })
     }
 }
 
@@ -138,6 +162,9 @@ impl Vmmd {
     /// # Errors
     /// If it refuses.
     pub async fn create(&mut self, epoch: u64, config: wire::VmConfig) -> anyhow::Result<()> {
+        if self.jailed {
+            jail::hand_over(&self.run_dir, &config).context("cannot hand files over")?;
+        }
         let create = wire::CreateRequest {
             command: command(epoch),
             config: Some(config),
@@ -163,7 +190,7 @@ impl Vmmd {
     pub async fn writes(&mut self, wanted: u64) -> anyhow::Result<()> {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let page = self.client.metrics(wire::MetricsRequest {}).await?.into_inner().text;
+            let page = self.metrics().await?;
             let line = page.lines().find(|line| line.starts_with("drover_vm_disk_writes_total"));
             let count = line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).unwrap_or(0);
             if count >= wanted {
@@ -183,6 +210,14 @@ impl Vmmd {
     /// If it does not answer.
     pub async fn info(&mut self) -> anyhow::Result<wire::VmInfo> {
         Ok(self.client.info(wire::InfoRequest {}).await?.into_inner())
+    }
+
+    /// Its page of metrics.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn metrics(&mut self) -> anyhow::Result<String> {
+        Ok(self.client.metrics(wire::MetricsRequest {}).await?.into_inner().text)
     }
 
     /// Waits until the VM is in a state.
