@@ -41,9 +41,11 @@ impl CpuTime {
     }
 }
 
-/// Our name, and QEMU's with `debug-threads=on`.
+/// Our name, Firecracker's, and QEMU's with `debug-threads=on`.
 fn is_vcpu(name: &str) -> bool {
-    name.starts_with("vcpu") || (name.starts_with("CPU ") && name.ends_with("/KVM"))
+    name.starts_with("vcpu")
+        || name.starts_with("fc_vcpu")
+        || (name.starts_with("CPU ") && name.ends_with("/KVM"))
 }
 
 #[cfg(test)]
@@ -52,7 +54,9 @@ mod tests {
 
     #[test]
     fn vcpus_are_told_by_their_names() {
-        for (name, expect) in [("vcpu0", true), ("CPU 0/KVM", true), ("io0", false), ("virtio-blk", false)] {
+        for (name, expect) in
+            [("vcpu0", true), ("CPU 0/KVM", true), ("fc_vcpu 0", true), ("io0", false), ("virtio-blk", false)]
+        {
             assert_eq!(is_vcpu(name), expect, "{name}");
         }
     }

@@ -18,6 +18,7 @@ mod cpu;
 mod drover;
 mod figures;
 mod fio;
+mod firecracker;
 mod guest;
 mod qemu;
 mod target;
@@ -53,6 +54,12 @@ struct Arguments {
     /// A vmmd to measure instead of this tree's release build; given again, another one beside it, named by its file
     #[arg(long, value_name = "PATH")]
     vmmd: Vec<PathBuf>,
+    /// A Firecracker (1.12 or newer) to measure too, on a file
+    #[arg(long, value_name = "PATH")]
+    firecracker: Option<PathBuf>,
+    /// A Cloud Hypervisor; it is left out and named, as its disks are on PCI and the guest's are on MMIO
+    #[arg(long, value_name = "PATH")]
+    cloud_hypervisor: Option<PathBuf>,
     /// Leave this peer out
     #[arg(long, value_name = "NAME")]
     without: Vec<String>,
@@ -87,6 +94,10 @@ impl From<GuestWait> for Wait {
 /// Something that runs a case.
 trait Contender {
     fn name(&self) -> &str;
+    /// Whether it can do what the case asks for.
+    fn can(&self, _case: &case::Case) -> bool {
+        true
+    }
     /// Runs `case` and returns what it reached.
     fn run(&self, case: &case::Case, length: Duration) -> anyhow::Result<Figures>;
 }
@@ -125,6 +136,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             for turn in 0..contenders.len() {
                 let index = (round + turn) % contenders.len();
                 let contender = &contenders[index];
+                if !contender.can(case) {
+                    continue;
+                }
                 let figures = contender
                     .run(case, length)
                     .with_context(|| format!("{} with {}", case.name, contender.name()))?;
@@ -175,6 +189,11 @@ fn contenders<'a>(
     }
     for (peer, absent) in [
         (qemu::Qemu::find(target, wait).map(|peer| Box::new(peer) as Box<dyn Contender>), "qemu"),
+        (
+            firecracker::Firecracker::find(arguments.firecracker.as_deref(), target, wait)
+                .map(|peer| Box::new(peer) as Box<dyn Contender>),
+            "firecracker",
+        ),
         (fio::Fio::find(target).map(|peer| Box::new(peer) as Box<dyn Contender>), "fio"),
     ] {
         if arguments.without.iter().any(|name| name == absent) {
@@ -189,5 +208,10 @@ fn contenders<'a>(
             }
         }
     }
+    let why = match arguments.cloud_hypervisor {
+        Some(_) => "its disks are on PCI, and the probe's are on MMIO",
+        None => "its path is not given (--cloud-hypervisor PATH)",
+    };
+    report.leave_out("cloud-hypervisor", why);
     Ok(contenders)
 }

@@ -34,7 +34,8 @@ pub(crate) struct RbdTarget {
 
 /// A raw file, in the page cache for the most part.
 pub(crate) struct FileTarget {
-    folder: TempDir,
+    path: PathBuf,
+    _folder: TempDir,
 }
 
 impl Target {
@@ -68,8 +69,8 @@ impl Target {
     pub(crate) fn on_a_file(folder: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let folder = tempfile::Builder::new().prefix("bench-block").tempdir_in(folder)?;
-        let target = FileTarget { folder };
-        let mut file = File::create(target.path())?;
+        let target = FileTarget { path: folder.path().join("disk.raw"), _folder: folder };
+        let mut file = File::create(&target.path)?;
         // Neither zeros nor anything that repeats within a page.
         let mut word = 0x9e37_79b9_7f4a_7c15_u64;
         let mut piece = vec![0; 1 << 20];
@@ -90,7 +91,7 @@ impl Target {
     pub(crate) fn disk(&self, queues: u32) -> wire::Disk {
         let disk = wire::Disk { volume_id: VOLUME.to_owned(), queues, ..wire::Disk::default() };
         match self {
-            Self::File(file) => wire::Disk { path: file.path().to_string_lossy().into_owned(), ..disk },
+            Self::File(file) => wire::Disk { path: file.path.to_string_lossy().into_owned(), ..disk },
             Self::Rbd(RbdTarget { cluster, vmm_key }) => {
                 let access = wire::RbdAccess {
                     mon_hosts: cluster.mon_hosts().to_owned(),
@@ -106,6 +107,14 @@ impl Target {
         }
     }
 
+    /// The file, where it is one.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(file) => Some(&file.path),
+            Self::Rbd(_) => None,
+        }
+    }
+
     /// As QEMU is told of it. A file goes through the page cache and io_uring, as with us.
     pub(crate) fn qemu_drive(&self) -> String {
         match self {
@@ -116,7 +125,7 @@ impl Target {
             ),
             Self::File(file) => format!(
                 "driver=raw,file.driver=file,file.filename={},file.aio=io_uring,if=none,id=disk",
-                file.path().display()
+                file.path.display()
             ),
         }
     }
@@ -138,7 +147,7 @@ impl Target {
                     "--ioengine=io_uring".to_owned(),
                     "--invalidate=0".to_owned(),
                     "--fallocate=none".to_owned(),
-                    format!("--filename={}", file.path().display()),
+                    format!("--filename={}", file.path.display()),
                     format!("--size={FILE_MIB}m"),
                 ],
                 None,
@@ -155,11 +164,5 @@ impl Target {
         let Self::Rbd(RbdTarget { cluster, .. }) = self else { return Ok(None) };
         cluster.rbd(&["rm", "--no-progress", &format!("{}/{IMAGE}", cluster.pool())])?;
         Ok(Some(cluster.leaks()?))
-    }
-}
-
-impl FileTarget {
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("disk.raw")
     }
 }
