@@ -1,6 +1,12 @@
 //! What a machine tells its owner without being asked.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
+};
 
 /// Why a machine has ended. Sent once; its vCPUs have stopped or are about to, and never run again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +45,14 @@ impl EventSink {
         Self(Arc::new(take))
     }
 
+    /// Events go to the other end of a channel.
+    pub fn pair() -> (Self, Receiver<MachineEvent>) {
+        let (sender, events) = mpsc::channel();
+        (Self::channel(sender), events)
+    }
+
     /// Events go to this channel; once nobody listens they are dropped.
-    pub fn channel(sender: std::sync::mpsc::Sender<MachineEvent>) -> Self {
+    pub fn channel(sender: Sender<MachineEvent>) -> Self {
         Self::new(move |event| {
             let _ = sender.send(event);
         })

@@ -1,8 +1,12 @@
 //! The machine's disks, and whether they are ours to write.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use drover_block::{Backend, Owner, OwnershipError};
+use drover_block::{Access, Backend, FileBackend, OpenError, Owner, OwnershipError};
+use drover_ids::{NodeId, OwnerEpoch, VmId};
 
 use crate::{BuildError, DISKS_MAX, MachineError};
 
@@ -19,6 +23,18 @@ pub struct Disk {
     pub queues: u16,
 }
 
+impl Disk {
+    /// A raw file to read and write, reached through the host's page cache, with one queue. Its name is its identity.
+    ///
+    /// # Errors
+    /// [`OpenError`] where there is no such file, or it is no disk.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let backend = Arc::new(FileBackend::open(path, Access::ReadWrite)?);
+        let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { id, backend, queues: 1 })
+    }
+}
+
 /// Whose the disks are to be once they are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ownership {
@@ -26,6 +42,15 @@ pub enum Ownership {
     Take(Owner),
     /// Somebody else's, until the guest has arrived ([`Machine::acquire_volumes`](crate::Machine::acquire_volumes)).
     Later,
+}
+
+impl Ownership {
+    /// Ours, for a process that is part of no cluster: nobody else can have the disks while this process has them, and
+    /// whoever comes after it can.
+    pub fn standalone() -> Self {
+        let (vm, node) = (VmId::from_u128(0), NodeId::from_u128(0));
+        Self::Take(Owner { vm, node, epoch: OwnerEpoch::new(1), pid: std::process::id() })
+    }
 }
 
 /// The disks of a machine. Dropping it releases those that are ours.
