@@ -14,7 +14,7 @@ use drover_units::Bytes;
 
 use crate::output::Format;
 
-pub(crate) use devices::{Bus, ByteRate, Count, LimitArgs, Reset};
+pub(crate) use devices::{AttachArgs, Bus, ByteRate, Count, DetachArgs, LimitArgs, Reset};
 pub(crate) use placement::{NodeCommand, PlacementCommand, ProjectCommand, RackCommand, RebalanceCommand};
 pub(crate) use simulate::{Simulate, Stop};
 
@@ -126,6 +126,10 @@ pub(crate) enum VmCommand {
         /// Name or id
         vm: String,
     },
+    /// Attaches a volume or a network interface to a VM, running or not
+    Attach(devices::AttachArgs),
+    /// Takes a volume or a network interface from a VM, running or not
+    Detach(devices::DetachArgs),
     /// Limits what a disk or a network interface of a VM may do, at once; without numbers: not at all
     Limit(devices::LimitArgs),
     /// Starts a stopped VM

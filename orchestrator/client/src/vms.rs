@@ -10,9 +10,10 @@ use tonic::Streaming;
 use crate::{
     Client, Error, PAGE_SIZE, PAGES_MAX, Result,
     api::{
-        ConsoleRequest, CreateVmRequest, DeleteVmRequest, GetVmRequest, ListVmsRequest, LogsRequest,
-        MigrateVmRequest, Operation, PressPowerButtonRequest, SetLimitsRequest, StartVmRequest,
-        StopVmRequest, Vm, VmPhase, VmSpec, vms_client::VmsClient,
+        AttachNicRequest, AttachVolumeRequest, ConsoleRequest, CreateVmRequest, DeleteVmRequest,
+        DetachNicRequest, DetachVolumeRequest, GetVmRequest, ListVmsRequest, LogsRequest, MigrateVmRequest,
+        Operation, PressPowerButtonRequest, SetLimitsRequest, StartVmRequest, StopVmRequest, Vm, VmPhase,
+        VmSpec, vms_client::VmsClient,
     },
     connect::{Repeat, request_id},
     vm_api::ConsoleOutput,
@@ -118,6 +119,54 @@ impl Client {
         self.call(Repeat::Safe, |channel| {
             let request = request.clone();
             async move { VmsClient::new(channel).migrate_vm(request).await }
+        })
+        .await
+    }
+
+    /// Attaches a volume to a VM, running or not.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`], and see [`Error`].
+    pub async fn attach_volume(&self, request: AttachVolumeRequest) -> Result<Vm> {
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).attach_volume(request).await }
+        })
+        .await
+    }
+
+    /// Attaches a network interface to a VM, running or not.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`], and see [`Error`].
+    pub async fn attach_nic(&self, request: AttachNicRequest) -> Result<Vm> {
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).attach_nic(request).await }
+        })
+        .await
+    }
+
+    /// Takes a volume from a VM: with its guest's consent, or by force.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`], and see [`Error`].
+    pub async fn detach_volume(&self, request: DetachVolumeRequest) -> Result<Vm> {
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).detach_volume(request).await }
+        })
+        .await
+    }
+
+    /// Takes a network interface from a VM: with its guest's consent, or by force.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`], and see [`Error`].
+    pub async fn detach_nic(&self, request: DetachNicRequest) -> Result<Vm> {
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).detach_nic(request).await }
         })
         .await
     }

@@ -22,6 +22,44 @@ pub struct GuestDevices {
     pub disk_limits: BTreeMap<VolumeId, Limits>,
     /// What kind of machine it is.
     pub hardware: Hardware,
+    /// Where volumes are among the machine's places for disks, from 1 on. Of all, or of none: each is where its order says.
+    pub disk_places: BTreeMap<VolumeId, u8>,
+    /// The same of the seed disk; 0: behind the volumes.
+    pub seed_place: u8,
+}
+
+/// Places for disks.
+pub const DISK_PLACES: u8 = 16;
+
+impl GuestDevices {
+    /// Says where everything is that is where its order says, so that nothing moves when something before it goes.
+    pub fn pin(&mut self, vm: VmId, volumes: impl IntoIterator<Item = VolumeId>, has_seed: bool) {
+        for (n, nic) in self.nics.iter_mut().enumerate() {
+            nic.fixed_mac = Some(nic.mac(vm, n));
+            if nic.place == 0 {
+                nic.place = n as u8 + 1;
+            }
+        }
+        let is_pinned = !self.disk_places.is_empty() || self.seed_place > 0;
+        if is_pinned {
+            return;
+        }
+        self.disk_places = volumes.into_iter().zip(1..).collect();
+        if has_seed {
+            self.seed_place = self.disk_places.len() as u8 + 1;
+        }
+    }
+
+    /// A place for a disk that nothing is in.
+    pub fn free_disk_place(&self) -> Option<u8> {
+        (1..=DISK_PLACES)
+            .find(|place| *place != self.seed_place && !self.disk_places.values().any(|taken| taken == place))
+    }
+
+    /// A place for an interface that nothing is in.
+    pub fn free_nic_place(&self) -> Option<u8> {
+        (1..=NICS_MAX as u8).find(|place| !self.nics.iter().any(|nic| nic.place == *place))
+    }
 }
 
 /// What kind of machine a VM is.
@@ -72,6 +110,8 @@ pub struct Nic {
     pub mtu: u16,
     /// What it may do.
     pub limits: Limits,
+    /// Where it is among the machine's places for interfaces, from 1 on; 0: as its order.
+    pub place: u8,
 }
 
 impl Nic {
@@ -141,6 +181,27 @@ mod tests {
         {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn nothing_moves_when_something_before_it_goes() {
+        let (vm, volume) = (VmId::from_u128(7), VolumeId::from_u128);
+        let mut devices = GuestDevices { nics: vec![Nic::default(); 3], ..GuestDevices::default() };
+        let macs: Vec<_> = (0..3).map(|n| devices.nics[n].mac(vm, n)).collect();
+        devices.pin(vm, [volume(9), volume(8)], true);
+        assert_eq!(devices.disk_places, BTreeMap::from([(volume(9), 1), (volume(8), 2)]));
+        assert_eq!(
+            (devices.seed_place, devices.free_disk_place(), devices.free_nic_place()),
+            (3, Some(4), Some(4))
+        );
+        devices.nics.remove(0);
+        devices.disk_places.remove(&volume(9));
+        devices.pin(vm, [volume(8)], true);
+        assert_eq!((devices.free_disk_place(), devices.free_nic_place()), (Some(1), Some(1)));
+        assert_eq!(devices.disk_places[&volume(8)], 2);
+        let now: Vec<_> =
+            devices.nics.iter().enumerate().map(|(n, nic)| (nic.mac(vm, n), nic.place)).collect();
+        assert_eq!(now, [(macs[1], 2), (macs[2], 3)]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 use drover_dir_volume::{DirPool, open_record};
 use drover_handover::{SOCKET, connection_name, hand_over, listener_name, queue_name, record_name};
 use drover_tap::{Tap, TapName};
-use drover_wire::vm::v1::VmConfig;
+use drover_wire::vm::v1::{Disk, Nic, VmConfig};
 use tokio::task::spawn_blocking;
 use tonic::Status;
 
@@ -40,14 +40,20 @@ impl Parcel {
                 parcel.add(image, File::open(image));
             }
         }
-        for disk in config.disks.iter().filter(|disk| disk.rbd.is_none()) {
-            let path = Path::new(&disk.path);
-            parcel.add(&disk.path, OpenOptions::new().read(true).write(!disk.read_only).open(path));
-            if !disk.read_only && path.exists() {
-                parcel.add(&record_name(&disk.path), open_record(&DirPool::sidecar_of(path)));
-            }
-        }
+        config.disks.iter().for_each(|disk| parcel.add_disk(disk));
         parcel
+    }
+
+    /// A disk's image, if it is a file, and its owner record.
+    pub(crate) fn add_disk(&mut self, disk: &Disk) {
+        if disk.rbd.is_some() {
+            return;
+        }
+        let path = Path::new(&disk.path);
+        self.add(&disk.path, OpenOptions::new().read(true).write(!disk.read_only).open(path));
+        if !disk.read_only && path.exists() {
+            self.add(&record_name(&disk.path), open_record(&DirPool::sidecar_of(path)));
+        }
     }
 
     fn add(&mut self, name: &str, file: io::Result<File>) {
@@ -57,8 +63,8 @@ impl Parcel {
     }
 
     /// The taps of a machine's interfaces, made for it. They are there for as long as it has them.
-    pub(crate) fn add_taps(&mut self, config: &VmConfig) -> Result<(), Status> {
-        for nic in &config.nics {
+    pub(crate) fn add_taps(&mut self, nics: &[Nic]) -> Result<(), Status> {
+        for nic in nics {
             let name: TapName = nic
                 .tap
                 .parse()

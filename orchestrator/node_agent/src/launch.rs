@@ -131,7 +131,7 @@ async fn talk(plan: Plan, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
     let (config, listen) = (machine.config.clone(), how.listens_on());
     let parcel = move || {
         let mut parcel = Parcel::of_machine(&config);
-        parcel.add_taps(&config)?;
+        parcel.add_taps(&config.nics)?;
         if let Some(address) = listen {
             parcel.add_listener(&address)?;
         }

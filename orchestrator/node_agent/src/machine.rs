@@ -28,6 +28,8 @@ pub(crate) struct Machine {
     pub(crate) config: VmConfig,
     /// A disk that the control plane has made; it is written before vmmd starts.
     pub(crate) seed: Option<SeedDisk>,
+    /// Where that is among disks; 0: behind the volumes.
+    seed_place: u32,
     /// What becomes of the taps of its network interfaces once they are there.
     pub(crate) wiring: Vec<Wiring>,
 }
@@ -43,7 +45,7 @@ pub(crate) struct Offers {
 impl Machine {
     /// Checks a specification and resolves its paths. Whether the files exist is vmmd's to find out.
     pub(crate) fn resolve(spec: Option<VmSpec>, node: NodeId, offers: &Offers) -> Result<Self, Status> {
-        let Offers { pools, librbd: library, networks } = offers;
+        let Offers { pools, networks, .. } = offers;
         let invalid = |what: String| Status::invalid_argument(what);
         let spec = spec.ok_or_else(|| invalid("spec is missing".into()))?;
         let vm: VmId = spec.vm_id.parse().map_err(|error| invalid(format!("spec.vm_id: {error}")))?;
@@ -82,36 +84,8 @@ impl Machine {
             }
         };
         let (nics, wiring) = nics::resolve((node, vm), spec.nics, networks)?;
-        let mut disks = Vec::with_capacity(spec.volumes.len());
-        for volume in &spec.volumes {
-            let id: VolumeId = volume
-                .volume_id
-                .parse()
-                .map_err(|error| invalid(format!("spec.volumes.volume_id: {error}")))?;
-            let mut disk = Disk {
-                volume_id: id.to_string(),
-                read_only: volume.read_only,
-                limits: volume.limits,
-                queues: volume.queues,
-                ..Disk::default()
-            };
-            match volume.access.clone().and_then(|access| access.kind) {
-                Some(pool_access::Kind::Rbd(RbdAccess { cluster, image })) => {
-                    if !library.is_there() {
-                        return Err(Status::failed_precondition(format!(
-                            "volume {id} is in the rbd pool '{}', and this node has no librbd: install the package \
-                             librbd1 and restart the agent",
-                            volume.pool
-                        )));
-                    }
-                    disk.rbd = Some(RbdImage { access: cluster, image });
-                }
-                Some(pool_access::Kind::Dir(_)) | None => {
-                    disk.path = utf8(&pool(&volume.pool, pools)?.dir.volume_path(id))?;
-                }
-            }
-            disks.push(disk);
-        }
+        let disks = spec.volumes.iter().map(|volume| disk("spec.volumes", volume, offers));
+        let disks: Vec<Disk> = disks.collect::<Result<_, _>>()?;
         let config = VmConfig {
             vm_id: vm.to_string(),
             name: spec.name,
@@ -130,7 +104,7 @@ impl Machine {
         if spec.seed.as_ref().is_some_and(|seed| seed.image.len() > SEED_BYTES_MAX) {
             return Err(invalid(format!("spec.seed has more than {SEED_BYTES_MAX} bytes")));
         }
-        Ok(Self { config, seed: spec.seed, wiring })
+        Ok(Self { config, seed: spec.seed, seed_place: spec.seed_place, wiring })
     }
 
     /// Puts the seed disk into the VM's directory and behind its volumes.
@@ -141,9 +115,42 @@ impl Machine {
             path.into_os_string().into_string().map_err(|_| io::Error::other("the path is not UTF-8"))?;
         // Volumes have ids of their own, and this disk is the VM's: no volume can have the VM's id.
         let volume_id = self.config.vm_id.clone();
-        self.config.disks.push(Disk { volume_id, path, read_only: true, ..Disk::default() });
+        let place = self.seed_place;
+        self.config.disks.push(Disk { volume_id, path, read_only: true, place, ..Disk::default() });
         Ok(())
     }
+}
+
+/// A volume as a disk: its way from this node.
+pub(crate) fn disk(field: &str, volume: &VolumeAttachment, offers: &Offers) -> Result<Disk, Status> {
+    let id: VolumeId = volume
+        .volume_id
+        .parse()
+        .map_err(|error| Status::invalid_argument(format!("{field}.volume_id: {error}")))?;
+    let mut disk = Disk {
+        volume_id: id.to_string(),
+        read_only: volume.read_only,
+        limits: volume.limits,
+        queues: volume.queues,
+        place: volume.place,
+        ..Disk::default()
+    };
+    match volume.access.clone().and_then(|access| access.kind) {
+        Some(pool_access::Kind::Rbd(RbdAccess { cluster, image })) => {
+            if !offers.librbd.is_there() {
+                return Err(Status::failed_precondition(format!(
+                    "volume {id} is in the rbd pool '{}', and this node has no librbd: install the package librbd1 and \
+                     restart the agent",
+                    volume.pool
+                )));
+            }
+            disk.rbd = Some(RbdImage { access: cluster, image });
+        }
+        Some(pool_access::Kind::Dir(_)) | None => {
+            disk.path = utf8(&pool(&volume.pool, &offers.pools)?.dir.volume_path(id))?;
+        }
+    }
+    Ok(disk)
 }
 
 fn pool<'a>(name: &str, pools: &'a [Pool]) -> Result<&'a Pool, Status> {
@@ -185,6 +192,7 @@ mod tests {
                 access: None,
                 limits: None,
                 queues: 0,
+                place: 0,
             }],
             seed: None,
             ..VmSpec::default()

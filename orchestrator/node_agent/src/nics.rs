@@ -33,25 +33,38 @@ pub(crate) fn resolve(
     }
     let mut resolved = (Vec::with_capacity(nics.len()), Vec::with_capacity(nics.len()));
     for (n, nic) in nics.into_iter().enumerate() {
-        let network = find(&nic.network, networks)?;
-        let tap = tap_name(node, vm, n);
-        let mtu = u16::try_from(nic.mtu)
-            .map_err(|_| Status::invalid_argument(format!("spec.nics[{n}].mtu is above 65535")))?;
-        resolved.1.push(Wiring {
-            tap: tap.clone(),
-            bridge: network.bridge.clone(),
-            mtu: Some(mtu).filter(|mtu| *mtu > 0),
-        });
-        resolved.0.push(vm::Nic {
-            mac: nic.mac,
-            tap: tap.to_string(),
-            queue_pairs: nic.queue_pairs,
-            mtu: nic.mtu,
-            limits: nic.limits,
-            place: 0,
-        });
+        let (nic, wiring) = resolve_one((node, vm), (nic, n), networks)?;
+        resolved.0.push(nic);
+        resolved.1.push(wiring);
     }
     Ok(resolved)
+}
+
+/// The same for one; `n` is its place, counted from 0, where it does not say one.
+pub(crate) fn resolve_one(
+    (node, vm): (NodeId, VmId),
+    (nic, n): (Nic, usize),
+    networks: &[Network],
+) -> Result<(vm::Nic, Wiring), Status> {
+    let network = find(&nic.network, networks)?;
+    let place = if nic.place == 0 { n as u32 + 1 } else { nic.place };
+    if place > NICS_MAX as u32 {
+        return Err(Status::invalid_argument(format!("nic.place is {place}: at most {NICS_MAX}")));
+    }
+    let tap = tap_name(node, vm, place - 1);
+    let mtu = u16::try_from(nic.mtu)
+        .map_err(|_| Status::invalid_argument(format!("spec.nics[{n}].mtu is above 65535")))?;
+    let wiring =
+        Wiring { tap: tap.clone(), bridge: network.bridge.clone(), mtu: Some(mtu).filter(|mtu| *mtu > 0) };
+    let nic = vm::Nic {
+        mac: nic.mac,
+        tap: tap.to_string(),
+        queue_pairs: nic.queue_pairs,
+        mtu: nic.mtu,
+        limits: nic.limits,
+        place,
+    };
+    Ok((nic, wiring))
 }
 
 fn find<'a>(name: &str, networks: &'a [Network]) -> Result<&'a Network, Status> {
@@ -71,7 +84,7 @@ fn find<'a>(name: &str, networks: &'a [Network]) -> Result<&'a Network, Status> 
 
 /// The same for the same interface of the same VM at the same node, and another for every other: from the random ends of both
 /// ids. A VM that moves has two for a moment, and several agents may share a host.
-fn tap_name(node: NodeId, vm: VmId, n: usize) -> TapName {
+fn tap_name(node: NodeId, vm: VmId, n: u32) -> TapName {
     let end = (node.as_u128() ^ vm.as_u128()) & ((1 << 44) - 1);
     format!("dv{end:011x}.{n}").parse().expect("15 letters, digits and a dot")
 }

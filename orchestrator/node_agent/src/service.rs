@@ -19,9 +19,12 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    console, logs,
-    machine::{Machine, Offers},
+    console,
+    handover::{self, Parcel},
+    logs,
+    machine::{self, Machine, Offers},
     message::{Asked, Body, Located, Message, Reply},
+    nics,
     vmmd::Vmmd,
 };
 
@@ -169,6 +172,64 @@ impl NodeAgent for Service {
         let vmmd = self.running(&vm_id).await?;
         let request = vm::HoldQueuesRequest { command: Some(command(given)?), limit_ms };
         vmmd.client().hold_queues(request).await
+    }
+
+    async fn attach_device(
+        &self,
+        request: Request<node::v1::AttachDeviceRequest>,
+    ) -> Answer<vm::AttachDeviceResponse> {
+        use node::v1::attach_device_request::Device;
+        let node::v1::AttachDeviceRequest { command: given, vm_id: text, device } = request.into_inner();
+        let vm = vm_id("vm_id", &text)?;
+        let Located { dir, vmmd, .. } = self.find(vm).await?;
+        let vmmd = vmmd.ok_or_else(|| Status::failed_precondition("this VM does not run here"))?;
+        let mut wiring = None;
+        let device = match device {
+            Some(Device::Volume(volume)) => {
+                let disk = machine::disk("volume", &volume, &self.offers)?;
+                let handed = disk.clone();
+                handover::deliver(&dir, move || {
+                    let mut parcel = Parcel::default();
+                    parcel.add_disk(&handed);
+                    Ok(parcel)
+                })
+                .await?;
+                vm::attach_device_request::Device::Disk(disk)
+            }
+            Some(Device::Nic(nic)) => {
+                let (nic, its) = nics::resolve_one((self.node, vm), (nic, 0), &self.offers.networks)?;
+                wiring = Some(its);
+                let handed = nic.clone();
+                handover::deliver(&dir, move || {
+                    let mut parcel = Parcel::default();
+                    parcel.add_taps(&[handed])?;
+                    Ok(parcel)
+                })
+                .await?;
+                vm::attach_device_request::Device::Nic(nic)
+            }
+            None => return Err(Status::invalid_argument("device is missing: valid is a volume or a nic")),
+        };
+        let request = vm::AttachDeviceRequest { command: Some(command(given)?), device: Some(device) };
+        let answer = vmmd.client().attach_device(request).await?;
+        nics::connect(wiring.as_slice())?;
+        Ok(answer)
+    }
+
+    async fn detach_device(
+        &self,
+        request: Request<node::v1::DetachDeviceRequest>,
+    ) -> Answer<vm::DetachDeviceResponse> {
+        use node::v1::detach_device_request::Device;
+        let node::v1::DetachDeviceRequest { command: given, vm_id, device, force, wait_ms } =
+            request.into_inner();
+        let vmmd = self.running(&vm_id).await?;
+        let device = device.map(|device| match device {
+            Device::VolumeId(id) => vm::detach_device_request::Device::VolumeId(id),
+            Device::Mac(mac) => vm::detach_device_request::Device::Mac(mac),
+        });
+        let request = vm::DetachDeviceRequest { command: Some(command(given)?), device, force, wait_ms };
+        vmmd.client().detach_device(request).await
     }
 
     async fn press_power_button(

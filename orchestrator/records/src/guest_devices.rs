@@ -54,6 +54,7 @@ pub(crate) fn to_messages(devices: &GuestDevices) -> (Vec<stored::Nic>, Vec<stor
         queue_pairs: nic.queue_pairs.into(),
         mtu: nic.mtu.into(),
         limits: limits_message(nic.limits),
+        place: nic.place.into(),
     };
     let disk = |(volume, limits): (&VolumeId, &Limits)| stored::DiskLimits {
         volume_id: id_bytes(volume.as_u128()),
@@ -82,6 +83,7 @@ pub(crate) fn from_messages(
             queue_pairs: small("nic.queue_pairs", message.queue_pairs)?,
             mtu: small("nic.mtu", message.mtu)?,
             limits: limits(message.limits)?,
+            place: place(message.place)?,
         })
     };
     let disk = |message: stored::DiskLimits| -> Result<(VolumeId, Limits), RecordError> {
@@ -92,7 +94,34 @@ pub(crate) fn from_messages(
         nics: nics.into_iter().map(nic).collect::<Result<_, _>>()?,
         disk_limits: disks.into_iter().map(disk).collect::<Result<_, _>>()?,
         hardware,
+        ..GuestDevices::default()
     })
+}
+
+/// The fields of a stored VM that say where its disks are.
+pub(crate) fn put_places(devices: &GuestDevices, message: &mut stored::VmSpec) {
+    let place = |(volume, place): (&VolumeId, &u8)| stored::DiskPlace {
+        volume_id: id_bytes(volume.as_u128()),
+        place: (*place).into(),
+    };
+    message.disk_places = devices.disk_places.iter().map(place).collect();
+    message.seed_place = devices.seed_place.into();
+}
+
+pub(crate) fn take_places(
+    devices: &mut GuestDevices,
+    (places, seed): (Vec<stored::DiskPlace>, u32),
+) -> Result<(), RecordError> {
+    for message in places {
+        let volume = id("disk_places.volume_id", &message.volume_id, VolumeId::from_u128)?;
+        devices.disk_places.insert(volume, place(message.place)?);
+    }
+    devices.seed_place = place(seed)?;
+    Ok(())
+}
+
+fn place(place: u32) -> Result<u8, RecordError> {
+    u8::try_from(place).map_err(|_| invalid("place", place))
 }
 
 fn limits_message(limits: Limits) -> Option<vm::Limits> {

@@ -120,11 +120,14 @@ impl StoredForm for VmSpec {
             ..stored::VmSpec::default()
         };
         guest_devices::put_hardware(&self.devices.hardware, &mut message);
+        guest_devices::put_places(&self.devices, &mut message);
         message
     }
 
     fn from_message(message: stored::VmSpec) -> Result<Self, RecordError> {
         let hardware = guest_devices::hardware(&message)?;
+        let mut devices = guest_devices::from_messages(message.nics, message.disk_limits, hardware)?;
+        guest_devices::take_places(&mut devices, (message.disk_places, message.seed_place))?;
         Ok(Self {
             name: name("vm.spec.name", &message.name)?,
             vcpus: VcpuCount::new(message.vcpus),
@@ -136,7 +139,7 @@ impl StoredForm for VmSpec {
             anti_affinity_group: optional_name("vm.spec.anti_affinity_group", &message.anti_affinity_group)?,
             priority: message.priority,
             cloud_init: message.cloud_init.map(Seed::from_message).transpose()?.map(Arc::new),
-            devices: guest_devices::from_messages(message.nics, message.disk_limits, hardware)?,
+            devices,
             constraints: constraints_from(message.constraints.unwrap_or_default(), |vm| vm.parse().ok())
                 .map_err(placement("vm.spec.constraints"))?,
             stall: message.stall.map(StoredForm::from_message).transpose()?,

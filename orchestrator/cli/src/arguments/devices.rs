@@ -1,10 +1,47 @@
 //! Network interfaces of a VM, and limits of its devices.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use clap::{Args, ValueEnum};
 use drover_client::api::Nic;
 use drover_units::Bytes;
+
+/// A device that is to come.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct AttachArgs {
+    /// Name or id
+    pub(crate) vm: String,
+    /// A volume, by name or id
+    #[arg(long, value_name = "VOLUME", required_unless_present = "nic", conflicts_with = "nic")]
+    pub(crate) volume: Option<String>,
+    /// The VM may only read the volume
+    #[arg(long, requires = "volume")]
+    pub(crate) read_only: bool,
+    /// A network interface; all parts are optional
+    #[arg(long, value_name = "network=NAME,mac=ADDRESS,queues=N,mtu=N", value_parser = nic)]
+    pub(crate) nic: Option<Nic>,
+}
+
+/// A device that is to go.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct DetachArgs {
+    /// Name or id
+    pub(crate) vm: String,
+    /// The disk with this volume, by name or id
+    #[arg(long, value_name = "VOLUME", required_unless_present = "nic", conflicts_with = "nic")]
+    pub(crate) volume: Option<String>,
+    /// The network interface with this MAC address
+    #[arg(long, value_name = "MAC")]
+    pub(crate) nic: Option<String>,
+    /// Takes it whatever the guest does with it: what it has not written yet is lost
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// How long the guest has to let go, at most 20s
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10s", conflicts_with = "force")]
+    pub(crate) wait: Duration,
+}
 
 /// What kind of machine a VM is.
 #[derive(Clone, Debug, Args)]

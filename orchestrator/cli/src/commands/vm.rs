@@ -2,13 +2,16 @@
 
 use drover_client::{
     LogRange,
-    api::{MigrateVmRequest, Operation, SetLimitsRequest, VmSpec, set_limits_request::Device},
+    api::{
+        AttachNicRequest, AttachVolumeRequest, DetachNicRequest, DetachVolumeRequest, MigrateVmRequest,
+        Operation, SetLimitsRequest, VmSpec, set_limits_request::Device,
+    },
     vm_api::{DeviceBus, GuestReset, Limit, Limits, Rate, StallAction, StallPolicy},
 };
 
 use crate::{
     Session,
-    arguments::{self, CreateVm, LimitArgs, Stall, VmCommand},
+    arguments::{self, AttachArgs, CreateVm, DetachArgs, LimitArgs, Stall, VmCommand},
     output::{OperationRow, VmRow, print_details, print_note, print_row, print_rows},
     terminal::{self, Ended},
 };
@@ -32,6 +35,29 @@ pub(super) async fn run(session: &Session, command: VmCommand) -> anyhow::Result
         VmCommand::Explain { vm } => explained(session, client.explain_vm(&vm).await?),
         VmCommand::List => print_rows(session.format, &rows::<_, VmRow>(client.list_vms().await?)),
         VmCommand::Show { vm } => print_details(session.format, &VmRow::from(client.get_vm(&vm).await?)),
+        VmCommand::Attach(arguments) => {
+            let AttachArgs { vm, volume, read_only, nic } = arguments;
+            let attached = match volume {
+                Some(volume) => client.attach_volume(AttachVolumeRequest { vm, volume, read_only }).await?,
+                None => client.attach_nic(AttachNicRequest { vm, nic }).await?,
+            };
+            print_row(session.format, &VmRow::from(attached))
+        }
+        VmCommand::Detach(arguments) => {
+            let DetachArgs { vm, volume, nic, force, wait } = arguments;
+            let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+            let detached = match volume {
+                Some(volume) => {
+                    client.detach_volume(DetachVolumeRequest { vm, volume, force, wait_ms }).await?
+                }
+                // One of the two is required.
+                None => {
+                    let mac = nic.unwrap_or_default();
+                    client.detach_nic(DetachNicRequest { vm, mac, force, wait_ms }).await?
+                }
+            };
+            print_row(session.format, &VmRow::from(detached))
+        }
         VmCommand::Limit(arguments) => {
             print_row(session.format, &VmRow::from(client.set_limits(limits(arguments)).await?))
         }

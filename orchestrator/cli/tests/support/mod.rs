@@ -180,6 +180,18 @@ impl api::nodes_server::Nodes for Fake {
 
 #[tonic::async_trait]
 impl api::vms_server::Vms for Fake {
+    async fn attach_volume(&self, request: Request<api::AttachVolumeRequest>) -> Answer<api::Vm> {
+        self.get_vm(Request::new(api::GetVmRequest { vm: request.into_inner().vm })).await
+    }
+    async fn attach_nic(&self, request: Request<api::AttachNicRequest>) -> Answer<api::Vm> {
+        self.get_vm(Request::new(api::GetVmRequest { vm: request.into_inner().vm })).await
+    }
+    async fn detach_volume(&self, request: Request<api::DetachVolumeRequest>) -> Answer<api::Vm> {
+        self.get_vm(Request::new(api::GetVmRequest { vm: request.into_inner().vm })).await
+    }
+    async fn detach_nic(&self, request: Request<api::DetachNicRequest>) -> Answer<api::Vm> {
+        self.get_vm(Request::new(api::GetVmRequest { vm: request.into_inner().vm })).await
+    }
     async fn press_power_button(&self, request: Request<api::PressPowerButtonRequest>) -> Answer<api::Vm> {
         self.get_vm(Request::new(api::GetVmRequest { vm: request.into_inner().vm })).await
     }

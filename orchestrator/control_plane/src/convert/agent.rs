@@ -27,6 +27,7 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess
             .get(&attachment.volume)
             .and_then(|limits| devices::limits_message(*limits)),
         queues: spec.devices.hardware.disk_queues.into(),
+        place: spec.devices.disk_places.get(&attachment.volume).copied().unwrap_or_default().into(),
     };
     // The first volume's pool that says anything.
     let of_pool = || spec.volumes.iter().find_map(|attachment| pools.get(&attachment.pool)?.stall);
@@ -41,6 +42,7 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess
         volumes: spec.volumes.iter().map(volume).collect(),
         initrd: spec.devices.hardware.initrd.as_ref().map(ToString::to_string).unwrap_or_default(),
         platform: Some(platform(spec)),
+        seed_place: spec.devices.seed_place.into(),
         nics: spec.devices.nics.iter().enumerate().map(|nic| devices::for_agent(vm, nic)).collect(),
         seed: spec
             .cloud_init

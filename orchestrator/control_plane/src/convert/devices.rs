@@ -11,26 +11,6 @@ pub(super) fn request(
     limits_of: Vec<wire::VolumeLimits>,
     hardware: HardwareRequest,
 ) -> Result<DeviceRequest, AdmissionError> {
-    let nic = |message: wire::Nic| -> Result<Nic, AdmissionError> {
-        let invalid = |problem: String, valid: &str| invalid("spec.nics", problem, valid);
-        let fixed_mac = match message.mac.as_str() {
-            "" => None,
-            text => {
-                Some(text.parse().map_err(|error| invalid(format!("{error}"), "such an address, or none"))?)
-            }
-        };
-        let queue_pairs = u16::try_from(message.queue_pairs).ok().filter(|pairs| *pairs <= 64);
-        let mtu = u16::try_from(message.mtu).ok().filter(|mtu| *mtu == 0 || *mtu >= 68);
-        Ok(Nic {
-            fixed_mac,
-            network: message.network,
-            queue_pairs: queue_pairs.ok_or_else(|| {
-                invalid(format!("there are {} pairs of queues", message.queue_pairs), "at most 64")
-            })?,
-            mtu: mtu.ok_or_else(|| invalid(format!("the MTU is {}", message.mtu), "68 to 65535, or 0"))?,
-            limits: limits("spec.nics", message.limits)?,
-        })
-    };
     let volume = |message: wire::VolumeLimits| -> Result<_, AdmissionError> {
         Ok((message.volume, limits("spec.volume_limits", message.limits)?))
     };
@@ -84,6 +64,27 @@ pub(super) fn on_reset(hardware: &Hardware) -> vm::GuestReset {
     }
 }
 
+/// An interface that a client wants.
+pub(crate) fn nic(message: wire::Nic) -> Result<Nic, AdmissionError> {
+    let invalid = |problem: String, valid: &str| invalid("spec.nics", problem, valid);
+    let fixed_mac = match message.mac.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|error| invalid(format!("{error}"), "such an address, or none"))?),
+    };
+    let queue_pairs = u16::try_from(message.queue_pairs).ok().filter(|pairs| *pairs <= 64);
+    let mtu = u16::try_from(message.mtu).ok().filter(|mtu| *mtu == 0 || *mtu >= 68);
+    Ok(Nic {
+        fixed_mac,
+        network: message.network,
+        queue_pairs: queue_pairs.ok_or_else(|| {
+            invalid(format!("there are {} pairs of queues", message.queue_pairs), "at most 64")
+        })?,
+        mtu: mtu.ok_or_else(|| invalid(format!("the MTU is {}", message.mtu), "68 to 65535, or 0"))?,
+        limits: limits("spec.nics", message.limits)?,
+        place: 0,
+    })
+}
+
 fn invalid(field: &'static str, problem: String, valid: &str) -> AdmissionError {
     AdmissionError::Invalid { field, problem, valid: valid.to_owned() }
 }
@@ -135,5 +136,6 @@ pub(super) fn for_agent(vm: VmId, (n, nic): (usize, &Nic)) -> node::Nic {
         queue_pairs: nic.queue_pairs.into(),
         mtu: nic.mtu.into(),
         limits: limits_message(nic.limits),
+        place: nic.place.into(),
     }
 }

@@ -10,7 +10,7 @@ pub(crate) use agent::{heartbeat, registration, vm_spec};
 pub(crate) use api::{
     disk_image, event, image, node, operation, snapshot, timestamp, vm, vm_snapshot, volume,
 };
-pub(crate) use devices::{limits, limits_message};
+pub(crate) use devices::{limits, limits_message, nic};
 pub(crate) use placement::{create_vm, stall, stall_from, update_node, within};
 pub(crate) use report::vm_report;
 

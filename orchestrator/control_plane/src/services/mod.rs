@@ -3,6 +3,7 @@
 mod console;
 mod disk_images;
 mod events;
+mod hotplug;
 mod images;
 mod limits;
 mod moves;

@@ -4,7 +4,7 @@ use drover_cluster_state::{ClusterState, Stored, Vm};
 use drover_dir_volume::{LockError, OwnerRecord};
 use drover_ids::{OperationId, VmId, VolumeId};
 use drover_ports::Store;
-use drover_reconcile::admission::{self, AdmissionError, Admitted, MigrateVm, VmSnapshotName};
+use drover_reconcile::admission::{self, AdmissionError, Admitted, DeviceName, MigrateVm, VmSnapshotName};
 use drover_wire::control::v1::{
     self as wire, ConsoleRequest, CreateVmGroupRequest, CreateVmRequest, CreateVmSnapshotRequest,
     DeleteVmRequest, DeleteVmSnapshotRequest, GetVmRequest, ListVmSnapshotsRequest, ListVmSnapshotsResponse,
@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     Api,
     console::{self, ConsoleStream},
-    identity, limits, running,
+    hotplug, identity, limits, running,
 };
 use crate::{
     convert,
@@ -48,7 +48,7 @@ impl<S: Store> Api<S> {
 
     /// Lets volumes go from VMs that have been deleted, so that their new VM can acquire them: on disk a volume stays
     /// with its last VM until it is told otherwise (see `drover-dir-volume`), and that VM is known to be gone only here.
-    async fn detach_from_deleted_vms(&self, volumes: Vec<String>) -> Result<(), Status> {
+    pub(super) async fn detach_from_deleted_vms(&self, volumes: Vec<String>) -> Result<(), Status> {
         let free = move |state: &ClusterState| -> Vec<(VolumeId, drover_cluster_state::Name)> {
             let named = |text: &String| {
                 let by_id = text.parse::<VolumeId>().ok().and_then(|id| state.volumes.get(&id));
@@ -147,6 +147,37 @@ impl<S: Store> Vms for Api<S> {
         let DeleteVmRequest { request_id, vm } = request.into_inner();
         let identity = identity(request_id);
         self.operate(move |view| admission::delete_vm(view.state, &vm, &identity, view.now.wall)).await
+    }
+
+    async fn attach_volume(
+        &self,
+        request: Request<wire::AttachVolumeRequest>,
+    ) -> Result<Response<wire::Vm>, Status> {
+        hotplug::attach_volume(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn attach_nic(
+        &self,
+        request: Request<wire::AttachNicRequest>,
+    ) -> Result<Response<wire::Vm>, Status> {
+        hotplug::attach_nic(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn detach_volume(
+        &self,
+        request: Request<wire::DetachVolumeRequest>,
+    ) -> Result<Response<wire::Vm>, Status> {
+        let wire::DetachVolumeRequest { vm, volume, force, wait_ms } = request.into_inner();
+        let how = (DeviceName::Volume(volume), force, wait_ms);
+        hotplug::detach(self, vm, how).await.map(Response::new)
+    }
+
+    async fn detach_nic(
+        &self,
+        request: Request<wire::DetachNicRequest>,
+    ) -> Result<Response<wire::Vm>, Status> {
+        let wire::DetachNicRequest { vm, mac, force, wait_ms } = request.into_inner();
+        hotplug::detach(self, vm, (DeviceName::Nic(mac), force, wait_ms)).await.map(Response::new)
     }
 
     async fn press_power_button(

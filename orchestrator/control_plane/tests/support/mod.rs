@@ -335,6 +335,12 @@ impl node::node_agent_server::NodeAgent for FakeAgent {
         Ok(Response::new(vm::HoldQueuesResponse { drained_us: 1 }))
     }
 
+    async fn attach_device(&self, _: Request<node::AttachDeviceRequest>) -> Answer<vm::AttachDeviceResponse> {
+        Ok(Response::new(vm::AttachDeviceResponse {}))
+    }
+    async fn detach_device(&self, _: Request<node::DetachDeviceRequest>) -> Answer<vm::DetachDeviceResponse> {
+        Ok(Response::new(vm::DetachDeviceResponse {}))
+    }
     async fn press_power_button(
         &self,
         _: Request<node::PressPowerButtonRequest>,

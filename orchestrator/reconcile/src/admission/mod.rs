@@ -9,6 +9,7 @@
 
 mod cancel;
 mod error;
+mod hotplug;
 mod limits;
 mod migrate;
 mod moves;
@@ -25,6 +26,7 @@ use drover_ids::{OperationId, VmId};
 
 pub use cancel::cancel_operation;
 pub use error::{AdmissionError, Category};
+pub use hotplug::{DeviceChange, GuestDevice, attach_nic, attach_volume, detached, may_detach};
 pub use limits::{DeviceName, DeviceRequest, HardwareRequest, set_limits};
 pub use migrate::{MigrateVm, migrate_vm};
 pub use moves::{

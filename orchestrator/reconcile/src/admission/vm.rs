@@ -22,7 +22,7 @@ use super::{
 /// Most vCPUs of a VM: xAPIC ids are 8 bits wide, and two of them are not for CPUs.
 const VCPUS_MAX: u32 = 254;
 /// Most disks of a VM: each takes one of the interrupt lines that a VM without PCI has to spare.
-const VOLUMES_MAX: usize = 8;
+pub(super) const VOLUMES_MAX: usize = 8;
 /// Longest command line, bytes: Linux takes 2048, and the VMM adds a device per disk.
 const CMDLINE_LEN_MAX: usize = 1536;
 /// Most memory of a VM: what 46 bits of guest-physical address, the least that any CPU of the last ten years has, leave
