@@ -257,6 +257,10 @@ impl RequestBatch {
     pub fn pop(&mut self) -> Option<Request> {
         self.requests.pop_front()
     }
+    /// The oldest request, which stays.
+    pub fn front(&self) -> Option<&Request> {
+        self.requests.front()
+    }
     /// How many requests wait.
     pub fn len(&self) -> usize {
         self.requests.len()

@@ -16,12 +16,10 @@ use drover_units::{Bytes, SECTOR_SIZE, Sectors};
 
 use crate::{
     disk::{Disk, Ownership, sectors},
+    merge::SEGMENTS_MAX,
     observer,
     queue::RbdQueue,
 };
-
-/// Most segments of one request. librbd has no limit; this is what a guest's longest chain has.
-const SEGMENTS_MAX: u16 = 1024;
 
 /// An image as a disk.
 #[derive(Debug)]

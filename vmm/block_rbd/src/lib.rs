@@ -25,6 +25,7 @@
 mod backend;
 mod buffers;
 mod disk;
+mod merge;
 mod observer;
 mod queue;
 

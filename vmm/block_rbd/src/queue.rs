@@ -9,7 +9,7 @@ use drover_rbd::{DRAIN_MAX, Extent, ImageQueue, QueueOperation};
 use drover_units::Bytes;
 use nix::errno::Errno;
 
-use crate::{buffers::InFlight, disk::Disk};
+use crate::{buffers::InFlight, disk::Disk, merge::Merge};
 
 /// Requests on their way, and answers that needed no way.
 #[derive(Debug)]
@@ -17,8 +17,12 @@ pub(crate) struct RbdQueue {
     queue: ImageQueue<InFlight>,
     disk: Arc<Disk>,
     depth: usize,
+    /// Requests that librbd has, some of them as one.
+    under_way: usize,
     /// With whether the request had entered the gate.
     answers: Vec<(Completion, bool)>,
+    /// Empty lists that have been used, for the next requests that become one.
+    lists: Vec<Vec<Request>>,
     ages: Arc<QueueAges>,
 }
 
@@ -30,13 +34,15 @@ impl RbdQueue {
             queue,
             disk: Arc::clone(disk),
             depth: depth.into(),
+            under_way: 0,
             answers: Vec::with_capacity(depth.into()),
+            lists: Vec::with_capacity(depth.into()),
             ages: disk.ages.queue(depth.into()),
         })
     }
 
-    /// Checks a request and hands it to librbd, or answers it.
-    fn start(&mut self, request: Request) {
+    /// Checks a request. It comes back if librbd is to have it; otherwise it has been answered.
+    fn admit(&mut self, request: Request) -> Option<Request> {
         let entered = self.disk.gate.enter();
         let inside = entered.is_ok();
         let checked = entered.and_then(|()| request.check(&self.disk.info()));
@@ -47,24 +53,49 @@ impl RbdQueue {
         };
         if checked.is_err() || nothing_to_do {
             self.answers.push((request.complete(checked), inside));
-            return;
+            return None;
         }
-        match self.queue.submit(operation(&request), InFlight { request }) {
-            Ok(slot) => self.ages.begin(slot),
-            Err((InFlight { request }, errno)) => {
-                let result = Err(failed(&self.disk, &request, errno));
-                self.answers.push((request.complete(result), inside));
-            }
-        }
+        Some(request)
     }
 
-    fn under_way(&self) -> usize {
-        self.queue.in_flight()
+    /// Puts the requests behind `first` that go on where it ends to it, as far as that is good.
+    fn gather(&mut self, first: Request, batch: &mut RequestBatch) -> InFlight {
+        let mut merge = Merge::of(&first);
+        let mut gathered = InFlight { first, more: self.lists.pop().unwrap_or_default() };
+        while self.in_flight() + 1 + gathered.more.len() < self.depth
+            && batch.front().is_some_and(|next| merge.take(next))
+            && let Some(next) = batch.pop()
+        {
+            match self.admit(next) {
+                Some(next) => gathered.more.push(next),
+                None => break,
+            }
+        }
+        gathered
+    }
+
+    /// Hands requests to librbd, or answers them.
+    fn start(&mut self, requests: InFlight) {
+        let count = 1 + requests.more.len();
+        match self.queue.submit(operation(&requests), requests) {
+            Ok(slot) => {
+                self.under_way += count;
+                self.ages.begin(slot);
+            }
+            Err((InFlight { first, mut more }, errno)) => {
+                for request in std::iter::once(first).chain(more.drain(..)) {
+                    let result = Err(failed(&self.disk, &request, errno));
+                    self.answers.push((request.complete(result), true));
+                }
+                self.lists.push(more);
+            }
+        }
     }
 }
 
 /// What librbd is asked for.
-fn operation(request: &Request) -> QueueOperation {
+fn operation(requests: &InFlight) -> QueueOperation {
+    let request = &requests.first;
     let offset = request.sector().to_bytes().expect("checked against the capacity").get();
     let extent = Extent { offset, length: request.length().get() };
     match request.operation() {
@@ -76,6 +107,25 @@ fn operation(request: &Request) -> QueueOperation {
             QueueOperation::WriteZeroes { extent, keep_allocated: !may_unmap }
         }
     }
+}
+
+/// Answers what librbd has had as one. Returns the list, empty.
+fn answer(
+    disk: &Disk,
+    requests: InFlight,
+    result: Result<u64, Errno>,
+    mut each: impl FnMut(Completion),
+) -> Vec<Request> {
+    let InFlight { first, mut more } = requests;
+    // Where bytes are missing, they are those at the end.
+    let mut left = result;
+    for request in std::iter::once(first).chain(more.drain(..)) {
+        let outcome = outcome(disk, &request, left);
+        left = left.map(|bytes| bytes.saturating_sub(request.length().get()));
+        disk.gate.leave();
+        each(request.complete(outcome));
+    }
+    more
 }
 
 /// What a failed request's owner is told.
@@ -107,7 +157,9 @@ impl BackendQueue for RbdQueue {
         while self.in_flight() < self.depth
             && let Some(request) = batch.pop()
         {
-            self.start(request);
+            let Some(first) = self.admit(request) else { continue };
+            let requests = self.gather(first, batch);
+            self.start(requests);
         }
         if !self.answers.is_empty() {
             self.queue.wake();
@@ -119,12 +171,11 @@ impl BackendQueue for RbdQueue {
     }
 
     fn reap(&mut self, completions: &mut Vec<Completion>) {
-        let Self { queue, disk, ages, .. } = self;
-        queue.reap(|slot, InFlight { request }, result| {
+        let Self { queue, disk, ages, under_way, lists, .. } = self;
+        queue.reap(|slot, requests, result| {
             ages.end(slot);
-            let result = outcome(disk, &request, result);
-            disk.gate.leave();
-            completions.push(request.complete(result));
+            *under_way -= 1 + requests.more.len();
+            lists.push(answer(disk, requests, result, |completion| completions.push(completion)));
         });
         for (completion, inside) in self.answers.drain(..) {
             if inside {
@@ -135,7 +186,7 @@ impl BackendQueue for RbdQueue {
     }
 
     fn in_flight(&self) -> usize {
-        self.under_way() + self.answers.len()
+        self.under_way + self.answers.len()
     }
 }
 
@@ -143,10 +194,8 @@ impl Drop for RbdQueue {
     fn drop(&mut self) {
         let Self { queue, disk, answers, .. } = self;
         let mut dropped = Vec::new();
-        queue.drain(DRAIN_MAX, |_, InFlight { request }, result| {
-            let result = outcome(disk, &request, result);
-            disk.gate.leave();
-            dropped.push(request.complete(result));
+        queue.drain(DRAIN_MAX, |_, requests, result| {
+            answer(disk, requests, result, |completion| dropped.push(completion));
         });
         for (completion, inside) in answers.drain(..) {
             if inside {
