@@ -249,7 +249,9 @@ fn minimise(root: &Path, folder: &Path, target: &str) -> anyhow::Result<()> {
     let smallest = merged.path().join("corpus");
     fs::create_dir_all(&smallest).context("cannot make a folder")?;
     let mut command = Command::new(folder.join(target));
-    command.args(["-set_cover_merge=1", &format!("-max_len={INPUT_BYTES_MAX}")]).arg(&smallest);
+    // By the branches that are reached, not by how often: an input for each count of each would be ten times as many.
+    command.args(["-set_cover_merge=1", "-use_counters=0", &format!("-max_len={INPUT_BYTES_MAX}")]);
+    command.arg(&smallest);
     command.args([&committed, &kept].into_iter().filter(|folder| folder.is_dir())).current_dir(merged.path());
     let (status, log) = logged(&mut command, &merged.path().join("log"))?;
     if !status.success() {
@@ -268,7 +270,8 @@ fn minimise(root: &Path, folder: &Path, target: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes the largest inputs away until the rest is small enough to be committed. Returns how many are left, and their size.
+/// Takes inputs away until the rest is small enough to be committed: of too many the smallest, which say least, of too many
+/// bytes the largest. Returns how many are left, and their size.
 fn keep_within_limits(folder: &Path) -> anyhow::Result<(usize, u64)> {
     let mut inputs = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -276,11 +279,15 @@ fn keep_within_limits(folder: &Path) -> anyhow::Result<(usize, u64)> {
         inputs.push((entry.metadata()?.len(), entry.path()));
     }
     inputs.sort();
+    let mut surplus: Vec<_> = inputs.drain(..inputs.len().saturating_sub(CORPUS_FILES_MAX)).collect();
     let mut bytes: u64 = inputs.iter().map(|(len, _)| len).sum();
-    while inputs.len() > CORPUS_FILES_MAX || bytes > CORPUS_BYTES_MAX {
+    while bytes > CORPUS_BYTES_MAX {
         let Some((len, path)) = inputs.pop() else { break };
-        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         bytes -= len;
+        surplus.push((len, path));
+    }
+    for (_, path) in surplus {
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok((inputs.len(), bytes))
 }
@@ -330,13 +337,18 @@ mod tests {
     }
 
     #[test]
-    fn a_corpus_loses_its_largest_inputs_until_it_may_be_committed() {
+    fn a_corpus_loses_inputs_until_it_may_be_committed() {
         let folder = tempfile::tempdir().unwrap();
         for (name, len) in [("a", 150_000), ("b", 60_000), ("c", 10)] {
             fs::write(folder.path().join(name), vec![0; len]).unwrap();
         }
         assert_eq!(keep_within_limits(folder.path()).unwrap(), (2, 60_010));
-        assert!(!folder.path().join("a").exists());
+        assert!(!folder.path().join("a").exists(), "too many bytes");
+        for number in 0..CORPUS_FILES_MAX {
+            fs::write(folder.path().join(format!("more{number}")), [0; 11]).unwrap();
+        }
+        assert_eq!(keep_within_limits(folder.path()).unwrap().0, CORPUS_FILES_MAX);
+        assert!(!folder.path().join("c").exists() && folder.path().join("b").exists(), "too many");
     }
 
     #[test]
