@@ -4,7 +4,10 @@
 //! byte), a length (four bytes, little-endian) and so many bytes. [`Request::Connect`] is answered by one
 //! [`FrameKind::Ended`], and the connection then is the socket that was asked for.
 
-use std::io::{self, Read, Write};
+use std::{
+    io::{self, Read, Write},
+    net::SocketAddr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,8 +38,21 @@ pub enum Request {
         program: String,
         /// Its arguments.
         arguments: Vec<String>,
-        /// Added to its environment.
-        environment: Vec<(String, String)>,
+        /// What it shares with the host.
+        world: World,
+    },
+    /// Hand files over to a VM's process in its jail, as a node agent does before a call names them.
+    HandOver {
+        /// The process's run directory.
+        run_dir: String,
+        /// What is opened for it.
+        files: Vec<Handed>,
+    },
+    /// Wait until somebody in the host connects to this address of it, and become that connection. Whoever asks has a
+    /// server there that the host cannot reach.
+    Accept {
+        /// Address and port in the host.
+        address: SocketAddr,
     },
     /// Write a file; its content follows the line.
     Put {
@@ -71,6 +87,42 @@ pub enum FrameKind {
     Error,
     /// The request has ended; the bytes say why it failed, and are empty if it did not.
     Ended,
+}
+
+/// What a program shares with the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum World {
+    /// Everything.
+    Shared,
+    /// The network: processes, mounts and IPC are its own.
+    Network,
+    /// Nothing of these.
+    Apart,
+}
+
+/// Something that is opened for a process that opens nothing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Handed {
+    /// A file to read.
+    Image(String),
+    /// A raw volume; with its owner record, where it may be written.
+    Volume {
+        /// Which.
+        path: String,
+        /// Whether it may not be written.
+        read_only: bool,
+    },
+    /// Queues of a new tap, which is there for as long as the process has them.
+    Tap {
+        /// Its name.
+        name: String,
+        /// How many queues.
+        queues: u16,
+    },
+    /// A socket that listens for a migration.
+    Listener(SocketAddr),
+    /// A connection to where another process does.
+    Connection(SocketAddr),
 }
 
 impl FrameKind {

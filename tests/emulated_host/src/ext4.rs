@@ -30,6 +30,23 @@ pub fn read(image: &Path, path: &str) -> anyhow::Result<Vec<u8>> {
     output_of(Command::new(e2fsprogs("debugfs")).args(["-R", &format!("cat {path}")]).arg(image))
 }
 
+/// The path of the only file in `folder` whose name ends so.
+///
+/// # Errors
+/// If there is none, or several.
+pub fn only_file(image: &Path, folder: &str, ending: &str) -> anyhow::Result<String> {
+    let listed =
+        output_of(Command::new(e2fsprogs("debugfs")).args(["-R", &format!("ls -p {folder}")]).arg(image))?;
+    let listed = String::from_utf8_lossy(&listed);
+    // "/inode/mode/user/group/name/size/"
+    let names = listed.lines().filter_map(|line| line.split('/').nth(5));
+    let found: Vec<&str> = names.filter(|name| name.ends_with(ending)).collect();
+    match found[..] {
+        [name] => Ok(format!("{folder}/{name}")),
+        _ => anyhow::bail!("{} files that end in {ending} in {folder}:\n{listed}", found.len()),
+    }
+}
+
 /// Copies the file `path` out of the ext4 file system in `image` to a new file, holes and all.
 ///
 /// # Errors
@@ -39,6 +56,26 @@ pub fn dump(image: &Path, path: &str, to: &Path) -> anyhow::Result<()> {
     output_of(Command::new(e2fsprogs("debugfs")).args(["-R", &command]).arg(image))?;
     anyhow::ensure!(to.exists(), "there is no {path} on {}", image.display());
     Ok(())
+}
+
+/// Copies an image, holes and all.
+///
+/// # Errors
+/// If there is no room.
+pub fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    output_of(Command::new("cp").arg("--sparse=always").args([from, to]))?;
+    Ok(())
+}
+
+/// Adds a copy of `file` as `path` to the ext4 file system in `image`, where its folder exists.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn add(image: &Path, file: &Path, path: &str) -> anyhow::Result<()> {
+    let command = format!("write {} {path}", file.display());
+    output_of(Command::new(e2fsprogs("debugfs")).args(["-w", "-R", &command]).arg(image))?;
+    // debugfs ends well whatever happens.
+    read(image, path).map(drop)
 }
 
 /// Checks the file system in `image` and repairs nothing.

@@ -3,10 +3,10 @@
 use std::{
     fs,
     io::{self, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Child,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -15,13 +15,13 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::{
     debian::Kernel,
-    door::{Call, FrameKind, Request, read_frame},
+    door::{Call, FrameKind, Handed, Request, World, read_frame},
     ext4, initramfs,
     qemu::Emulator,
 };
 
 /// From the emulator's start to the open door: 3 s here when nothing else runs.
-const START_DEADLINE: Duration = Duration::from_secs(120);
+const START_DEADLINE: Duration = Duration::from_secs(300);
 /// For the emulator to end once its host has powered off.
 const END_DEADLINE: Duration = Duration::from_secs(30);
 /// Between two looks at something that cannot be waited for.
@@ -40,18 +40,42 @@ pub struct HostOptions {
     pub programs: Vec<(String, PathBuf)>,
     /// Libraries that programs open while they run, such as librbd. Those that programs are linked with come by themselves.
     pub libraries: Vec<PathBuf>,
-    /// What lies on its disk, mounted at `/disk`.
-    pub disk: PathBuf,
-    /// Size of its disk.
-    pub disk_bytes: u64,
+    /// Its disk, mounted at `/disk`.
+    pub disk: HostDisk,
     /// Its processors.
     pub cpus: u32,
     /// Its memory.
     pub memory_mib: u32,
     /// Its end of a wire to another host.
     pub link: Option<Link>,
+    /// The rate of its time-stamp counter, for hosts between which guests move: each would measure it by a clock that is
+    /// emulated, and they would differ by more than a guest can stand. It need not be right.
+    pub tsc_khz: Option<u32>,
     /// It is killed after so long, whatever it does.
     pub lifetime: Duration,
+}
+
+/// What a host's disk is made from.
+#[derive(Clone, Debug)]
+pub enum HostDisk {
+    /// A new file system with a copy of what a folder holds.
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Size of the file system.
+        bytes: u64,
+    },
+    /// A copy of an image with an ext4 file system.
+    CopyOf(PathBuf),
+}
+
+impl HostDisk {
+    fn make(&self, image: &Path) -> anyhow::Result<()> {
+        match self {
+            Self::Folder { path, bytes } => ext4::make(image, path, *bytes),
+            Self::CopyOf(from) => ext4::copy(from, image),
+        }
+    }
 }
 
 /// One end of a wire between two hosts.
@@ -114,7 +138,7 @@ impl EmulatedHost {
         let address = options.link.as_ref().map(Link::address);
         let archive = initramfs::build(&options.kernel, (&programs, &options.libraries), &token, address)?;
         fs::write(folder.path().join("host.cpio"), archive)?;
-        ext4::make(&folder.path().join("disk.img"), &options.disk, options.disk_bytes)?;
+        options.disk.make(&folder.path().join("disk.img"))?;
         let mut attempt = 1;
         let (emulator, door) = loop {
             let door = free_port()?;
@@ -151,6 +175,7 @@ impl EmulatedHost {
             memory_mib: options.memory_mib,
             door,
             link: &options.link.as_ref().map(Link::arguments).unwrap_or_default(),
+            tsc_khz: options.tsc_khz,
             lifetime: options.lifetime,
         }
         .start()
@@ -181,9 +206,57 @@ impl EmulatedHost {
     /// # Errors
     /// If the host cannot be reached.
     pub fn spawn(&self, program: &str, arguments: &[&str]) -> anyhow::Result<Running> {
+        self.start_program(program, arguments, World::Shared)
+    }
+
+    /// Starts a program in namespaces of its own, as a node agent starts a VM's process; without `own_network`, in the host's
+    /// network.
+    ///
+    /// # Errors
+    /// If the host cannot be reached.
+    pub fn spawn_apart(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        own_network: bool,
+    ) -> anyhow::Result<Running> {
+        self.start_program(program, arguments, if own_network { World::Apart } else { World::Network })
+    }
+
+    fn start_program(&self, program: &str, arguments: &[&str], world: World) -> anyhow::Result<Running> {
         let arguments = arguments.iter().map(|word| (*word).to_owned()).collect();
-        let request = Request::Run { program: program.to_owned(), arguments, environment: Vec::new() };
+        let request = Request::Run { program: program.to_owned(), arguments, world };
         Ok(Running { stream: self.call(request)?, name: program.to_owned(), output: Vec::new() })
+    }
+
+    /// Has programs in the host that connect to `address` of it reach a server at that address of this machine, for as
+    /// long as the host lives.
+    pub fn forward(self: &Arc<Self>, address: SocketAddr) {
+        let host = Arc::downgrade(self);
+        thread::spawn(move || {
+            // One call waits for one connection; the door keeps the socket that they arrive at.
+            while let Some(accepted) = host.upgrade().map(|host| host.call(Request::Accept { address })) {
+                let Ok(mut inside) = accepted else { return };
+                if inside.set_read_timeout(None).is_err()
+                    || !matches!(read_frame(&mut inside), Ok((FrameKind::Ended, why)) if why.is_empty())
+                {
+                    return;
+                }
+                // A server that is not there shows as a connection that ends at once.
+                if let Ok(outside) = TcpStream::connect(address) {
+                    splice(inside, outside);
+                }
+            }
+        });
+    }
+
+    /// Opens files in the host and hands them over to the process that has this run directory.
+    ///
+    /// # Errors
+    /// If one cannot be opened, or nobody takes them.
+    pub fn hand_over(&self, run_dir: &str, files: Vec<Handed>) -> anyhow::Result<()> {
+        let mut stream = self.call(Request::HandOver { run_dir: run_dir.to_owned(), files })?;
+        self.ended(&mut stream).map(drop).with_context(|| format!("handing files over in {run_dir}"))
     }
 
     /// Runs a command line in the host's shell and returns what it printed.
@@ -272,6 +345,22 @@ impl Drop for EmulatedHost {
     }
 }
 
+/// Copies in both directions until one of them ends.
+fn splice(inside: TcpStream, outside: TcpStream) {
+    let copy = |mut from: TcpStream, mut to: TcpStream| {
+        thread::spawn(move || {
+            io::copy(&mut from, &mut to).ok();
+            to.shutdown(Shutdown::Both).ok();
+            from.shutdown(Shutdown::Both).ok();
+        });
+    };
+    outside.set_nodelay(true).ok();
+    if let (Ok(from), Ok(to)) = (inside.try_clone(), outside.try_clone()) {
+        copy(from, to);
+        copy(outside, inside);
+    }
+}
+
 /// A program that runs in the host. Dropping it kills the program.
 #[derive(Debug)]
 pub struct Running {
@@ -300,14 +389,28 @@ impl Running {
     /// # Errors
     /// If it fails, or the deadline passes: what it wrote.
     pub fn finish(mut self, deadline: Duration) -> anyhow::Result<Vec<u8>> {
+        self.read_to_end(deadline)?;
+        Ok(std::mem::take(&mut self.output))
+    }
+
+    /// Waits for the program's end.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn read_to_end(&mut self, deadline: Duration) -> anyhow::Result<()> {
         let end = Instant::now() + deadline;
         loop {
             match self.read_one(end)? {
                 None => {}
-                Some(why) if why.is_empty() => return Ok(std::mem::take(&mut self.output)),
+                Some(why) if why.is_empty() => return Ok(()),
                 Some(why) => bail!("{} failed ({why}):\n{}", self.name, self.said()),
             }
         }
+    }
+
+    /// Reads what it has written, up to a moment in which it writes nothing.
+    pub fn catch_up(&mut self) {
+        while let Ok(None) = self.read_one(Instant::now() + LOOK) {}
     }
 
     /// Everything that it has written and we have read.

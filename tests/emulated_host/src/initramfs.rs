@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// What a host needs, in the order of their dependencies; a kernel that has one built in has no module of that name.
-const MODULES: [&str; 5] = ["irqbypass", "ccp", "kvm", "kvm-amd", "tun"];
+const MODULES: [&str; 8] = ["irqbypass", "ccp", "kvm", "kvm-amd", "tun", "llc", "stp", "bridge"];
 /// Virtio over PCI, disk and network, likewise.
 pub(crate) const VIRTIO_MODULES: [&str; 9] = [
     "virtio_ring",
@@ -29,12 +29,21 @@ pub(crate) const VIRTIO_MODULES: [&str; 9] = [
     "virtio_net",
 ];
 
-/// Loads modules, opens the disk and the door, and ends with it. The disk is where programs put what they write.
+/// Leaves the first root, which nobody can pivot away from (pivot_root(2)), for the same files under another mount.
+const FIRST_INIT: &str = r#"#!/bin/busybox sh
+B=/bin/busybox
+$B mount --bind / /root; cd /root; $B mount --move . /
+exec $B chroot . /host.init
+"#;
+
+/// Loads modules, opens the disk and the door, and ends with it. The disk is where programs put what they write. Guests'
+/// memory is shared memory: in huge pages a guest runs much faster, for each of its pages is translated twice.
 const INIT: &str = r#"#!/bin/sh
 /bin/busybox --install -s /bin
 export PATH=/bin:/programs
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm /run /tmp; mount -t devpts devpts /dev/pts; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /tmp
+echo always > /sys/kernel/mm/transparent_hugepage/shmem_enabled
 mount -t tmpfs tmpfs /dev/shm; mount -t cgroup2 cgroup /sys/fs/cgroup
 for module in $(cat /modules/order); do insmod /modules/$module.ko 2>/dev/null; done
 mount -t ext4 /dev/vda /disk
@@ -55,11 +64,13 @@ pub(crate) fn build(
     link_address: Option<&str>,
 ) -> anyhow::Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for folder in ["bin", "dev", "disk", "lib", "lib64", "modules", "proc", "programs", "sys", "etc"] {
+    for folder in ["bin", "dev", "disk", "lib", "lib64", "modules", "proc", "programs", "root", "sys", "etc"]
+    {
         archive.folder(folder);
     }
     archive.copy("bin/busybox", &debian::busybox()?)?.link("bin/sh", "busybox");
-    archive.file("init", 0o755, INIT.as_bytes()).file(&TOKEN_PATH[1..], 0o600, token.as_bytes());
+    archive.file("init", 0o755, FIRST_INIT.as_bytes()).file("host.init", 0o755, INIT.as_bytes());
+    archive.file(&TOKEN_PATH[1..], 0o600, token.as_bytes());
     archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/:/bin/sh\n");
     archive.file("link.address", 0o644, link_address.unwrap_or_default().as_bytes());
     let mut order = String::new();

@@ -33,4 +33,4 @@ mod kernel_image;
 mod qemu;
 mod shared_libraries;
 
-pub use host::{EmulatedHost, HostOptions, Link, Running, free_port};
+pub use host::{EmulatedHost, HostDisk, HostOptions, Link, Running, free_port};

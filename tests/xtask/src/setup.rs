@@ -41,12 +41,15 @@ const TO_TEST: [Needed; 6] = [
     Needed { program: "isoinfo", packages: "genisoimage", why: "tests have it read seed disks" },
 ];
 
-/// Without it, the long form of the tests with Linux leaves out the whole Debian.
-const TO_TEST_LINUX: [Needed; 1] = [Needed {
-    program: "mmdebstrap",
-    packages: "mmdebstrap",
-    why: "the long test with Linux builds a Debian guest",
-}];
+/// Without these, the long form of the tests with Linux leaves out the whole Debian, or its network.
+const TO_TEST_LINUX: [Needed; 2] = [
+    Needed {
+        program: "mmdebstrap",
+        packages: "mmdebstrap",
+        why: "the long test with Linux builds a Debian guest",
+    },
+    Needed { program: "iperf3", packages: "iperf3", why: "a Debian guest sends to it" },
+];
 
 /// Without one of these, benches leave that peer out and say so.
 const TO_COMPARE: [Needed; 3] = [

@@ -48,9 +48,12 @@ pub(crate) fn run_linux(short: bool) -> anyhow::Result<()> {
     if !short {
         setup::install_for_linux();
     }
-    // vmmd comes with the tests of its package. One after the other: each emulated host takes a processor or two.
+    // Programs come with the tests of their packages: vmmd, and for the long form agent, control plane and command.
+    let system = ["--test", "agent", "--test", "process", "--test", "commands"];
     let build = ["--no-run", "--test", "linux", "--test", "vmmd"];
-    let run = ["--test", "linux", "--", "--test-threads", "1"];
+    let build = if short { build.to_vec() } else { [&build[..], &system].concat() };
+    // One after the other: each emulated host takes a processor or two.
+    let run = ["--test", "linux", "--", "--test-threads", "1", "--nocapture"];
     run_tests(&[&build, &run], if short { &[] } else { std::slice::from_ref(&long) }, Fuzz::No)
 }
 

@@ -1,49 +1,90 @@
 //! Emulated hosts with our programs.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use drover_test_emulated_host::{
-    EmulatedHost, HostOptions, Link,
+    EmulatedHost, HostDisk, HostOptions, Link,
     debian::{Kernel, Series},
 };
+use drover_test_prerequisites::workspace_root;
 
 /// No host lives longer, whatever becomes of the test.
-const LIFETIME: Duration = Duration::from_secs(1500);
+const LIFETIME: Duration = Duration::from_secs(3000);
 
 /// What a host is given.
-pub(crate) struct Given<'a> {
-    pub(crate) disk: &'a Path,
-    pub(crate) disk_bytes: u64,
+#[derive(Default)]
+pub(crate) struct Given {
+    pub(crate) disk: Option<HostDisk>,
     pub(crate) memory_mib: u32,
     pub(crate) link: Option<Link>,
+    /// As [`HostOptions::tsc_khz`].
+    pub(crate) tsc_khz: Option<u32>,
     /// Libraries that vmmd opens while it runs.
     pub(crate) libraries: Vec<PathBuf>,
+    /// Programs of this machine that it has besides ours.
+    pub(crate) programs: Vec<(String, PathBuf)>,
 }
 
-/// Starts a host that has our programs in `/programs`: those that this build has made.
-pub(crate) fn start(given: Given<'_>) -> anyhow::Result<EmulatedHost> {
-    let door = PathBuf::from(env!("CARGO_BIN_EXE_drover-emulated-host-door"));
+impl Given {
+    /// A disk with what a folder holds.
+    pub(crate) fn folder(path: &Path, bytes: u64) -> Option<HostDisk> {
+        Some(HostDisk::Folder { path: path.to_owned(), bytes })
+    }
+}
+
+/// About the rate of this machine's time-stamp counter, which the emulator's guests see.
+pub(crate) fn tsc_khz() -> anyhow::Result<u32> {
+    let cpus = fs::read_to_string("/proc/cpuinfo")?;
+    let mhz = cpus.lines().find(|line| line.starts_with("cpu MHz")).and_then(|line| line.split(": ").nth(1));
+    let mhz = mhz.context("/proc/cpuinfo does not say how fast this machine is")?;
+    Ok(mhz.replace('.', "").parse()?)
+}
+
+/// A program that this build has made.
+pub(crate) fn program(name: &str) -> anyhow::Result<PathBuf> {
     // Tests are in target/<profile>/deps, programs one above.
     let test = env::current_exe()?;
     let profile = test.ancestors().nth(2).expect("target/<profile>");
-    let vmmd = profile.join("drover-vmmd");
-    anyhow::ensure!(vmmd.exists(), "{} is missing: `cargo xtask test` builds it", vmmd.display());
-    let programs = vec![("drover-emulated-host-door".to_owned(), door), ("drover-vmmd".to_owned(), vmmd)];
+    let program = profile.join(name);
+    anyhow::ensure!(program.exists(), "{} is missing: `cargo xtask test` builds it", program.display());
+    Ok(program)
+}
+
+/// Starts a host that has our programs in `/programs`: those that this build has made.
+pub(crate) fn start(given: Given) -> anyhow::Result<EmulatedHost> {
+    let door = PathBuf::from(env!("CARGO_BIN_EXE_drover-emulated-host-door"));
+    let vmmd = "drover-vmmd";
+    let mut programs =
+        vec![("drover-emulated-host-door".to_owned(), door), (vmmd.to_owned(), program(vmmd)?)];
+    programs.extend(given.programs);
     EmulatedHost::start(&HostOptions {
         kernel: Kernel::newest(Series::Bookworm)?,
         programs,
         libraries: given.libraries,
-        disk: given.disk.to_owned(),
-        disk_bytes: given.disk_bytes,
+        disk: given.disk.context("a host has a disk")?,
         cpus: 2,
         memory_mib: given.memory_mib,
         link: given.link,
+        tsc_khz: given.tsc_khz,
         lifetime: LIFETIME,
     })
+}
+
+/// Keeps what programs of the running test have said, for whoever looks into its failure.
+pub(crate) fn keep_words(of: &str, words: &str) {
+    let folder = workspace_root().join("target/linux-consoles");
+    let test = thread::current().name().unwrap_or("unnamed").replace("::", "-");
+    let path = folder.join(format!("{test}.{of}.log"));
+    match fs::create_dir_all(&folder).and_then(|()| fs::write(&path, words)) {
+        Ok(()) => eprintln!("        what it has said is kept: {}", path.display()),
+        Err(error) => eprintln!("        what it has said cannot be kept: {error}\n{words}"),
+    }
 }
 
 /// Says how far a long test is, and when.

@@ -54,6 +54,7 @@ impl Case {
             cmdline: format!("console=ttyS0 quiet panic=-1 end={end}"),
             disks: disk.into_iter().collect(),
             reset_ends: true,
+            ..Guest::default()
         };
         let mut vmmd = Vmmd::spawn(host, &format!("{root}.{with_disk}")).await?;
         vmmd.boot(&guest).await?;
@@ -105,11 +106,9 @@ async fn debian_kernels_boot_from_a_virtio_disk_and_end_as_asked() -> anyhow::Re
     }
     progress.say("kernels and disks made");
     let host = Arc::new(hosts::start(Given {
-        disk: &disk,
-        disk_bytes: HOST_DISK_BYTES,
+        disk: Given::folder(&disk, HOST_DISK_BYTES),
         memory_mib: 1024,
-        link: None,
-        libraries: Vec::new(),
+        ..Given::default()
     })?);
     progress.say("the host is up");
     for case in &cases {

@@ -1,6 +1,6 @@
 //! A Linux guest moves from one emulated host to another while it runs.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{fs, net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use drover_test_emulated_host::{
     EmulatedHost, Link,
@@ -19,7 +19,10 @@ use crate::{
 
 const BOOT_DEADLINE: Duration = Duration::from_secs(240);
 const MOVE_DEADLINE: Duration = Duration::from_secs(300);
-const TARGET_ADDRESS: &str = "192.168.77.2";
+const SOURCE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
+const TARGET_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
+/// Where the receiver listens: an address that was handed over is known by its name, and the name has the port.
+const TARGET_PORT: u16 = 4000;
 
 /// Reads the first sector of its second disk, past every cache, twice a second. Each host has another word there: the one
 /// that is read is that of the host on which the guest runs. Memory that it filled before it moved must be what it was.
@@ -47,8 +50,8 @@ fn files(folder: &Path, kernel: &Kernel, root: &Path, word: &Nonce) -> anyhow::R
 }
 
 fn start(disk: &Path, link: Link) -> anyhow::Result<Arc<EmulatedHost>> {
-    let given =
-        Given { disk, disk_bytes: 256 << 20, memory_mib: 768, link: Some(link), libraries: Vec::new() };
+    let (disk, tsc_khz) = (Given::folder(disk, 256 << 20), Some(hosts::tsc_khz()?));
+    let given = Given { disk, memory_mib: 768, link: Some(link), tsc_khz, ..Given::default() };
     Ok(Arc::new(hosts::start(given)?))
 }
 
@@ -68,8 +71,8 @@ async fn a_linux_guest_moves_to_another_host_and_reads_that_hosts_disk() -> anyh
     files(&target_disk, &kernel, &root, &there)?;
 
     let port = free_port()?;
-    let source = start(&source_disk, Link::Listen { port, address: "192.168.77.1".to_owned() })?;
-    let target = start(&target_disk, Link::Connect { port, address: TARGET_ADDRESS.to_owned() })?;
+    let source = start(&source_disk, Link::Listen { port, address: SOURCE_ADDRESS.to_string() })?;
+    let target = start(&target_disk, Link::Connect { port, address: TARGET_ADDRESS.to_string() })?;
     progress.say("two hosts are up");
 
     let guest = Guest {
@@ -80,6 +83,7 @@ async fn a_linux_guest_moves_to_another_host_and_reads_that_hosts_disk() -> anyh
         cmdline: "console=ttyS0 quiet panic=-1 ro end=poweroff".to_owned(),
         disks: vec![("/disk/root.img".to_owned(), true), ("/disk/word.img".to_owned(), true)],
         reset_ends: true,
+        ..Guest::default()
     };
     let mut sender = Vmmd::spawn(&source, "sender").await?;
     sender.boot(&guest).await?;
@@ -88,8 +92,8 @@ async fn a_linux_guest_moves_to_another_host_and_reads_that_hosts_disk() -> anyh
     progress.say("the guest runs on the first host");
 
     let mut receiver = Vmmd::spawn(&target, "receiver").await?;
-    let address = receiver.receive(&guest, &format!("{TARGET_ADDRESS}:0")).await?;
-    let moved = sender.send(&address, MOVE_DEADLINE).await?;
+    let address = receiver.receive(&guest, (TARGET_ADDRESS, TARGET_PORT).into()).await?;
+    let moved = sender.send(address, MOVE_DEADLINE).await?;
     progress.say(&format!(
         "moved: {} rounds, {} MiB, {} ms in all, blackout {} ms",
         moved.rounds,

@@ -1,6 +1,7 @@
 //! A vmmd in an emulated host, spoken to from here.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use drover_ids::{NodeId, OperationId, VmId, VolumeId};
-use drover_test_emulated_host::{EmulatedHost, Running};
+use drover_test_emulated_host::{EmulatedHost, Running, door::Handed};
 use drover_wire::vm::v1::{self as wire, vm_client::VmClient};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -20,12 +21,15 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::hosts::keep_words;
+
 /// For an answer that does not depend on the guest; emulated, and on a busy machine.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 /// Between two looks at what the guest has said.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// A machine for Debian: over PCI, with an initramfs.
+#[derive(Default)]
 pub(crate) struct Guest {
     pub(crate) vcpus: u32,
     pub(crate) memory_mib: u64,
@@ -35,6 +39,12 @@ pub(crate) struct Guest {
     pub(crate) cmdline: String,
     /// Paths of raw images in the host, and whether the guest may only read them.
     pub(crate) disks: Vec<(String, bool)>,
+    /// Taps that are made for it in the host.
+    pub(crate) nics: Vec<wire::Nic>,
+    /// Images in a Ceph cluster that are its disks, before those with paths.
+    pub(crate) images: Vec<wire::RbdImage>,
+    /// Queues of each disk; 0 is one.
+    pub(crate) queues: u32,
     /// A reset ends the VM. Otherwise it starts anew.
     pub(crate) reset_ends: bool,
 }
@@ -49,13 +59,28 @@ impl Guest {
         }
     }
 
+    /// What a process that opens nothing needs of it.
+    fn handed(&self) -> Vec<Handed> {
+        let images = [&self.kernel, &self.initrd].into_iter().filter(|path| !path.is_empty());
+        let volume =
+            |(path, read_only): &(String, bool)| Handed::Volume { path: path.clone(), read_only: *read_only };
+        let tap = |nic: &wire::Nic| Handed::Tap { name: nic.tap.clone(), queues: nic.queue_pairs as u16 };
+        let images = images.cloned().map(Handed::Image);
+        images.chain(self.disks.iter().map(volume)).chain(self.nics.iter().map(tap)).collect()
+    }
+
     fn config(&self) -> wire::VmConfig {
-        let disk = |(n, (path, read_only)): (usize, &(String, bool))| wire::Disk {
-            volume_id: VolumeId::from_u128(0x100 + n as u128).to_string(),
+        let image = |image: &wire::RbdImage| wire::Disk { rbd: Some(image.clone()), ..wire::Disk::default() };
+        let file = |(path, read_only): &(String, bool)| wire::Disk {
             path: path.clone(),
             read_only: *read_only,
             ..wire::Disk::default()
         };
+        let mut disks: Vec<_> = self.images.iter().map(image).chain(self.disks.iter().map(file)).collect();
+        for (n, disk) in (0x100..).zip(&mut disks) {
+            disk.volume_id = VolumeId::from_u128(n).to_string();
+            disk.queues = self.queues;
+        }
         wire::VmConfig {
             vm_id: VmId::from_u128(1).to_string(),
             name: "debian".to_owned(),
@@ -65,19 +90,34 @@ impl Guest {
             initrd_path: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
             platform: Some(self.platform()),
-            disks: self.disks.iter().enumerate().map(disk).collect(),
+            disks,
+            nics: self.nics.clone(),
             node_id: NodeId::from_u128(0xd).to_string(),
             ..wire::VmConfig::default()
         }
     }
 }
 
-/// A vmmd. Dropping it kills it.
+/// Where a VM's disks are: librbd makes connections by itself, so a VM with disks in Ceph has the host's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Storage {
+    Files,
+    Ceph,
+}
+
+/// The user that a VM is, as the node agent would choose one.
+const UID: u32 = 0x7000_0001;
+
+/// A vmmd in its jail, as a node agent starts it. Dropping it kills it, and keeps what its guest has said unless it had
+/// ended well.
 pub(crate) struct Vmmd {
     process: Running,
     client: VmClient<Channel>,
     host: Arc<EmulatedHost>,
+    name: String,
     run_dir: String,
+    /// It has done what it should.
+    well: bool,
     /// How much of the console has been read.
     read: usize,
     keyboard: Option<mpsc::Sender<wire::ConsoleInput>>,
@@ -88,11 +128,27 @@ pub(crate) struct Vmmd {
 impl Vmmd {
     /// Starts one and waits until it serves.
     pub(crate) async fn spawn(host: &Arc<EmulatedHost>, name: &str) -> anyhow::Result<Self> {
+        Self::spawn_with(host, name, Storage::Files).await
+    }
+
+    /// The same, for disks that are elsewhere.
+    pub(crate) async fn spawn_with(
+        host: &Arc<EmulatedHost>,
+        name: &str,
+        storage: Storage,
+    ) -> anyhow::Result<Self> {
         let run_dir = format!("/disk/run/{name}");
         host.shell(&format!("mkdir -p {run_dir}"), ANSWER_DEADLINE)?;
         let socket = format!("{run_dir}/vmmd.sock");
-        let mut process =
-            host.spawn("/programs/drover-vmmd", &["--socket", &socket, "--run-dir", &run_dir])?;
+        let uid = format!("--jail-uid={UID}");
+        let jail = ["--jail", "--seccomp=kill", &uid, "--jail-own-mounts"];
+        let arguments = [&["--socket", &socket, "--run-dir", &run_dir][..], &jail].concat();
+        let mut process = match storage {
+            Storage::Files => host.spawn_apart("/programs/drover-vmmd", &arguments, true)?,
+            Storage::Ceph => {
+                host.spawn_apart("/programs/drover-vmmd", &[&arguments[..], &["--jail-rbd"]].concat(), false)?
+            }
+        };
         process.wait_for("serving", ANSWER_DEADLINE)?;
         let through = Arc::clone(host);
         let connector = tower::service_fn(move |_: tonic::transport::Uri| {
@@ -114,11 +170,22 @@ impl Vmmd {
                 seen.send_replace(info);
             }
         });
-        Ok(Self { process, client, host, run_dir, read: 0, keyboard: None, status })
+        Ok(Self {
+            process,
+            client,
+            host,
+            name: name.to_owned(),
+            run_dir,
+            well: false,
+            read: 0,
+            keyboard: None,
+            status,
+        })
     }
 
     /// Creates the machine and starts it.
     pub(crate) async fn boot(&mut self, guest: &Guest) -> anyhow::Result<()> {
+        self.host.hand_over(&self.run_dir, guest.handed())?;
         let create = wire::CreateRequest {
             command: command(1),
             config: Some(guest.config()),
@@ -203,34 +270,38 @@ impl Vmmd {
     pub(crate) async fn ends(mut self, deadline: Duration) -> anyhow::Result<wire::VmInfo> {
         let stopped = |info: &wire::VmInfo| info.state() == wire::VmState::Stopped;
         let info = self.reaches("the VM's end", deadline, stopped).await?;
-        drop(self.client);
-        self.process.finish(ANSWER_DEADLINE)?;
+        self.process.read_to_end(ANSWER_DEADLINE)?;
+        self.well = true;
         Ok(info)
     }
 
     /// Waits for a migration, at this address of the host; returns the address with the port.
-    pub(crate) async fn receive(&mut self, guest: &Guest, listen: &str) -> anyhow::Result<String> {
+    pub(crate) async fn receive(&mut self, guest: &Guest, listen: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let mut handed = guest.handed();
+        handed.push(Handed::Listener(listen));
+        self.host.hand_over(&self.run_dir, handed)?;
         let request = wire::MigrateInRequest {
             command: command(2),
             migration_id: migration_id(),
             config: Some(guest.config()),
-            listen_address: listen.to_owned(),
+            listen_address: listen.to_string(),
             lease: None,
         };
         let answer = self.client.migrate_in(request).await.context("cannot receive")?.into_inner();
-        Ok(answer.address)
+        Ok(answer.address.parse()?)
     }
 
     /// Sends the VM there, and waits until it has gone.
     pub(crate) async fn send(
         &mut self,
-        address: &str,
+        address: SocketAddr,
         deadline: Duration,
     ) -> anyhow::Result<wire::MigrationStatus> {
+        self.host.hand_over(&self.run_dir, vec![Handed::Connection(address)])?;
         let request = wire::MigrateOutRequest {
             command: command(1),
             migration_id: migration_id(),
-            target_address: address.to_owned(),
+            target_address: address.to_string(),
             target_epoch: 2,
             downtime_target_ms: 0,
         };
@@ -242,7 +313,32 @@ impl Vmmd {
         let info = self.reaches("the migration's end", deadline, ended).await?;
         let status = info.migration.context("a migration has a status")?;
         anyhow::ensure!(status.phase() == wire::MigrationPhase::SourceRetired, "{}", status.error);
+        self.well = true;
         Ok(status)
+    }
+
+    /// Presses the guest's power button.
+    pub(crate) async fn press_power_button(&mut self) -> anyhow::Result<()> {
+        let request = wire::PressPowerButtonRequest { command: command(1) };
+        self.client.press_power_button(request).await.context("cannot press the power button")?;
+        Ok(())
+    }
+}
+
+impl Drop for Vmmd {
+    fn drop(&mut self) {
+        if self.well {
+            return;
+        }
+        let guest = self.host.get(&format!("{}/console.log", self.run_dir)).unwrap_or_default();
+        self.process.catch_up();
+        let words = format!(
+            "---- vmmd\n{}\n---- the guest\n{}\n---- the emulated host\n{}",
+            self.process.said(),
+            String::from_utf8_lossy(&guest).replace('\r', ""),
+            self.host.console()
+        );
+        keep_words(&self.name, &words);
     }
 }
 

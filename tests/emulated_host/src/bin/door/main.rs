@@ -2,28 +2,33 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is the emulated host's console")]
 
+mod handing;
+
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{self, BufRead, BufReader, Read},
-    net::{Shutdown, TcpListener, TcpStream},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::{fs::OpenOptionsExt as _, net::UnixStream},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
 };
 
 use drover_test_emulated_host::door::{
-    CALL_BYTES_MAX, Call, FRAME_BYTES_MAX, FrameKind, PORT, Request, TOKEN_PATH, write_frame,
+    CALL_BYTES_MAX, Call, FRAME_BYTES_MAX, FrameKind, PORT, Request, TOKEN_PATH, World, write_frame,
 };
+use nix::sched::{CloneFlags, unshare};
 
 fn main() -> io::Result<()> {
     let token = fs::read_to_string(TOKEN_PATH)?;
     let listener = TcpListener::bind(("0.0.0.0", PORT))?;
     println!("DOOR-OPEN");
+    let listeners = Listeners::default();
     for stream in listener.incoming() {
-        let (stream, token) = (stream?, token.clone());
+        let (stream, token, listeners) = (stream?, token.clone(), listeners.clone());
         thread::spawn(move || {
-            if let Err(error) = serve(stream, &token) {
+            if let Err(error) = serve(stream, &token, &listeners) {
                 eprintln!("door: {error}");
             }
         });
@@ -31,7 +36,7 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-fn serve(stream: TcpStream, token: &str) -> io::Result<()> {
+fn serve(stream: TcpStream, token: &str, listeners: &Listeners) -> io::Result<()> {
     stream.set_nodelay(true)?;
     // Nothing is read ahead beyond the line but by this reader, so what follows the line is read from it too.
     let mut reader = BufReader::new(stream.try_clone()?);
@@ -43,11 +48,21 @@ fn serve(stream: TcpStream, token: &str) -> io::Result<()> {
     }
     let mut answer = stream;
     let done = match call.request {
-        Request::Run { program, arguments, environment } => {
+        Request::Run { program, arguments, world } => {
             let mut command = Command::new(program);
-            command.args(arguments).envs(environment);
-            run(&mut command, reader, &answer)
+            command.args(arguments);
+            run(command, world, reader, &answer)
         }
+        Request::HandOver { run_dir, files } => {
+            handing::hand_over_all(&run_dir, &files).map(|()| String::new())
+        }
+        Request::Accept { address } => match listeners.accept(address) {
+            Ok(socket) => {
+                write_frame(&mut answer, FrameKind::Ended, b"")?;
+                return splice(socket, reader, &answer);
+            }
+            Err(error) => Err(error),
+        },
         Request::Put { path, mode, bytes } => put(&path, mode, reader.take(bytes)).and_then(|written| {
             if written == bytes { Ok(String::new()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
         }),
@@ -55,7 +70,7 @@ fn serve(stream: TcpStream, token: &str) -> io::Result<()> {
         Request::Connect { path } => match UnixStream::connect(&path) {
             Ok(socket) => {
                 write_frame(&mut answer, FrameKind::Ended, b"")?;
-                return splice(&socket, reader, &answer);
+                return splice(socket, reader, &answer);
             }
             Err(error) => Err(error),
         },
@@ -69,8 +84,14 @@ fn serve(stream: TcpStream, token: &str) -> io::Result<()> {
 }
 
 /// Runs a program, whose life is the connection's. Returns how it failed; empty if it did not.
-fn run(command: &mut Command, mut reader: BufReader<TcpStream>, answer: &TcpStream) -> io::Result<String> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+fn run(
+    mut command: Command,
+    world: World,
+    mut reader: BufReader<TcpStream>,
+    answer: &TcpStream,
+) -> io::Result<String> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = if world == World::Shared { command.spawn()? } else { spawn_apart(command, world)? };
     let answer = Arc::new(Mutex::new(answer.try_clone()?));
     let output = child.stdout.take().map(|pipe| forward(pipe, FrameKind::Data, Arc::clone(&answer)));
     let errors = child.stderr.take().map(|pipe| forward(pipe, FrameKind::Error, answer));
@@ -90,6 +111,21 @@ fn run(command: &mut Command, mut reader: BufReader<TcpStream>, answer: &TcpStre
     connection.shutdown(Shutdown::Read).ok();
     watcher.join().ok();
     Ok(if status.success() { String::new() } else { status.to_string() })
+}
+
+/// Starts a program as a node agent starts a VM's process: from a thread that has left the host's namespaces, and ends.
+fn spawn_apart(mut command: Command, world: World) -> io::Result<Child> {
+    let mut namespaces = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC;
+    if world == World::Apart {
+        namespaces |= CloneFlags::CLONE_NEWNET;
+    }
+    let body = move || {
+        unshare(namespaces)?;
+        command.spawn()
+    };
+    thread::spawn(body)
+        .join()
+        .map_err(|_| io::Error::other("the thread that makes namespaces has panicked"))?
 }
 
 fn forward(
@@ -122,17 +158,60 @@ fn get(path: &str, answer: &mut TcpStream) -> io::Result<String> {
     }
 }
 
-fn splice(socket: &UnixStream, mut reader: BufReader<TcpStream>, answer: &TcpStream) -> io::Result<()> {
-    let (mut to_socket, mut from_socket, mut to_caller) =
-        (socket.try_clone()?, socket.try_clone()?, answer.try_clone()?);
+/// Two ends of a connection, one to read and one to write.
+trait Duplex: Read + Write + Send + Sized + 'static {
+    fn another(&self) -> io::Result<Self>;
+    fn close(&self);
+}
+
+impl Duplex for UnixStream {
+    fn another(&self) -> io::Result<Self> {
+        self.try_clone()
+    }
+
+    fn close(&self) {
+        self.shutdown(Shutdown::Both).ok();
+    }
+}
+
+impl Duplex for TcpStream {
+    fn another(&self) -> io::Result<Self> {
+        self.set_nodelay(true)?;
+        self.try_clone()
+    }
+
+    fn close(&self) {
+        self.shutdown(Shutdown::Both).ok();
+    }
+}
+
+fn splice(mut socket: impl Duplex, mut reader: BufReader<TcpStream>, answer: &TcpStream) -> io::Result<()> {
+    let (mut from_socket, mut to_caller) = (socket.another()?, answer.try_clone()?);
     let back = thread::spawn(move || {
         io::copy(&mut from_socket, &mut to_caller).ok();
         to_caller.shutdown(Shutdown::Both).ok();
     });
-    io::copy(&mut reader, &mut to_socket).ok();
-    socket.shutdown(Shutdown::Both).ok();
+    io::copy(&mut reader, &mut socket).ok();
+    socket.close();
     back.join().ok();
     Ok(())
+}
+
+/// Sockets on which somebody has asked to be connected; each stays for the next who asks.
+#[derive(Clone, Debug, Default)]
+struct Listeners(Arc<Mutex<BTreeMap<SocketAddr, Arc<TcpListener>>>>);
+
+impl Listeners {
+    fn accept(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let listener = {
+            let mut all = self.0.lock().expect("no thread panics with it");
+            match all.get(&address) {
+                Some(listener) => Arc::clone(listener),
+                None => Arc::clone(all.entry(address).or_insert(Arc::new(TcpListener::bind(address)?))),
+            }
+        };
+        Ok(listener.accept()?.0)
+    }
 }
 
 fn power_off() -> io::Result<String> {

@@ -1,0 +1,79 @@
+//! The whole Debian of the tests, built once from the recipe in `guest-images/linux`, and the disk of the host that runs it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError, atomic::AtomicBool},
+};
+
+use drover_image_build::{Built, Order, Recipe, build};
+use drover_test_emulated_host::ext4;
+use drover_test_prerequisites::{emulated_host, is_installed, skipped, workspace_root};
+
+use crate::long;
+
+/// What the recipe does not have and the tests run in it.
+const PACKAGES: [&str; 2] = ["fio", "iperf3"];
+/// Room for the guest's root disk (2 GiB, mostly holes), what tests write to it, and their other disks.
+const HOST_DISK_BYTES: u64 = 4 << 30;
+
+/// A root shell on the console, for tests that do not come to log in. It does nothing unless the kernel's command line
+/// asks for it ([`SHELL`]).
+const SHELL_UNIT: &str = "[Unit]\nDescription=A root shell on the console\nAfter=basic.target systemd-networkd.service\n\
+[Service]\nExecStart=/bin/sh -c 'echo SHELL-OF-BOOT $$(cat /proc/sys/kernel/random/boot_id); exec sh -s'\n\
+Environment=HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin\nWorkingDirectory=/root\n\
+StandardInput=tty-force\nStandardOutput=tty\nStandardError=tty\nTTYPath=/dev/ttyS0\nTTYReset=yes\n\
+UtmpIdentifier=ttyS0\n";
+/// Starts it in place of the login prompt, and leaves cloud-init out, which is most of a boot.
+pub(super) const SHELL: &str =
+    "systemd.wants=test-shell.service systemd.mask=serial-getty@ttyS0.service cloud-init=disabled";
+
+/// Whether tests with the whole Debian are to run here. Where not, the running one is recorded as skipped.
+pub(super) fn wanted() -> bool {
+    if !long() || !emulated_host() {
+        return false;
+    }
+    let installed = is_installed("mmdebstrap");
+    if !installed {
+        skipped("mmdebstrap is not installed: `cargo xtask test --linux`, or the package mmdebstrap");
+    }
+    installed
+}
+
+/// The file system of a host that has the guest's `root.raw`, `vmlinuz` and `initrd` in it. Made once and kept: another
+/// recipe is another file.
+pub(super) fn host_disk() -> anyhow::Result<PathBuf> {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _one = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let recipe = workspace_root().join("guest-images/linux");
+    let mut text = [&PACKAGES[..], &[SHELL_UNIT]].concat().concat();
+    for name in ["packages", "before-packages.sh", "after-packages.sh", "pack.sh"] {
+        text += &fs::read_to_string(recipe.join(name))?;
+    }
+    // FNV-1a: it only has to tell one recipe from the next.
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let cache = workspace_root().join("target/debian");
+    let disk = cache.join(format!("guest-{hash:016x}.img"));
+    if disk.exists() {
+        return Ok(disk);
+    }
+    fs::create_dir_all(&cache)?;
+    let work = tempfile::tempdir_in(&cache)?;
+    let output = work.path().join("guest");
+    let recipe = Recipe { packages: PACKAGES.map(str::to_owned).to_vec(), ..Recipe::default() };
+    let progress = |step: &str| eprintln!("        {step}");
+    let built = build(&Order { recipe, output, progress: &progress, cancelled: &AtomicBool::new(false) })?;
+    add_shell(&built, work.path())?;
+    let made = work.path().join("disk.img");
+    ext4::make(&made, &work.path().join("guest"), HOST_DISK_BYTES)?;
+    fs::rename(made, &disk)?;
+    Ok(disk)
+}
+
+fn add_shell(built: &Built, folder: &Path) -> anyhow::Result<()> {
+    let unit = folder.join("test-shell.service");
+    fs::write(&unit, SHELL_UNIT)?;
+    ext4::add(&built.root, &unit, "/etc/systemd/system/test-shell.service")
+}

@@ -1,0 +1,121 @@
+//! A Debian that runs in an emulated host, and its console.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use drover_test_emulated_host::{EmulatedHost, HostDisk, guest::Nonce};
+use drover_wire::vm::v1 as wire;
+
+use super::image;
+use crate::{
+    hosts::{self, Given, Progress},
+    vmmd::{Guest, Vmmd},
+};
+
+/// systemd's boot with cloud-init's first run: about a minute of a processor here, and others may have it.
+pub(super) const BOOT_DEADLINE: Duration = Duration::from_secs(900);
+/// For one command in the guest.
+pub(super) const COMMAND_DEADLINE: Duration = Duration::from_secs(400);
+
+/// Disks of a guest besides its root, by their paths in the host; the last is read only where it is a seed.
+pub(super) fn guest(disks: &[(&str, bool)], more: &str) -> Guest {
+    let all = [&[("/disk/root.raw", false)][..], disks].concat();
+    Guest {
+        vcpus: 2,
+        memory_mib: 512,
+        kernel: "/disk/vmlinuz".to_owned(),
+        initrd: "/disk/initrd".to_owned(),
+        // An emulator that waits for a processor lets its guests stand still: no news, and not on the console in between.
+        cmdline: format!(
+            "root=LABEL=root rw console=ttyS0 quiet panic=-1 nowatchdog rcupdate.rcu_cpu_stall_suppress=1 {more}"
+        ),
+        disks: all.iter().map(|(path, read_only)| ((*path).to_owned(), *read_only)).collect(),
+        ..Guest::default()
+    }
+}
+
+/// A host with a Debian's files on its disk.
+pub(super) fn host(progress: &Progress) -> anyhow::Result<Arc<EmulatedHost>> {
+    host_with(progress, Vec::new())
+}
+
+/// The same, with more programs of this machine.
+pub(super) fn host_with(
+    progress: &Progress,
+    programs: Vec<(String, PathBuf)>,
+) -> anyhow::Result<Arc<EmulatedHost>> {
+    let disk = image::host_disk()?;
+    progress.say("the guest is built");
+    let disk = Some(HostDisk::CopyOf(disk));
+    let host = hosts::start(Given { disk, memory_mib: 1280, programs, ..Given::default() })?;
+    progress.say("the host is up");
+    Ok(Arc::new(host))
+}
+
+/// A Debian and its console.
+pub(super) struct Session {
+    pub(super) vmmd: Vmmd,
+    commands: u32,
+    /// Which boot of the guest it is.
+    boot: String,
+}
+
+impl Session {
+    /// Boots a Debian.
+    pub(super) async fn boot(host: &Arc<EmulatedHost>, guest: &Guest) -> anyhow::Result<Self> {
+        let mut vmmd = Vmmd::spawn(host, "debian").await?;
+        vmmd.boot(guest).await?;
+        Ok(Self { vmmd, commands: 0, boot: String::new() })
+    }
+
+    /// Waits for the login prompt and logs in.
+    pub(super) async fn log_in(&mut self, hostname: &str, password: &Nonce) -> anyhow::Result<()> {
+        loop {
+            self.vmmd.wait_for(&format!("{hostname} login:"), BOOT_DEADLINE).await?;
+            self.vmmd.type_text("root\n").await?;
+            self.vmmd.wait_for("Password:", COMMAND_DEADLINE).await?;
+            self.vmmd.type_text(&format!("{}\n", password.as_str())).await?;
+            // The prompt is there before cloud-init has set the password.
+            let said = self.vmmd.wait_for_any(&["Login incorrect", ":~# "], COMMAND_DEADLINE).await?;
+            if said.ends_with(":~# ") {
+                break;
+            }
+        }
+        // A shell that repeats what is typed as it is, however long a line.
+        self.vmmd.type_text("exec sh\n").await?;
+        self.settle().await
+    }
+
+    /// Waits for the shell that [`image::SHELL`] starts, in a boot that has not been seen yet.
+    pub(super) async fn at_shell(&mut self) -> anyhow::Result<()> {
+        self.vmmd.wait_for("SHELL-OF-BOOT ", BOOT_DEADLINE).await?;
+        let boot = self.vmmd.wait_for("\n", COMMAND_DEADLINE).await?;
+        anyhow::ensure!(self.boot != boot, "the shell has been started again, not the guest");
+        self.boot = boot;
+        self.settle().await
+    }
+
+    async fn settle(&mut self) -> anyhow::Result<()> {
+        self.run("stty -onlcr; dmesg -n 1").await.map(drop)
+    }
+
+    /// Runs a command; its output, if it ended well.
+    pub(super) async fn run(&mut self, command: &str) -> anyhow::Result<String> {
+        self.commands += 1;
+        let mark = format!("ENDED-{}-", self.commands);
+        // The line that is typed is echoed, and must not look like its own end.
+        self.vmmd.type_text(&format!("{command}; echo ENDED-{}-$?-\n", self.commands)).await?;
+        self.vmmd.wait_for("$?-\n", COMMAND_DEADLINE).await?;
+        let output = self.vmmd.wait_for(&mark, COMMAND_DEADLINE).await?;
+        let status = self.vmmd.wait_for("-", COMMAND_DEADLINE).await?;
+        let output = output.trim_end_matches(mark.as_str()).trim().to_owned();
+        anyhow::ensure!(status == "0-", "in the guest, '{command}' failed ({status}):\n{output}");
+        Ok(output)
+    }
+
+    /// Waits until the guest has switched itself off.
+    pub(super) async fn switched_off(self) -> anyhow::Result<()> {
+        let info = self.vmmd.ends(COMMAND_DEADLINE).await?;
+        anyhow::ensure!(info.stop_reason() == wire::StopReason::GuestShutdown, "{info:?}");
+        Ok(())
+    }
+}
