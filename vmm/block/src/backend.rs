@@ -134,6 +134,12 @@ pub trait BackendQueue: fmt::Debug + Send {
     /// Readable when `reap` has something to do. Level-triggered: `reap` resets it. May be readable without need.
     fn completion_event(&self) -> BorrowedFd<'_>;
 
+    /// Whether `reap` is known to have something to do, so that who has just submitted need not wait for the event to find
+    /// out. `false` says nothing: the event does.
+    fn has_answers(&mut self) -> bool {
+        false
+    }
+
     /// Appends every answer that is there, and returns at once.
     fn reap(&mut self, completions: &mut Vec<Completion>);
 

@@ -346,6 +346,11 @@ impl BackendQueue for UringQueue {
         self.event.as_fd()
     }
 
+    fn has_answers(&mut self) -> bool {
+        // What the page cache holds is there when the call that asks for it returns.
+        !self.answers.is_empty() || !self.ring.completion().is_empty()
+    }
+
     fn reap(&mut self, completions: &mut Vec<Completion>) {
         // Reset before looking, so that what completes meanwhile sets it again.
         let _ = self.event.read();
