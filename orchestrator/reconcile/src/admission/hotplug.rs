@@ -134,7 +134,8 @@ pub fn detached(state: &ClusterState, vm: VmId, device: GuestDevice) -> Option<T
         }
         GuestDevice::Nic(mac) => changed.spec.devices.nics.retain(|nic| nic.fixed_mac != Some(mac)),
     }
-    if changed == vm.value {
+    let devices = |vm: &Vm| (vm.spec.volumes.len(), vm.spec.devices.nics.len());
+    if devices(&changed) == devices(&vm.value) {
         return None;
     }
     txn.update(vm.revision, Record::Vm(changed));
