@@ -19,6 +19,7 @@ mod lists;
 mod privileges;
 mod root;
 mod seccomp;
+mod start_up;
 
 use std::{io, path::PathBuf};
 
@@ -26,6 +27,7 @@ pub use files::{Enforced, Grant};
 pub use lists::ListError;
 use lists::Needs;
 pub use seccomp::Seccomp;
+pub use start_up::forget_start_up;
 
 /// Why the process could not be confined. It must not go on.
 #[derive(Debug, thiserror::Error)]

@@ -37,6 +37,7 @@ mod metrics;
 mod order;
 mod refused;
 mod service;
+mod settled;
 mod socket;
 mod stall;
 mod status;
@@ -163,6 +164,7 @@ async fn serve(
     }
     // The threads that need more have been started.
     drover_thread_role::enter(Role::Main);
+    tokio::spawn(settled::tidy_up(vm.status().subscribe()));
     let over = Arc::new(tokio::sync::Notify::new());
     let closing = Arc::clone(&over);
     let handle = vm.clone();
