@@ -78,7 +78,7 @@ pub(crate) enum Command {
     /// What disks held at some moment
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
-    /// What VMs boot from: kernels (ELF with a PVH entry), and disks that volumes are cloned from
+    /// What VMs boot from: kernels (ELF with a PVH entry, or bzImage), initramfs, and disks that volumes are cloned from
     #[command(subcommand)]
     Image(ImageCommand),
     /// Long work, and how it ended
@@ -441,7 +441,7 @@ pub(crate) enum SnapshotCommand {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ImageKind {
-    /// A kernel
+    /// A kernel or an initramfs
     Boot,
     /// A disk
     Disk,
@@ -465,7 +465,7 @@ pub(crate) struct ImportImage {
     /// Pool; may be left out where there is only one
     #[arg(long, default_value = "")]
     pub(crate) pool: String,
-    /// What it is; found out by default: an ELF file is a kernel, anything else a disk
+    /// What it is; found out by default: kernels and initramfs are known by their first bytes, anything else is a disk
     #[arg(long, value_enum)]
     pub(crate) kind: Option<ImageKind>,
     /// SHA-256 of the file; a URL needs one
@@ -478,7 +478,7 @@ pub(crate) struct ImportImage {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Imports a kernel, or a raw or qcow2 disk. An import that breaks off is gone on with
+    /// Imports a kernel, an initramfs, or a raw or qcow2 disk. An import that breaks off is gone on with
     Import(ImportImage),
     /// Lists images
     List,

@@ -1,8 +1,10 @@
-//! What a boot image says about itself: an x86-64 ELF file with a PVH entry, which the VMM loads and starts.
+//! What a boot image says about itself: an x86-64 ELF file with a PVH entry or a bzImage, which the VMM loads and starts,
+//! or an initramfs, which it loads beside one.
 //!
 //! The file comes from a client: every number in it is checked before it is used, tables are bounded, and nothing is
 //! read that the file does not have. ELF-64 is laid out as in the System V ABI, "Object Files"; the PVH note is Xen's
-//! `XEN_ELFNOTE_PHYS32_ENTRY`, <https://xenbits.xen.org/docs/unstable/misc/pvh.html>.
+//! `XEN_ELFNOTE_PHYS32_ENTRY`, <https://xenbits.xen.org/docs/unstable/misc/pvh.html>. A bzImage's header is Linux's,
+//! Documentation/arch/x86/boot.rst.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
@@ -24,6 +26,27 @@ const ADDRESS_MAX: u64 = 1 << 46;
 /// The least RAM of any VM: below 1 MiB is where the boot information lies, and RAM is mapped in pages of 2 MiB.
 const MEMORY_MIN: Bytes = Bytes::mib(2);
 
+/// Of a bzImage: where its header says that it is one, which protocol it follows, how it may be entered, and what it takes.
+const BZIMAGE_MAGIC: (u64, &[u8; 4]) = (0x202, b"HdrS");
+const BZIMAGE_VERSION: u64 = 0x206;
+const BZIMAGE_LOAD_FLAGS: u64 = 0x236;
+const BZIMAGE_ADDRESS: u64 = 0x258;
+const BZIMAGE_INIT_BYTES: u64 = 0x260;
+/// The first protocol that tells of a 64-bit entry, and the flag that tells of it.
+const BZIMAGE_VERSION_MIN: u16 = 0x20c;
+const BZIMAGE_64_BIT: u16 = 1;
+
+/// How an initramfs begins: a cpio archive, or one that gzip, xz, zstd, lz4, bzip2 or lzma has compressed.
+const INITRAMFS: [&[u8]; 7] = [
+    b"07070",
+    &[0x1f, 0x8b],
+    &[0xfd, b'7', b'z', b'X', b'Z', 0],
+    &[0x28, 0xb5, 0x2f, 0xfd],
+    &[0x02, 0x21, 0x4c, 0x18],
+    b"BZh",
+    &[0x5d, 0, 0],
+];
+
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`
@@ -40,9 +63,9 @@ pub(crate) struct KernelImage {
 /// Why a file is no boot image.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KernelImageError {
-    /// Not ELF at all.
-    #[error("it is not an ELF file")]
-    NotElf,
+    /// Nothing that a VM boots from.
+    #[error("it is not an ELF file, no bzImage and no initramfs")]
+    Unknown,
     /// For another machine.
     #[error("it is not a 64-bit x86 ELF file")]
     WrongMachine,
@@ -55,6 +78,9 @@ pub(crate) enum KernelImageError {
         /// Where.
         what: &'static str,
     },
+    /// A bzImage for the 32-bit entry only.
+    #[error("it is a bzImage without a 64-bit entry")]
+    No64BitEntry,
     /// Nothing to load.
     #[error("it has nothing to load")]
     NothingToLoad,
@@ -82,7 +108,38 @@ struct Segment {
 
 /// Checks a file of `size` bytes.
 pub(crate) fn inspect(file: &File, size: Bytes) -> Result<KernelImage, KernelImageError> {
-    let header: [u8; HEADER_BYTES] = read(file, 0, size)?.ok_or(KernelImageError::NotElf)?;
+    let first: [u8; 6] = read(file, 0, size)?.ok_or(KernelImageError::Unknown)?;
+    if first.starts_with(b"\x7fELF") {
+        return inspect_elf(file, size);
+    }
+    if read(file, BZIMAGE_MAGIC.0, size)?.as_ref() == Some(BZIMAGE_MAGIC.1) {
+        return inspect_bzimage(file, size);
+    }
+    if INITRAMFS.iter().any(|magic| first.starts_with(magic)) {
+        return Ok(KernelImage {
+            min_memory: Bytes::new(size.get().next_multiple_of(PAGE_SIZE)).max(MEMORY_MIN),
+        });
+    }
+    Err(KernelImageError::Unknown)
+}
+
+fn inspect_bzimage(file: &File, size: Bytes) -> Result<KernelImage, KernelImageError> {
+    let damaged = || KernelImageError::Damaged { what: "bzImage header" };
+    let number = |at| -> Result<[u8; 2], KernelImageError> { read(file, at, size)?.ok_or_else(damaged) };
+    let version = u16::from_le_bytes(number(BZIMAGE_VERSION)?);
+    if version < BZIMAGE_VERSION_MIN || u16::from_le_bytes(number(BZIMAGE_LOAD_FLAGS)?) & BZIMAGE_64_BIT == 0
+    {
+        return Err(KernelImageError::No64BitEntry);
+    }
+    let address = u64::from_le_bytes(read(file, BZIMAGE_ADDRESS, size)?.ok_or_else(damaged)?);
+    let bytes = u32::from_le_bytes(read(file, BZIMAGE_INIT_BYTES, size)?.ok_or_else(damaged)?);
+    let end = address.checked_add(bytes.into()).filter(|end| *end <= ADDRESS_MAX).ok_or_else(damaged)?;
+    Ok(KernelImage { min_memory: Bytes::new(end.next_multiple_of(PAGE_SIZE)).max(MEMORY_MIN) })
+}
+
+fn inspect_elf(file: &File, size: Bytes) -> Result<KernelImage, KernelImageError> {
+    let header: [u8; HEADER_BYTES] =
+        read(file, 0, size)?.ok_or(KernelImageError::Damaged { what: "file header" })?;
     let (offset, count) = check_header(&header)?;
     let (mut segments, mut entry) = (Vec::new(), None);
     for index in 0..u64::from(count) {
@@ -113,9 +170,6 @@ fn check_header(header: &[u8; HEADER_BYTES]) -> Result<(u64, u16), KernelImageEr
     const TYPE_EXECUTABLE: u16 = 2;
     /// A position-independent executable; a library too, but that has no PVH note.
     const TYPE_SHARED: u16 = 3;
-    if !header.starts_with(b"\x7fELF") {
-        return Err(KernelImageError::NotElf);
-    }
     if header[4] != CLASS_64 || header[5] != LITTLE_ENDIAN || u16_at(header, 18) != MACHINE_X86_64 {
         return Err(KernelImageError::WrongMachine);
     }
@@ -271,6 +325,7 @@ pub(crate) mod tests {
     fn what_cannot_boot_is_refused_with_the_reason() {
         refused(|file| file.clear(), "not an ELF file");
         refused(|file| file[0] = b'x', "not an ELF file");
+        refused(|file| file.truncate(0x20), "file header is not valid");
         refused(|file| file[4] = 1, "not a 64-bit x86 ELF file");
         refused(|file| put(file, 18, &183_u16.to_le_bytes()), "not a 64-bit x86 ELF file");
         refused(|file| put(file, 16, &1_u16.to_le_bytes()), "an object or a library");
@@ -287,16 +342,61 @@ pub(crate) mod tests {
         refused(|file| file.truncate(0x800), "loadable segment is not valid");
     }
 
+    /// The parts of a bzImage that count.
+    fn bzimage() -> Vec<u8> {
+        let mut file = vec![0; 0x400];
+        put(&mut file, 0x202, b"HdrS");
+        put(&mut file, 0x206, &0x20f_u16.to_le_bytes());
+        put(&mut file, 0x236, &0x3f_u16.to_le_bytes());
+        put(&mut file, 0x258, &0x100_0000_u64.to_le_bytes());
+        put(&mut file, 0x260, &0x345_6789_u32.to_le_bytes());
+        file
+    }
+
+    #[test]
+    fn a_distributions_kernel_and_initramfs_are_taken_as_they_are() {
+        assert_eq!(inspect_bytes(&bzimage()).unwrap().min_memory, Bytes::new(0x445_7000));
+        for (magic, expect) in
+            [(&b"070701"[..], true), (&[0x28, 0xb5, 0x2f, 0xfd], true), (b"QFI\xfb", false)]
+        {
+            let file = [magic, &[0; 3 << 20]].concat();
+            match inspect_bytes(&file) {
+                Ok(image) => assert_eq!((image.min_memory, expect), (Bytes::new((3 << 20) + 4096), true)),
+                Err(error) => assert!(!expect && error.to_string().contains("no initramfs"), "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_bzimage_that_cannot_boot_is_refused_with_the_reason() {
+        let refused = |change: fn(&mut Vec<u8>), expect: &str| {
+            let mut bytes = bzimage();
+            change(&mut bytes);
+            let error = inspect_bytes(&bytes).expect_err("must be refused").to_string();
+            assert!(error.contains(expect), "{error}");
+        };
+        refused(|file| file[0x236] = 0, "without a 64-bit entry");
+        refused(|file| file[0x206] = 0xb, "without a 64-bit entry");
+        refused(|file| put(file, 0x258, &u64::MAX.to_le_bytes()), "bzImage header is not valid");
+        refused(|file| file.truncate(0x262), "bzImage header is not valid");
+        refused(|file| file[0x202] = b'h', "no bzImage");
+    }
+
     proptest! {
         #[test]
         fn no_file_makes_the_parser_panic(
             changes in proptest::collection::vec((0..0x240_usize, any::<u8>()), 0..16), length in 0..=0x1000_usize,
+            is_bzimage: bool,
         ) {
             let mut bytes = kernel();
             for (at, value) in changes {
                 bytes[at] = value;
             }
             bytes.truncate(length);
+            if is_bzimage && bytes.len() > 0x206 {
+                bytes[0] = 0;
+                put(&mut bytes, 0x202, b"HdrS");
+            }
             if let Ok(image) = inspect_bytes(&bytes) {
                 prop_assert!(image.min_memory.get() <= ADDRESS_MAX + PAGE_SIZE);
             }

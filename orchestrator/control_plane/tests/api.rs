@@ -163,7 +163,7 @@ async fn an_image_is_checked_before_anybody_can_boot_it() {
     let again = cluster.import_image("probe", kernel()).await;
     refused(again, Code::AlreadyExists, "name: the name 'probe' is taken");
     let hostile = cluster.import_image("text", b"#!/bin/sh\n".repeat(1000)).await;
-    refused(hostile, Code::InvalidArgument, "data: it is not an ELF file");
+    refused(hostile, Code::InvalidArgument, "data: it is not an ELF file, no bzImage and no initramfs");
     let mut images = cluster.images().await;
     let short = images.import_image(upload("short", 5000, &kernel())).await;
     refused(short, Code::InvalidArgument, "size_bytes: it is 5000, and 4096 bytes came");

@@ -23,8 +23,20 @@ use crate::{
 
 use super::{import, rows, settle};
 
-/// What every ELF file begins with.
-const ELF: [u8; 4] = *b"\x7fELF";
+/// How much of a file says what it is.
+const HEAD_BYTES: u64 = 0x206;
+/// How kernels and initramfs begin: an ELF file; a cpio archive, or one that gzip, xz, zstd, lz4 or bzip2 has compressed.
+const BOOT_IMAGES: [&[u8]; 7] = [
+    b"\x7fELF",
+    b"07070",
+    &[0x1f, 0x8b],
+    &[0xfd, b'7', b'z', b'X', b'Z', 0],
+    &[0x28, 0xb5, 0x2f, 0xfd],
+    &[0x02, 0x21, 0x4c, 0x18],
+    b"BZh",
+];
+/// What a bzImage has at this place (Linux, Documentation/arch/x86/boot.rst).
+const BZIMAGE: (usize, &[u8]) = (0x202, b"HdrS");
 /// Bytes read at a time for the hash.
 const BLOCK_BYTES: usize = 1 << 20;
 
@@ -90,9 +102,13 @@ async fn begin_import(session: &Session, arguments: ImportImage) -> anyhow::Resu
     }
     let path = Path::new(&arguments.source);
     let mut file = File::open(path).await.with_context(|| format!("cannot read {}", path.display()))?;
-    let mut first = [0; 4];
-    let is_elf = file.read_exact(&mut first).await.is_ok() && first == ELF;
-    let kind = arguments.kind.unwrap_or(if is_elf { ImageKind::Boot } else { ImageKind::Disk });
+    let mut head = Vec::new();
+    (&mut file)
+        .take(HEAD_BYTES)
+        .read_to_end(&mut head)
+        .await
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let kind = arguments.kind.unwrap_or_else(|| kind_of(&head));
     match kind {
         ImageKind::Boot => {
             let ImportImage { name, pool, .. } = arguments;
@@ -101,6 +117,13 @@ async fn begin_import(session: &Session, arguments: ImportImage) -> anyhow::Resu
         }
         ImageKind::Disk => upload(session, &arguments, path).await,
     }
+}
+
+/// What a file is that begins like this.
+fn kind_of(head: &[u8]) -> ImageKind {
+    let is_bzimage = head.get(BZIMAGE.0..).is_some_and(|rest| rest.starts_with(BZIMAGE.1));
+    let is_boot = is_bzimage || BOOT_IMAGES.iter().any(|magic| head.starts_with(magic));
+    if is_boot { ImageKind::Boot } else { ImageKind::Disk }
 }
 
 async fn ask(
@@ -178,4 +201,22 @@ async fn hash(name: &str, path: &Path) -> anyhow::Result<(String, Bytes)> {
     bar.finish_and_clear();
     let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok((sha256, Bytes::new(size)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_taken_for_what_its_first_bytes_say() {
+        let bzimage = [&[0; 0x202][..], b"HdrS"].concat();
+        let cpio = b"070701";
+        for head in [&bzimage[..], cpio, b"\x7fELF\x02"] {
+            assert_eq!(kind_of(head), ImageKind::Boot);
+        }
+        let disk = [0; 0x206];
+        for head in [&disk[..], b"QFI\xfb", b""] {
+            assert_eq!(kind_of(head), ImageKind::Disk);
+        }
+    }
 }

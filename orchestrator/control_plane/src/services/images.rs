@@ -70,8 +70,13 @@ fn receive(directory: &Path, mut upload: Upload, size: Bytes) -> Result<Received
             "the size of the file",
         ));
     }
-    let image = inspect(&file, size)
-        .map_err(|error| invalid("data", error, "an uncompressed x86-64 ELF kernel with a PVH entry note"))?;
+    let image = inspect(&file, size).map_err(|error| {
+        invalid(
+            "data",
+            error,
+            "an x86-64 kernel (an ELF file with a PVH entry note, or a bzImage) or an initramfs",
+        )
+    })?;
     file.rewind().map_err(|error| failed(&error))?;
     let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(Received { file, size, sha256, min_memory: image.min_memory })
