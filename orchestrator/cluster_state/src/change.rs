@@ -104,6 +104,7 @@ pub enum Key {
 
 /// What is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "most records are VMs, and few are in memory at a time")]
 pub enum Record {
     /// A node.
     Node(Node),
