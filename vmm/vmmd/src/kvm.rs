@@ -238,8 +238,10 @@ impl Hypervisor for Kvm {
 
     fn change(&mut self, vm: &mut KvmVm, change: &Change) -> Result<(), Refused> {
         match change {
-            Change::Attach(NewPart::Disk(disk)) => self.attach_disk(vm, disk),
-            Change::Attach(NewPart::Nic(nic)) => self.attach_nic(vm, nic),
+            Change::Attach(part) => match &**part {
+                NewPart::Disk(disk) => self.attach_disk(vm, disk),
+                NewPart::Nic(nic) => self.attach_nic(vm, nic),
+            },
             Change::Detach(device) => self.detach(vm, *device),
         }
     }

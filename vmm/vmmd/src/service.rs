@@ -274,7 +274,7 @@ impl<M: HostedVm> vm_server::Vm for Service<M> {
         request: Request<wire::AttachDeviceRequest>,
     ) -> Result<Response<wire::AttachDeviceResponse>, Status> {
         let AttachOrder { command, part } = request.into_inner().try_into().map_err(Refused::Invalid)?;
-        self.vm.change(command.epoch, Change::Attach(part)).await?;
+        self.vm.change(command.epoch, Change::Attach(Box::new(part))).await?;
         Ok(Response::new(wire::AttachDeviceResponse {}))
     }
 

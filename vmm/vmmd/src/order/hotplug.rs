@@ -27,7 +27,7 @@ pub(crate) enum NewPart {
 /// What is to become of the machine.
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
-    Attach(NewPart),
+    Attach(Box<NewPart>),
     /// Whether or not the guest has let go of it.
     Detach(LimitedDevice),
 }
