@@ -1,6 +1,8 @@
 //! What is refused, and with which words.
 
-use drover_reconcile::admission::{AdmissionError, Category};
+use drover_reconcile::admission::{
+    AdmissionError, Category, DeviceName, GuestDevice, attach_volume, detached, may_detach,
+};
 
 use crate::world::World;
 
@@ -142,4 +144,31 @@ fn what_is_already_so_is_refused() {
     world.until("stopped", std::time::Duration::from_secs(5), |w| w.ended(stop).is_some());
     check(world.stop("web"), "vm", Category::FailedPrecondition, &["already to be stopped"]);
     check(world.migrate("web", "n2"), "vm", Category::FailedPrecondition, &["does not run"]);
+}
+
+#[test]
+fn a_volume_is_a_vms_before_it_is_attached_and_nobodys_once_it_is_detached() {
+    let mut world = world();
+    world.create("other", |vm| vm.start = false).unwrap();
+    world.run(1_000);
+    let attach = |world: &World, vm: &str| attach_volume(&world.view(), vm, ("spare", false));
+    let (vm, device, txn) = attach(&world, "web").unwrap();
+    world.accept(txn.expect("a change")).unwrap();
+    assert_eq!(attach(&world, "web").unwrap().2, None, "again");
+    let error = attach(&world, "other").unwrap_err();
+    assert!(error.to_string().contains("is attached to VM 'web'"), "{error}");
+    let spec = world.vm("web").spec.clone();
+    let places: Vec<u8> = spec.volumes.iter().map(|it| spec.devices.disk_places[&it.volume]).collect();
+    assert_eq!(places, [1, 2]);
+
+    let (_, first) = may_detach(&world.view(), "web", &DeviceName::Volume("data".to_owned())).unwrap();
+    let (Some(first), GuestDevice::Volume(spare)) = (first, device) else { panic!("{first:?}, {device:?}") };
+    let txn = detached(&world.view(), vm, first).expect("a change");
+    world.accept(txn).unwrap();
+    let state = world.view();
+    assert_eq!(state.vms[&vm].spec.devices.disk_places[&spare], 2, "it stays where it is");
+    assert_eq!(state.volume_named("data").unwrap().attached, None);
+    assert_eq!(detached(&state, vm, first), None);
+    world.run(5_000);
+    assert_eq!(world.runs_on("web").as_deref(), Some("n1"), "{}", world.describe());
 }

@@ -4,11 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use drover_cloud_init::{Seed, Unchecked};
 use drover_cluster_state::{
-    Blocklist, Blocklisting, Candidate, Capacity, Claim, CloneSource, Constraints, Desired, DiskImage,
-    DiskImageState, Evidence, Hold, HostFacts, Image, ImageFormat, ImageSource, Incarnation, MigrationResult,
-    Name, NameKind, NameRecord, Node, NodeFence, NodeFenceEvidence, NodeRejection, NodeSettings, Operation,
-    OperationKind, OperationState, Ownership, Pool, PoolState, RbdCredentials, RbdPool, Record, Restarts,
-    Right, Secret, Snapshot, SnapshotState, StallAction, StallPolicy, StopCause, StorageWork, Subject, Vm,
+    Blocklist, Blocklisting, Candidate, Capacity, Claim, CloneSource, Constraints, Desired, DeviceBus,
+    DiskImage, DiskImageState, Evidence, GuestDevices, Hardware, Hold, HostFacts, Image, ImageFormat,
+    ImageSource, Incarnation, Limit, Limits, Mac, MigrationResult, Name, NameKind, NameRecord, Nic, Node,
+    NodeFence, NodeFenceEvidence, NodeRejection, NodeSettings, OnReset, Operation, OperationKind,
+    OperationState, Ownership, Pool, PoolState, Rate, RbdCredentials, RbdPool, Record, Restarts, Right,
+    Secret, Snapshot, SnapshotState, StallAction, StallPolicy, StopCause, StorageWork, Subject, Vm,
     VmSnapshot, VmSpec, Volume, VolumeAttachment, VolumeFence, VolumeOwner, VolumeParent, VolumeState,
     WallTime,
 };
@@ -16,7 +17,11 @@ use drover_ids::{
     Generation, ImageDigest, MigrationId, NodeId, OperationId, OwnerEpoch, SnapshotId, VmId, VolumeId,
 };
 use drover_units::{Bytes, VcpuCount};
-use proptest::{collection::vec, option, prelude::*};
+use proptest::{
+    collection::{btree_map, vec},
+    option,
+    prelude::*,
+};
 
 pub(super) fn name() -> impl Strategy<Value = Name> {
     "[a-z0-9][a-z0-9._-]{0,20}".prop_map(|text| Name::new(&text).expect("the pattern is a name's"))
@@ -146,6 +151,46 @@ fn seed() -> impl Strategy<Value = Seed> {
     )
 }
 
+fn limits() -> impl Strategy<Value = Limits> {
+    let rate = || option::of((1_u64..1 << 50, 1_u64..1 << 50));
+    let rate =
+        move || rate().prop_map(|rate| rate.map(|(n, burst)| Rate::new(n, Some(burst)).expect("in range")));
+    (rate(), rate()).prop_map(|(requests, bytes)| Limits {
+        total: Limit { requests, bytes: None },
+        inbound: Limit::default(),
+        outbound: Limit { requests: None, bytes },
+    })
+}
+
+fn devices() -> impl Strategy<Value = GuestDevices> {
+    let mac = option::of(
+        any::<[u8; 5]>().prop_map(|[a, b, c, d, e]| Mac::new([2, a, b, c, d, e]).expect("of one")),
+    );
+    let nic = (mac, "[a-z]{0,9}", any::<u16>(), any::<u16>(), limits(), 0_u8..9).prop_map(
+        |(fixed_mac, network, queue_pairs, mtu, limits, place)| Nic {
+            fixed_mac,
+            network,
+            queue_pairs,
+            mtu,
+            limits,
+            place,
+        },
+    );
+    let bus = prop_oneof![Just(DeviceBus::AsNeeded), Just(DeviceBus::Mmio), Just(DeviceBus::Pci)];
+    let on_reset = prop_oneof![Just(OnReset::Restart), Just(OnReset::End)];
+    let hardware = (any::<u16>(), option::of(name()), bus, on_reset)
+        .prop_map(|(disk_queues, initrd, bus, on_reset)| Hardware { disk_queues, initrd, bus, on_reset });
+    let places = btree_map(volume_id(), 1_u8..17, 0..3);
+    let parts = (vec(nic, 0..3), btree_map(volume_id(), limits(), 0..3), hardware, places, 0_u8..17);
+    parts.prop_map(|(nics, disk_limits, hardware, disk_places, seed_place)| GuestDevices {
+        nics,
+        disk_limits,
+        hardware,
+        disk_places,
+        seed_place,
+    })
+}
+
 pub(super) fn vm() -> impl Strategy<Value = Vm> {
     let attachment = (volume_id(), name(), any::<bool>())
         .prop_map(|(volume, pool, read_only)| VolumeAttachment { volume, pool, read_only });
@@ -178,7 +223,11 @@ pub(super) fn vm() -> impl Strategy<Value = Vm> {
                 }
             },
         );
-    let spec = (spec, option::of(stall())).prop_map(|(spec, stall)| VmSpec { stall, ..spec });
+    let spec = (spec, option::of(stall()), devices()).prop_map(|(spec, stall, devices)| VmSpec {
+        stall,
+        devices,
+        ..spec
+    });
     let desired = prop_oneof![Just(Desired::Running), Just(Desired::Stopped), Just(Desired::Deleted)];
     let cause = prop_oneof![
         Just(StopCause::Requested),

@@ -6,6 +6,7 @@ mod ceph_faults;
 mod ceph_owners;
 mod devices;
 mod footprint;
+mod hotplug;
 mod isolation;
 mod jailed;
 mod lease;
