@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .boot_with(&kernel, initrd.as_ref())?;
     let panel = machine.panel();
     thread::spawn(move || {
-        io::stdin().bytes().map_while(Result::ok).for_each(|byte| _ = panel.console_input(&[byte]));
+        io::stdin().lock().bytes().map_while(Result::ok).for_each(|byte| _ = panel.console_input(&[byte]));
     });
     paused.resume()?;
     eprintln!("ended: {}", ended.recv()?);

@@ -124,13 +124,21 @@ impl MachineShape {
         self.accepts_cpu(&source.cpu)
     }
 
+    /// Devices are the same wherever they stand in the list: machines that take devices while they run list them in
+    /// another order than those that were built with them.
     fn accepts_devices(&self, source: &Self) -> Result<(), ShapeMismatch> {
+        let sorted = |shape: &Self| {
+            let mut devices = shape.devices.clone();
+            devices.sort_by(|one, other| (&one.identity, &one.kind).cmp(&(&other.identity, &other.kind)));
+            devices
+        };
+        let (theirs, ours) = (sorted(source), sorted(self));
         let name = |device: Option<&DeviceShape>| match device {
             Some(device) => format!("{} '{}' version {}", device.kind, device.identity, device.version),
             None => "none".to_owned(),
         };
-        for index in 0..self.devices.len().max(source.devices.len()) {
-            let (theirs, ours) = (source.devices.get(index), self.devices.get(index));
+        for index in 0..ours.len().max(theirs.len()) {
+            let (theirs, ours) = (theirs.get(index), ours.get(index));
             let fits = matches!((theirs, ours), (Some(theirs), Some(ours))
                 if theirs.kind == ours.kind && theirs.identity == ours.identity && theirs.version <= ours.version);
             if !fits {
@@ -224,6 +232,17 @@ mod tests {
             |shape| shape.devices.push(shape.devices[0].clone()),
             Err("devices differ: the source has fake-vcpu '' version 1, the target none"),
         );
+    }
+
+    #[test]
+    fn the_order_of_devices_does_not_matter() {
+        let mut target = fake_shape(&GuestMemory::anonymous(Bytes::mib(1)));
+        target.devices.push(DeviceShape { identity: "15/".to_owned(), ..target.devices[0].clone() });
+        let mut source = target.clone();
+        source.devices.reverse();
+        assert!(target.accepts(&source).is_ok());
+        source.devices[0].identity = "14/".to_owned();
+        assert!(target.accepts(&source).is_err());
     }
 
     #[test]
