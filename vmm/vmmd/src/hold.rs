@@ -58,6 +58,8 @@ pub(crate) struct Held {
 impl Hold {
     /// Holds the machine for at most `limit`, the time that its disks need to drain included. Returns how long that
     /// took. Repeating it changes nothing.
+    ///
+    /// Cancel safe: a hold whose caller has gone away ends by its limit.
     pub(crate) async fn take(
         &self,
         holder: Holder,
@@ -76,6 +78,21 @@ impl Hold {
             }
             *present = Some(Present { operation, began, drained: Duration::ZERO, state: State::Taking });
         }
+        // Not this future's to end: it goes when the connection of its caller does, and nobody would take the mark away.
+        let hold = self.clone();
+        let taking = tokio::spawn(async move { hold.take_marked(holder, operation, limit, began).await });
+        taking
+            .await
+            .unwrap_or_else(|error| Err(Refused::Failed(format!("holding the disks failed: {error}"))))
+    }
+
+    async fn take_marked(
+        &self,
+        holder: Holder,
+        operation: OperationId,
+        limit: Duration,
+        began: Instant,
+    ) -> Result<Duration, Refused> {
         let taken = tokio::task::spawn_blocking(move || holder.hold(limit)).await;
         let refused = match taken {
             Ok(Some(Ok(guard))) => {

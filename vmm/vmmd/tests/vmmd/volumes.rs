@@ -1,6 +1,6 @@
 //! Volumes: what is acknowledged is on them, and they have one owner.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use drover_dir_volume::{fence, read_record};
 use drover_ids::{OwnerEpoch, VmId, VolumeId};
@@ -8,7 +8,7 @@ use drover_test_prerequisites::kvm;
 use drover_wire::vm::v1 as wire;
 use tonic::Code;
 
-use crate::support::{Host, VM, VOLUME, assert_refused, config, disk_work};
+use crate::support::{DEADLINE, Host, VM, VOLUME, assert_refused, command_of, config, disk_work};
 
 fn with_disk(host: &Host) -> wire::VmConfig {
     wire::VmConfig { disks: vec![host.disk()], ..config(disk_work()) }
@@ -116,4 +116,34 @@ async fn a_volume_that_is_not_there_is_refused_by_its_path() {
     config.disks.push(config.disks[0].clone());
     let says = ["config.disks[1].volume_id", "at most once"];
     assert_refused(vmmd.create(1, config).await, Code::InvalidArgument, &says);
+}
+
+#[tokio::test]
+async fn a_hold_whose_caller_goes_away_ends() {
+    if !kvm() {
+        return;
+    }
+    let host = Host::with_volume();
+    let mut vmmd = host.spawn("vm").await;
+    vmmd.boot(with_disk(&host)).await;
+    vmmd.acks(50).await;
+    let hold = |operation| wire::HoldQueuesRequest { command: command_of(operation, 1), limit_ms: 10 };
+    // Somewhere in the middle of being taken.
+    for n in 0..100 {
+        let mut client = vmmd.client.clone();
+        let patience = Duration::from_micros(100 * (n % 50));
+        let call =
+            tokio::spawn(async move { client.hold_queues(hold(0x5000 + u128::from(n))).await.map(drop) });
+        tokio::time::sleep(patience).await;
+        call.abort();
+        // Longer than a hold.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let began = std::time::Instant::now();
+    while let Err(refused) = vmmd.client.hold_queues(hold(0x6000)).await {
+        assert!(began.elapsed() < DEADLINE, "{refused}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    vmmd.acks(50).await;
+    vmmd.stop(1).await.expect("stopped");
 }
