@@ -46,7 +46,7 @@ impl Emulator<'_> {
         command.arg("-serial").arg(format!("file:{}", self.console.display()));
         command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initrd);
         // Linux distrusts the TSC of several AMD processors that do not say that it is constant, and reads the emulated HPET
-        // instead: a boot then takes five times as long. An emulator that has to wait for a processor ticks late, which is
+        // instead, each reading of which leaves the guest. An emulator that has to wait for a processor ticks late, which is
         // no reason to give the timer up either.
         let trust = "tsc=reliable no_timer_check";
         // Without a clock to compare with, Linux leaves the rate as it is told (arch/x86/kernel/tsc.c).

@@ -25,7 +25,7 @@ const GUARD: usize = PAGE_SIZE as usize;
 
 /// What the kernel is told of the guest's memory.
 const ADVICE: [MmapAdvise; 3] = [
-    // Fewer misses in the translation caches, the guest's own among them: 1 MiB reads take a tenth less.
+    // Fewer misses in the translation caches, and 2 MiB entries in the tables of nested guests.
     MmapAdvise::MADV_HUGEPAGE,
     // A core dump of the VMM must not carry the guest's memory.
     MmapAdvise::MADV_DONTDUMP,
