@@ -27,7 +27,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use drover_bench_report::{ROUNDS, Report};
+use drover_bench_report::{ROUNDS, Report, exit_code};
 use drover_probe_record::bench::Wait;
 use drover_test_prerequisites::workspace_root;
 
@@ -103,13 +103,7 @@ trait Contender {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {

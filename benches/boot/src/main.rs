@@ -16,7 +16,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser;
-use drover_bench_report::{Better, ROUNDS, Report, Row, Samples, median};
+use drover_bench_report::{Better, ROUNDS, Report, Row, Samples, exit_code, median};
 use drover_bench_vmms::{Guest, Launcher, Peers};
 use drover_probe_record::{DiskWork, Workload};
 use drover_test_prerequisites::workspace_root;
@@ -57,13 +57,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {

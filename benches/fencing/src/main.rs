@@ -29,7 +29,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use drover_bench_report::{ROUNDS, Report};
+use drover_bench_report::{ROUNDS, Report, exit_code};
 use drover_bench_vmms::Launcher;
 use drover_test_ceph_cluster::CephOptions;
 use drover_test_prerequisites::workspace_root;
@@ -59,13 +59,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let phases = Phases::record();
-    match run(&Arguments::parse(), &phases) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse(), &phases))
 }
 
 fn run(arguments: &Arguments, phases: &Phases) -> anyhow::Result<()> {

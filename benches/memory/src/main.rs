@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Parser;
-use drover_bench_report::{Better, ROUNDS, Report, Row, Samples};
+use drover_bench_report::{Better, ROUNDS, Report, Row, Samples, exit_code};
 use drover_bench_vmms::{Console, Guest, Launcher, Peer, Peers};
 use drover_probe_record::{DiskState, DiskWork, Event, Workload};
 use drover_test_prerequisites::workspace_root;
@@ -61,13 +61,7 @@ enum Contender {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -144,14 +138,7 @@ impl Contender {
 
 fn look_at_ours(launcher: &Launcher, guest: &Guest) -> anyhow::Result<Beside> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let run_dir = launcher.run_dir()?;
-    let console = Console::watch(&run_dir.join("console.log"))?;
-    let mut vmmd = runtime.block_on(async {
-        let mut vmmd = launcher.spawn_in(&run_dir).await?;
-        vmmd.create(EPOCH, guest.config()).await?;
-        vmmd.start(EPOCH).await?;
-        anyhow::Ok(vmmd)
-    })?;
+    let (mut vmmd, console) = runtime.block_on(launcher.boot(EPOCH, guest))?;
     settled(&console, || vmmd.is_alive(), guest)?;
     let beside = Beside::of(vmmd.pid(), guest.memory_mib << 20)?;
     runtime.block_on(vmmd.stop(EPOCH))?;

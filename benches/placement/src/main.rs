@@ -13,7 +13,7 @@ mod world;
 use std::{path::Path, process::ExitCode};
 
 use clap::{Parser, ValueEnum};
-use drover_bench_report::Report;
+use drover_bench_report::{Report, exit_code};
 
 #[derive(Debug, Parser)]
 #[command(about = "How fast, how tight and how small placement is", version)]
@@ -41,13 +41,7 @@ enum Part {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {

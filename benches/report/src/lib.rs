@@ -18,10 +18,12 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "a report is dated")]
 
+mod exit;
 mod host;
 mod report;
 mod samples;
 
+pub use exit::exit_code;
 pub use host::Host;
 pub use report::{Better, Error, Report, Row};
 pub use samples::{ROUNDS, Samples, interleaved, median};

@@ -14,7 +14,7 @@ use std::{fs::File, io::Write as _, path::PathBuf, process::ExitCode, time::Dura
 
 use anyhow::Context as _;
 use clap::Parser;
-use drover_bench_report::{Better, Report, Row};
+use drover_bench_report::{Better, Report, Row, exit_code};
 use drover_bench_vmms::{DiskLimit, Launcher, Peers};
 use drover_test_prerequisites::workspace_root;
 
@@ -46,13 +46,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {

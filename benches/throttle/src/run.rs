@@ -86,14 +86,7 @@ impl Contender {
 
 fn run_ours(launcher: &Launcher, guest: &Guest, load: Load) -> anyhow::Result<Reached> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let run_dir = launcher.run_dir()?;
-    let console = Console::watch(&run_dir.join("console.log"))?;
-    let mut vmmd = runtime.block_on(async {
-        let mut vmmd = launcher.spawn_in(&run_dir).await?;
-        vmmd.create(EPOCH, guest.config()).await?;
-        vmmd.start(EPOCH).await?;
-        anyhow::Ok(vmmd)
-    })?;
+    let (mut vmmd, console) = runtime.block_on(launcher.boot(EPOCH, guest))?;
     let counted = follow(&console, || vmmd.is_alive(), load)?;
     let page = runtime.block_on(vmmd.metrics())?;
     runtime.block_on(vmmd.stop(EPOCH))?;

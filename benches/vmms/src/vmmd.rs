@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::{Ended, jail};
+use crate::{Console, Ended, Guest, jail};
 
 /// Far beyond what anything here takes, on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -87,6 +87,19 @@ impl Launcher {
     /// If it does not.
     pub async fn spawn(&self) -> anyhow::Result<Vmmd> {
         self.spawn_in(&self.run_dir()?).await
+    }
+
+    /// A vmmd with a guest that has been started, and its guest's console from the first byte on.
+    ///
+    /// # Errors
+    /// If the process does not serve, or refuses the guest.
+    pub async fn boot(&self, epoch: u64, guest: &Guest) -> anyhow::Result<(Vmmd, Console)> {
+        let run_dir = self.run_dir()?;
+        let console = Console::watch(&run_dir.join("console.log"))?;
+        let mut vmmd = self.spawn_in(&run_dir).await?;
+        vmmd.create(epoch, guest.config()).await?;
+        vmmd.start(epoch).await?;
+        Ok((vmmd, console))
     }
 
     /// A folder for one process.
