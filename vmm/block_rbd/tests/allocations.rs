@@ -21,6 +21,10 @@ static ALLOCATIONS: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
 const DEPTH: u16 = 8;
 /// More than fit into a request's own list.
 const PIECES: u64 = 40;
+/// That many in a row without an allocation are a steady state ...
+const ROUNDS: usize = 64;
+/// ... which has come by then.
+const ROUNDS_MAX: usize = 8 * ROUNDS;
 
 #[test]
 fn a_steady_stream_of_requests_to_an_image_allocates_nothing_of_ours() {
@@ -67,11 +71,15 @@ fn a_steady_stream_of_requests_to_an_image_allocates_nothing_of_ours() {
             }
         }
     };
-    round(16);
-    let region = Region::new(ALLOCATIONS);
-    round(64);
-    let change = region.change();
-    assert_eq!((change.allocations, change.reallocations), (0, 0), "{change:?}");
+    // Every list grows once to what the largest request needs, whenever that comes to it.
+    let mut change = stats_alloc::Stats::default();
+    let steady = (0..ROUNDS_MAX).step_by(ROUNDS).any(|_| {
+        let region = Region::new(ALLOCATIONS);
+        round(ROUNDS);
+        change = region.change();
+        (change.allocations, change.reallocations) == (0, 0)
+    });
+    assert!(steady, "in the last {ROUNDS} of {ROUNDS_MAX} rounds: {change:?}");
     drop(queue);
     disk.release().unwrap();
     drop(disk);
