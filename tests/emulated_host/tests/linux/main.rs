@@ -6,6 +6,7 @@
 
 mod debian;
 mod hosts;
+mod hotplug;
 mod kernels;
 mod librbd;
 mod migration;

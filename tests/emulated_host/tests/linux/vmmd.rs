@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use drover_ids::{NodeId, OperationId, VmId, VolumeId};
 use drover_test_emulated_host::{EmulatedHost, Running, door::Handed};
-use drover_wire::vm::v1::{self as wire, vm_client::VmClient};
+use drover_wire::vm::v1::{self as wire, attach_device_request, detach_device_request, vm_client::VmClient};
 use hyper_util::rt::TokioIo;
 use tokio::{
     sync::{mpsc, watch},
@@ -64,7 +64,6 @@ impl Guest {
         let images = [&self.kernel, &self.initrd].into_iter().filter(|path| !path.is_empty());
         let volume =
             |(path, read_only): &(String, bool)| Handed::Volume { path: path.clone(), read_only: *read_only };
-        let tap = |nic: &wire::Nic| Handed::Tap { name: nic.tap.clone(), queues: nic.queue_pairs as u16 };
         let images = images.cloned().map(Handed::Image);
         images.chain(self.disks.iter().map(volume)).chain(self.nics.iter().map(tap)).collect()
     }
@@ -77,8 +76,8 @@ impl Guest {
             ..wire::Disk::default()
         };
         let mut disks: Vec<_> = self.images.iter().map(image).chain(self.disks.iter().map(file)).collect();
-        for (n, disk) in (0x100..).zip(&mut disks) {
-            disk.volume_id = VolumeId::from_u128(n).to_string();
+        for (place, disk) in (1..).zip(&mut disks) {
+            disk.volume_id = volume_in(place);
             disk.queues = self.queues;
         }
         wire::VmConfig {
@@ -96,6 +95,15 @@ impl Guest {
             ..wire::VmConfig::default()
         }
     }
+}
+
+fn tap(nic: &wire::Nic) -> Handed {
+    Handed::Tap { name: nic.tap.clone(), queues: nic.queue_pairs.max(1) as u16 }
+}
+
+/// The volume of the disk in this place, counted from 1.
+fn volume_in(place: u32) -> String {
+    VolumeId::from_u128(0xff + u128::from(place)).to_string()
 }
 
 /// Where a VM's disks are: librbd makes connections by itself, so a VM with disks in Ceph has the host's network.
@@ -193,6 +201,44 @@ impl Vmmd {
         };
         self.client.create(create).await.context("cannot create the VM")?;
         self.client.start(wire::StartRequest { command: command(1) }).await.context("cannot start the VM")?;
+        Ok(())
+    }
+
+    /// Attaches a disk (a raw image in the host) in this place, as a node agent does: handed over first.
+    pub(crate) async fn attach_disk(&mut self, path: &str, place: u32) -> anyhow::Result<()> {
+        let volume = Handed::Volume { path: path.to_owned(), read_only: false };
+        let volume_id = volume_in(place);
+        let disk = wire::Disk { path: path.to_owned(), volume_id, place, ..wire::Disk::default() };
+        self.attach(volume, attach_device_request::Device::Disk(disk)).await
+    }
+
+    /// Attaches an interface on a tap, which is made.
+    pub(crate) async fn attach_nic(&mut self, nic: wire::Nic) -> anyhow::Result<()> {
+        self.attach(tap(&nic), attach_device_request::Device::Nic(nic)).await
+    }
+
+    async fn attach(&mut self, file: Handed, device: attach_device_request::Device) -> anyhow::Result<()> {
+        self.host.hand_over(&self.run_dir, vec![file])?;
+        let request = wire::AttachDeviceRequest { command: command(1), device: Some(device) };
+        self.client.attach_device(request).await.context("cannot attach a device")?;
+        Ok(())
+    }
+
+    /// Detaches the disk in this place, once the guest has let go of it.
+    pub(crate) async fn detach_disk(&mut self, place: u32, wait: Duration) -> anyhow::Result<()> {
+        self.detach(detach_device_request::Device::VolumeId(volume_in(place)), wait).await
+    }
+
+    /// The same for an interface.
+    pub(crate) async fn detach_nic(&mut self, mac: &str, wait: Duration) -> anyhow::Result<()> {
+        self.detach(detach_device_request::Device::Mac(mac.to_owned()), wait).await
+    }
+
+    async fn detach(&mut self, device: detach_device_request::Device, wait: Duration) -> anyhow::Result<()> {
+        let wait_ms = u32::try_from(wait.as_millis())?;
+        let request =
+            wire::DetachDeviceRequest { command: command(1), device: Some(device), force: false, wait_ms };
+        self.client.detach_device(request).await.context("cannot detach a device")?;
         Ok(())
     }
 
