@@ -66,8 +66,7 @@ async fn fio_mkfs_and_fsck_find_every_byte_through_every_kind_of_request() -> an
     debian.run("echo 3 > /proc/sys/vm/drop_caches; diff -r /usr/sbin /data/sbin && umount /data").await?;
     debian.run(&format!("fsck.ext4 -f -n {disk}")).await?;
     progress.say("mkfs and fsck");
-    debian.vmmd.press_power_button().await?;
-    debian.switched_off().await?;
+    debian.power_off_by_button().await?;
     progress.say("the power button ended the VM");
     Ok(())
 }

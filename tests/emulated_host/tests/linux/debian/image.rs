@@ -18,15 +18,16 @@ const PACKAGES: [&str; 2] = ["fio", "iperf3"];
 const HOST_DISK_BYTES: u64 = 4 << 30;
 
 /// A root shell on the console, for tests that do not come to log in. It does nothing unless the kernel's command line
-/// asks for it ([`SHELL`]).
+/// asks for it ([`SHELL`]). A shell that somebody sits at heeds no SIGTERM, and would hold a shutdown up.
 const SHELL_UNIT: &str = "[Unit]\nDescription=A root shell on the console\nAfter=basic.target systemd-networkd.service\n\
 [Service]\nExecStart=/bin/sh -c 'echo SHELL-OF-BOOT $$(cat /proc/sys/kernel/random/boot_id); exec sh -s'\n\
 Environment=HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin\nWorkingDirectory=/root\n\
-StandardInput=tty-force\nStandardOutput=tty\nStandardError=tty\nTTYPath=/dev/ttyS0\nTTYReset=yes\n\
+StandardInput=tty-force\nStandardOutput=tty\nStandardError=tty\nTTYPath=/dev/ttyS0\nTTYReset=yes\nSendSIGHUP=yes\n\
 UtmpIdentifier=ttyS0\n";
-/// Starts it in place of the login prompt, and leaves cloud-init out, which is most of a boot.
-pub(super) const SHELL: &str =
-    "systemd.wants=test-shell.service systemd.mask=serial-getty@ttyS0.service cloud-init=disabled";
+/// Starts it in place of the login prompt and of most services, cloud-init before all. What stays besides systemd itself is
+/// what these tests ask for: the network, and who hears the power button.
+pub(super) const SHELL: &str = "systemd.unit=basic.target systemd.wants=test-shell.service \
+    systemd.wants=systemd-logind.service systemd.wants=systemd-networkd.service cloud-init=disabled";
 
 /// Whether tests with the whole Debian are to run here. Where not, the running one is recorded as skipped.
 pub(super) fn wanted() -> bool {

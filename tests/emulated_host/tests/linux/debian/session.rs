@@ -16,6 +16,13 @@ pub(super) const BOOT_DEADLINE: Duration = Duration::from_secs(900);
 /// For one command in the guest.
 pub(super) const COMMAND_DEADLINE: Duration = Duration::from_secs(400);
 
+/// What a Debian is told beside its tasks: to leave out what costs an emulated processor much of its time and does nothing
+/// for it, which is guarding against speculation, and loading drivers of instructions. An emulator that waits for a
+/// processor lets its guests stand still, which is no news.
+pub(super) const CMDLINE: &str = "root=LABEL=root rw console=ttyS0 quiet panic=-1 mitigations=off nowatchdog \
+    rcupdate.rcu_cpu_stall_suppress=1 modprobe.blacklist=aesni_intel,crc32_pclmul,crct10dif_pclmul,\
+    ghash_clmulni_intel,intel_rapl_msr,kvm_amd,sha1_ssse3,sha256_ssse3,sha512_ssse3";
+
 /// Disks of a guest besides its root, by their paths in the host; the last is read only where it is a seed.
 pub(super) fn guest(disks: &[(&str, bool)], more: &str) -> Guest {
     let all = [&[("/disk/root.raw", false)][..], disks].concat();
@@ -24,10 +31,7 @@ pub(super) fn guest(disks: &[(&str, bool)], more: &str) -> Guest {
         memory_mib: 512,
         kernel: "/disk/vmlinuz".to_owned(),
         initrd: "/disk/initrd".to_owned(),
-        // An emulator that waits for a processor lets its guests stand still: no news, and not on the console in between.
-        cmdline: format!(
-            "root=LABEL=root rw console=ttyS0 quiet panic=-1 nowatchdog rcupdate.rcu_cpu_stall_suppress=1 {more}"
-        ),
+        cmdline: format!("{CMDLINE} {more}"),
         disks: all.iter().map(|(path, read_only)| ((*path).to_owned(), *read_only)).collect(),
         ..Guest::default()
     }
@@ -110,6 +114,15 @@ impl Session {
         let output = output.trim_end_matches(mark.as_str()).trim().to_owned();
         anyhow::ensure!(status == "0-", "in the guest, '{command}' failed ({status}):\n{output}");
         Ok(output)
+    }
+
+    /// Presses the power button, and waits until the guest has switched itself off for that.
+    pub(super) async fn power_off_by_button(mut self) -> anyhow::Result<()> {
+        // Only who listens can obey.
+        self.run("until systemctl -q is-active systemd-logind; do sleep 1; done").await?;
+        self.run("grep -q 'Power Button' /proc/bus/input/devices").await?;
+        self.vmmd.press_power_button().await?;
+        self.switched_off().await
     }
 
     /// Waits until the guest has switched itself off.

@@ -12,7 +12,7 @@ use drover_test_prerequisites::{is_installed, skipped};
 
 use super::{
     image::wanted,
-    session::{self, BOOT_DEADLINE, COMMAND_DEADLINE},
+    session::{self, BOOT_DEADLINE, CMDLINE, COMMAND_DEADLINE},
 };
 use crate::hosts::{self, Progress, keep_words};
 
@@ -128,11 +128,11 @@ async fn what_image_build_makes_runs_under_the_control_plane() -> anyhow::Result
     host.put("/disk/key.pub", 0o600, format!("{KEY}\n").as_bytes())?;
     let mut server = host.spawn("/programs/iperf3", &["--server", "--forceflush"])?;
     server.wait_for("listening", DEADLINE)?;
-    system.drover(
+    system.drover(&format!(
         "vm create web --image debian-kernel --initrd debian-initrd --vcpus 2 --memory 512M --volume web \
-         --cmdline 'root=LABEL=root rw console=ttyS0 quiet panic=-1' --nic network=lan,queues=2 \
+         --cmdline '{CMDLINE}' --nic network=lan,queues=2 \
          --hostname web-1 --ssh-key /disk/key.pub --user-data /disk/user-data --network-config /disk/network",
-    )?;
+    ))?;
     progress.say("the VM is created");
     let mut console = host.spawn("/programs/drover", &["vm", "logs", "--follow", "web"])?;
     console.wait_for("web-1 login:", BOOT_DEADLINE)?;
