@@ -5,8 +5,7 @@ mod guest;
 
 use std::sync::{Arc, Mutex};
 
-use drover_bus::BusDevice;
-use drover_devices::{ConsoleConfig, ConsolePort, ConsoleSink, ConsoleSize, Device, VirtioConsole};
+use drover_devices::{ConsoleConfig, ConsolePort, ConsoleSink, ConsoleSize, VirtioConsole};
 use drover_units::Bytes;
 use guest::{
     EVENT_IDX, Events, INDIRECT, INTERRUPT_STATUS, SOON, VERSION_1,
@@ -94,7 +93,7 @@ fn an_emergency_write_needs_no_queues() {
     for byte in b"panic" {
         driver.set_config(8, u32::from(*byte) | 0xaaaa_0000);
     }
-    driver.device.write(0x104, b"no such field");
+    driver.write_config(4, b"no such field");
     assert_eq!(screen.shows(), b"panic");
 }
 

@@ -1,17 +1,19 @@
-//! A guest's side of any virtio-mmio device: a driver that does what it is told, right or wrong.
+//! A guest's side of any virtio device, on either transport: a driver that does what it is told, right or wrong.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use drover_bus::BusDevice;
-use drover_devices::{Device, MmioConfig, Saved, VirtioDevice, VirtioMmio};
+use drover_devices::{Device, Saved, VirtioDevice};
 use drover_guest_memory::GuestMemory;
 use drover_saved_state::Envelope;
 use drover_units::{Bytes, Gpa};
 
-use super::{BASE, Bells, DRIVER_OK, FEATURES_OK, Line, NEEDS_RESET, NEXT, STATUS, WRITE};
+use super::{
+    Bells, DRIVER_OK, FEATURES_OK, Line, NEEDS_RESET, NEXT, STATUS, WRITE,
+    transport::{Machine, Transport},
+};
 
 /// Where the rings are; what is above is the test's.
 const RINGS: u64 = 0x1000;
@@ -24,9 +26,10 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// One machine with one device.
 pub(crate) struct Driver {
     pub(crate) memory: GuestMemory,
-    pub(crate) device: VirtioMmio,
+    pub(crate) device: Arc<dyn Device>,
     pub(crate) line: Arc<Line>,
     bells: Arc<Bells>,
+    machine: Machine,
     queues: Vec<Rings>,
 }
 
@@ -50,17 +53,13 @@ impl Driver {
     }
 
     pub(crate) fn with_memory(device: impl VirtioDevice + 'static, memory: GuestMemory) -> Self {
+        Self::on(Transport::Mmio, device, memory)
+    }
+
+    pub(crate) fn on(transport: Transport, device: impl VirtioDevice + 'static, memory: GuestMemory) -> Self {
         let (line, bells) = (Arc::<Line>::default(), Arc::<Bells>::default());
-        let config = MmioConfig {
-            name: "device".into(),
-            instance: 0,
-            base: BASE,
-            memory: memory.clone(),
-            line: line.clone(),
-            doorbells: bells.clone(),
-        };
-        let device = VirtioMmio::new(config, Box::new(device)).unwrap();
-        Self { memory, device, line, bells, queues: Vec::new() }
+        let machine = Machine::new(transport, Box::new(device), &memory, (&line, &bells));
+        Self { memory, device: machine.device(), line, bells, machine, queues: Vec::new() }
     }
 
     /// Another machine with the same RAM, which takes over this one's guest.
@@ -80,13 +79,11 @@ impl Driver {
     }
 
     pub(crate) fn register(&self, offset: u64) -> u32 {
-        let mut data = [0xff; 4];
-        self.device.read(offset, &mut data);
-        u32::from_le_bytes(data)
+        self.machine.register(offset)
     }
 
     pub(crate) fn set_register(&self, offset: u64, value: u32) {
-        self.device.write(offset, &value.to_le_bytes());
+        self.machine.set_register(offset, value);
     }
 
     pub(crate) fn config(&self, offset: u64) -> u32 {
@@ -95,6 +92,11 @@ impl Driver {
 
     pub(crate) fn set_config(&self, offset: u64, value: u32) {
         self.set_register(0x100 + offset, value);
+    }
+
+    /// Any bytes at any place of the device's configuration.
+    pub(crate) fn write_config(&self, offset: u64, bytes: &[u8]) {
+        self.machine.write_config(offset, bytes);
     }
 
     pub(crate) fn offered(&self) -> u64 {
@@ -123,6 +125,7 @@ impl Driver {
                 self.set_register(register, (rings(queue) + part) as u32);
                 self.set_register(register + 4, 0);
             }
+            self.machine.connect(queue);
             self.set_register(0x44, 1);
         }
         self.set_register(STATUS, 3 | FEATURES_OK | DRIVER_OK);
@@ -171,7 +174,7 @@ impl Driver {
     }
 
     pub(crate) fn kick(&self, queue: usize) {
-        self.bells.ring(0x50, queue as u32);
+        self.bells.ring_at(self.machine.doorbell(queue));
     }
 
     /// How many answers have come that nobody has taken.
