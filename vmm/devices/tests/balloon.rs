@@ -5,7 +5,7 @@ mod guest;
 
 use std::sync::Arc;
 
-use drover_devices::{Balloon, BalloonConfig, Device, GuestStatistic, VirtioBalloon};
+use drover_devices::{Balloon, BalloonConfig, GuestStatistic, VirtioBalloon};
 use drover_guest_memory::{DirtyTracker, RamLayout};
 use drover_units::{Bytes, PAGE_SIZE};
 use guest::{

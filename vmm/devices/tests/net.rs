@@ -3,7 +3,7 @@
 
 mod guest;
 
-use drover_devices::{Device, MacAddress, NetMetrics, Throttle, VirtioDevice, VirtioNet};
+use drover_devices::{MacAddress, NetMetrics, Throttle, VirtioDevice, VirtioNet};
 use drover_guest_memory::DirtyTracker;
 use drover_rate_limit::{Limit, Limits, Rate};
 use drover_tap::Offloads;

@@ -5,7 +5,7 @@ mod guest;
 
 use std::sync::Arc;
 
-use drover_devices::{Device, RngConfig, RngMetrics, VirtioRng};
+use drover_devices::{RngConfig, RngMetrics, VirtioRng};
 use drover_units::Bytes;
 use guest::{
     EVENT_IDX, Events, INDIRECT, SOON, VERSION_1,

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use drover_devices::{Device, VirtioVsock, VsockConfig};
+use drover_devices::{VirtioVsock, VsockConfig};
 use drover_units::Bytes;
 use guest::{
     Events, SOON, VERSION_1,
