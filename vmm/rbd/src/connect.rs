@@ -61,6 +61,17 @@ impl ConnectConfig {
         Self { source, timeouts: Timeouts::default(), options: BTreeMap::new() }
     }
 
+    /// For I/O that comes from so many processors. What one or two of them ask for keeps one thread of each kind busy; where
+    /// Ceph has its usual two and three, they wake each other for every request, which costs a fifth of its CPU time.
+    pub fn for_processors(mut self, processors: u32) -> Self {
+        if processors <= ONE_THREAD_PROCESSORS {
+            for name in ["librados_thread_count", "ms_async_op_threads"] {
+                self.options.entry(name.into()).or_insert_with(|| "1".into());
+            }
+        }
+        self
+    }
+
     /// Ceph's options, in the order in which they are set: the later ones win.
     pub(crate) fn all_options(&self) -> Vec<(String, String)> {
         let mut options: Vec<(String, String)> =
@@ -86,6 +97,10 @@ impl ConnectConfig {
 
 /// Discards have an effect on whole multiples of this, bytes.
 pub const DISCARD_GRANULARITY: u64 = 65536;
+
+/// How many processors one thread of librados keeps up with: it spends some 20 us on a request of 4 KiB, and a processor of a
+/// guest asks for no more than it can take back.
+const ONE_THREAD_PROCESSORS: u32 = 2;
 
 /// What we want to be otherwise than Ceph's own defaults.
 const DEFAULTS: [(&str, &str); 4] = [
@@ -129,5 +144,17 @@ mod tests {
         assert_eq!(last("rados_mon_op_timeout"), None);
         assert_eq!(last("debug_rbd"), Some("0/0"));
         assert!(!format!("{config:?}").contains("AQB9"), "{config:?}");
+    }
+
+    #[test]
+    fn few_processors_have_few_threads() {
+        let threads = |config: &ConnectConfig| config.options.get("librados_thread_count").cloned();
+        let config =
+            ConnectConfig::new(Source::ConfFile { path: "/etc/ceph/ceph.conf".into(), user: "admin".into() });
+        assert_eq!(threads(&config.clone().for_processors(2)).as_deref(), Some("1"));
+        assert_eq!(threads(&config.clone().for_processors(3)), None, "as Ceph has it");
+        let mut asked = config;
+        asked.options.insert("librados_thread_count".into(), "4".into());
+        assert_eq!(threads(&asked.for_processors(1)).as_deref(), Some("4"), "the caller's options win");
     }
 }

@@ -20,13 +20,19 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Clusters {
     status: Arc<Status>,
+    vcpus: u32,
     open: Vec<(Source, Cluster)>,
 }
 
 impl Clusters {
     /// None yet. What we are called is published in `status`.
     pub(crate) fn new(status: Arc<Status>) -> Self {
-        Self { status, open: Vec::new() }
+        Self { status, vcpus: 1, open: Vec::new() }
+    }
+
+    /// Makes the connections that are opened from now on fit a VM of so many vCPUs.
+    pub(crate) fn fit(&mut self, vcpus: u32) {
+        self.vcpus = vcpus;
     }
 
     /// The pool that this is the way to. Waits for the cluster's monitors.
@@ -58,7 +64,7 @@ impl Clusters {
         let began = Instant::now();
         let library = Library::load().map_err(|error| Refused::Precondition(chain(&error)))?;
         let loaded = began.elapsed();
-        let cluster = Cluster::connect(library, &ConnectConfig::new(source))
+        let cluster = Cluster::connect(library, &ConnectConfig::new(source).for_processors(self.vcpus))
             .map_err(|error| refused("cannot connect to the Ceph cluster".to_owned(), &error))?;
         let unnamed = |error| refused("cannot tell what the Ceph cluster calls us".to_owned(), &error);
         let client = StorageClient {

@@ -152,6 +152,7 @@ impl Kvm {
         })?;
         let hypervisor = self.device()?;
         let began = Instant::now();
+        self.clusters.fit(config.vcpus.get());
         let disks = disks::open(&config.disks, &mut self.clusters, &self.files)?;
         info!(took_us = began.elapsed().as_micros(), "volumes opened");
         let backends = disks.iter().map(|disk| Arc::downgrade(&disk.backend)).collect();
