@@ -48,9 +48,6 @@ pub struct HostOptions {
     pub memory_mib: u32,
     /// Its end of a wire to another host.
     pub link: Option<Link>,
-    /// The rate of its time-stamp counter, for hosts between which guests move: each would measure it by a clock that is
-    /// emulated, and they would differ by more than a guest can stand. It need not be right.
-    pub tsc_khz: Option<u32>,
     /// It is killed after so long, whatever it does.
     pub lifetime: Duration,
 }
@@ -175,7 +172,6 @@ impl EmulatedHost {
             memory_mib: options.memory_mib,
             door,
             link: &options.link.as_ref().map(Link::arguments).unwrap_or_default(),
-            tsc_khz: options.tsc_khz,
             lifetime: options.lifetime,
         }
         .start()

@@ -4,10 +4,16 @@ use std::{
     fs::File,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::OnceLock,
+    thread,
     time::Duration,
 };
 
 use anyhow::Context as _;
+use drover_hypervisor::TimeSample;
+
+/// How long the time-stamp counter is watched: some microseconds' doubt of either end are then no part in ten thousand.
+const MEASURING: Duration = Duration::from_millis(100);
 
 /// QEMU 7.2 emulates SVM well enough for Linux under KVM only without these: its cmpxchg16b corrupts the flags of a
 /// nested guest, and what it says of XSAVE is not what a nested guest finds.
@@ -26,8 +32,6 @@ pub(crate) struct Emulator<'a> {
     pub(crate) door: u16,
     /// More arguments: a link to another host.
     pub(crate) link: &'a [String],
-    /// The rate of its time-stamp counter, if it is not to measure it.
-    pub(crate) tsc_khz: Option<u32>,
     /// It is killed then, whatever it does.
     pub(crate) lifetime: Duration,
 }
@@ -49,13 +53,14 @@ impl Emulator<'_> {
         // instead, each reading of which leaves the guest. An emulator that has to wait for a processor ticks late, which is
         // no reason to give the timer up either.
         let trust = "tsc=reliable no_timer_check";
-        // Without a clock to compare with, Linux leaves the rate as it is told (arch/x86/kernel/tsc.c).
-        let told = |khz| format!(" tsc_early_khz={khz} hpet=disable pmtmr=0");
-        let tsc = self.tsc_khz.map(told).unwrap_or_default();
+        // Its counter is this machine's, whose rate it would measure by an emulated timer: on a busy machine its clock then
+        // goes several times too fast, and every deadline in it comes too soon. Without a clock to compare with, Linux
+        // leaves the rate as it is told (arch/x86/kernel/tsc.c).
+        let tsc = format!("tsc_early_khz={} hpet=disable pmtmr=0", tsc_khz());
         // Guarding against speculation costs a third of an emulated processor's time, which does not speculate. Nor is it
         // stuck when it does not come to run.
         let fast = "mitigations=off nowatchdog";
-        command.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 {fast} {trust}{tsc}"));
+        command.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 {fast} {trust} {tsc}"));
         let disk =
             format!("file={},format=raw,if=none,id=d0,cache=unsafe,discard=unmap", self.disk.display());
         command.arg("-drive").arg(disk).args(["-device", "virtio-blk-pci,drive=d0"]);
@@ -65,5 +70,29 @@ impl Emulator<'_> {
         command.args(self.link);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.spawn().context("cannot start qemu-system-x86_64 (by way of setpriv and timeout)")
+    }
+}
+
+/// The rate of this machine's time-stamp counter, the same for every host: a guest that moves between two would not stand
+/// more than a little difference.
+fn tsc_khz() -> u64 {
+    static MEASURED: OnceLock<u64> = OnceLock::new();
+    *MEASURED.get_or_init(|| {
+        let begin = TimeSample::now();
+        thread::sleep(MEASURING);
+        let end = TimeSample::now();
+        (end.tsc - begin.tsc) * 1_000_000 / end.ns_since(&begin).max(1)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_of_the_counter_is_a_processors() {
+        let khz = tsc_khz();
+        assert!((500_000..10_000_000).contains(&khz), "{khz}");
+        assert_eq!(tsc_khz(), khz);
     }
 }

@@ -23,8 +23,6 @@ pub(crate) struct Given {
     pub(crate) disk: Option<HostDisk>,
     pub(crate) memory_mib: u32,
     pub(crate) link: Option<Link>,
-    /// As [`HostOptions::tsc_khz`].
-    pub(crate) tsc_khz: Option<u32>,
     /// Libraries that vmmd opens while it runs.
     pub(crate) libraries: Vec<PathBuf>,
     /// Programs of this machine that it has besides ours.
@@ -36,14 +34,6 @@ impl Given {
     pub(crate) fn folder(path: &Path, bytes: u64) -> Option<HostDisk> {
         Some(HostDisk::Folder { path: path.to_owned(), bytes })
     }
-}
-
-/// About the rate of this machine's time-stamp counter, which the emulator's guests see.
-pub(crate) fn tsc_khz() -> anyhow::Result<u32> {
-    let cpus = fs::read_to_string("/proc/cpuinfo")?;
-    let mhz = cpus.lines().find(|line| line.starts_with("cpu MHz")).and_then(|line| line.split(": ").nth(1));
-    let mhz = mhz.context("/proc/cpuinfo does not say how fast this machine is")?;
-    Ok(mhz.replace('.', "").parse()?)
 }
 
 /// A program that this build has made.
@@ -71,7 +61,6 @@ pub(crate) fn start(given: Given) -> anyhow::Result<EmulatedHost> {
         cpus: 2,
         memory_mib: given.memory_mib,
         link: given.link,
-        tsc_khz: given.tsc_khz,
         lifetime: LIFETIME,
     })
 }
