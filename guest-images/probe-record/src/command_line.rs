@@ -24,6 +24,10 @@ pub const QUEUE_DEPTH_DEFAULT: u64 = 4;
 pub const DIRTY_MIB_MAX: u64 = 3072;
 /// Above the memory bandwidth of any host.
 pub const DIRTY_MIB_PER_S_MAX: u64 = 1 << 20;
+/// Room is left for the probe itself, below the 32-bit hole.
+pub const BALLOON_MIB_MAX: u64 = 2048;
+/// Ports below those that name processes of the host which have connected.
+pub const VSOCK_PORT_MAX: u64 = 65_535;
 /// A day.
 pub const HALT_MS_MAX: u64 = 86_400_000;
 /// The probe keeps a static stack for each vCPU.
@@ -76,6 +80,10 @@ pub struct Workload {
     pub ordered: Option<OrderedWork>,
     /// Work on RAM.
     pub dirty: Option<DirtyWork>,
+    /// Drive the balloon, with so much RAM to give, `1..=`[`BALLOON_MIB_MAX`].
+    pub balloon_mib: Option<u64>,
+    /// Drive the sockets to the host: connect to this port of it, greet, and say back whatever comes, `1..=`[`VSOCK_PORT_MAX`].
+    pub vsock_port: Option<u64>,
     /// Stop the machine so many milliseconds after start, `0..=`[`HALT_MS_MAX`].
     pub halt_after_ms: Option<u64>,
     /// vCPUs to expect, `1..=`[`VCPUS_MAX`]. Unset, the probe asks CPUID and gives the others 20 ms to show up.
@@ -153,6 +161,14 @@ impl CommandLine {
             "probe.bench" => work.bench = Some(BenchWork::parse(value)?),
             "probe.ordered" => work.ordered = Some(ordered(value)?),
             "probe.dirty" => work.dirty = Some(dirty(value)?),
+            "probe.balloon" => {
+                let mib = number_in(value, 1, BALLOON_MIB_MAX).ok_or("MiB from 1 to 2048")?;
+                work.balloon_mib = Some(mib);
+            }
+            "probe.vsock" => {
+                let port = number_in(value, 1, VSOCK_PORT_MAX).ok_or("a port from 1 to 65535")?;
+                work.vsock_port = Some(port);
+            }
             "probe.halt" => {
                 work.halt_after_ms =
                     Some(number_in(value, 0, HALT_MS_MAX).ok_or("milliseconds from 0 to 86400000")?);
@@ -167,7 +183,9 @@ impl CommandLine {
             }
             "virtio_mmio.device" => self.announce(mmio_device(value)?)?,
             _ if key.starts_with("probe.") => {
-                return Err("probe.seed, .heartbeat, .disk, .bench, .ordered, .dirty, .halt or .vcpus");
+                return Err(
+                    "probe.seed, .heartbeat, .disk, .bench, .ordered, .dirty, .balloon, .vsock, .halt or .vcpus",
+                );
             }
             _ => {}
         }
@@ -262,6 +280,12 @@ impl fmt::Display for Workload {
         if let Some(DirtyWork { mib, mib_per_s }) = self.dirty {
             write!(f, " probe.dirty={mib},{mib_per_s}")?;
         }
+        if let Some(mib) = self.balloon_mib {
+            write!(f, " probe.balloon={mib}")?;
+        }
+        if let Some(port) = self.vsock_port {
+            write!(f, " probe.vsock={port}")?;
+        }
         if let Some(ms) = self.halt_after_ms {
             write!(f, " probe.halt={ms}")?;
         }
@@ -296,7 +320,7 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let line = "console=ttyS0 probe.heartbeat=10 probe.disk=4096,200 probe.dirty=128,64 probe.halt=5000 \
-                    probe.seed=0xff probe.vcpus=2 tsc_khz=2450000 quiet virtio_mmio.device=4K@0xd0000000:5";
+                    probe.balloon=16 probe.vsock=5000 probe.seed=0xff probe.vcpus=2 tsc_khz=2450000 quiet virtio_mmio.device=4K@0xd0000000:5";
         let parsed = parse(line);
         let expect = Workload {
             seed: 255,
@@ -305,6 +329,8 @@ mod tests {
             bench: None,
             ordered: None,
             dirty: Some(DirtyWork { mib: 128, mib_per_s: 64 }),
+            balloon_mib: Some(16),
+            vsock_port: Some(5000),
             halt_after_ms: Some(5000),
             vcpus: Some(2),
         };
@@ -369,6 +395,8 @@ mod tests {
             disk in prop::option::of((1..=DISK_SLOTS_MAX, 0..=DISK_IOPS_MAX, 1..=QUEUE_DEPTH_MAX)),
             ordered in prop::option::of((1..=DISK_SLOTS_MAX, 0..=DISK_IOPS_MAX)),
             dirty in prop::option::of((1..=DIRTY_MIB_MAX, 1..=DIRTY_MIB_PER_S_MAX)),
+            (balloon_mib, vsock_port) in
+                (prop::option::of(1..=BALLOON_MIB_MAX), prop::option::of(1..=VSOCK_PORT_MAX)),
             halt_after_ms in prop::option::of(0..=HALT_MS_MAX),
             vcpus in prop::option::of(1..=VCPUS_MAX),
         ) -> Workload {
@@ -376,7 +404,7 @@ mod tests {
             let dirty = dirty.map(|(mib, mib_per_s)| DirtyWork { mib, mib_per_s });
             let bench = None;
             let ordered = ordered.map(|(slots, iops)| OrderedWork { slots, iops });
-            Workload { seed, heartbeat_ms, disk, bench, ordered, dirty, halt_after_ms, vcpus }
+            Workload { seed, heartbeat_ms, disk, bench, ordered, dirty, balloon_mib, vsock_port, halt_after_ms, vcpus }
         }
     }
 

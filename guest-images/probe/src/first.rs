@@ -2,6 +2,7 @@
 
 use drover_probe_record::{CommandLine, DirtyWork, Event, MmioDevice, Workload};
 
+use crate::balloon::Balloon;
 use crate::bench::Bench;
 use crate::clock::{Alarm, Clock};
 use crate::dirty::{Region, Sweep};
@@ -14,6 +15,7 @@ use crate::pvh::Loaded;
 use crate::ram::Ram;
 use crate::serial::{report_error, report_last};
 use crate::smp::{self, Plan};
+use crate::sockets::Sockets;
 
 /// How long a halt waits for the disk.
 const SETTLE_US_MAX: u64 = 2_000_000;
@@ -42,6 +44,8 @@ pub(crate) struct FirstVcpu {
     disk: Option<Disk>,
     bench: Option<Bench>,
     ordered: Option<Ordered>,
+    balloon: Option<Balloon>,
+    sockets: Option<Sockets>,
     sweep: Option<Sweep>,
     halt: Halt,
 }
@@ -64,7 +68,8 @@ impl FirstVcpu {
         mut clock: Clock,
         identity: Identity,
     ) -> Self {
-        let Workload { heartbeat_ms, disk, bench, ordered, dirty, halt_after_ms, .. } = command_line.workload;
+        let Workload { heartbeat_ms, disk, bench, ordered, dirty, balloon_mib, vsock_port, halt_after_ms, .. } =
+            command_line.workload;
         let mut ram = Ram::new(loaded.ram());
         let now = clock.now_us();
         let places: &[MmioDevice] = command_line.mmio_devices();
@@ -79,6 +84,14 @@ impl FirstVcpu {
         let disk = disk.filter(|_| bench.is_none()).and_then(|work| {
             let started = Disk::start(places, &work, &mut ram, identity);
             started.inspect_err(|why| report_error(format_args!("no work on the disk: {why}"))).ok()
+        });
+        let balloon = balloon_mib.and_then(|mib| {
+            let started = Balloon::start(places, mib, &mut ram);
+            started.inspect_err(|why| report_error(format_args!("no balloon: {why}"))).ok()
+        });
+        let sockets = vsock_port.and_then(|port| {
+            let started = Sockets::start(places, port, &mut ram);
+            started.inspect_err(|why| report_error(format_args!("no sockets: {why}"))).ok()
         });
         let region = dirty.and_then(|work| take_region(&mut ram, &work, identity.seed));
         let alone = vcpus <= 1;
@@ -95,6 +108,8 @@ impl FirstVcpu {
             disk,
             bench,
             ordered,
+            balloon,
+            sockets,
             sweep,
             halt: halt_after_ms.map_or(Halt::Never, |ms| Halt::At(ms * 1000)),
             clock,
@@ -116,6 +131,12 @@ impl FirstVcpu {
             }
             if let Some(ordered) = &mut self.ordered {
                 ordered.poll(now);
+            }
+            if let Some(balloon) = &mut self.balloon {
+                balloon.poll(now);
+            }
+            if let Some(sockets) = &mut self.sockets {
+                sockets.poll(now);
             }
             if let Some(sweep) = &mut self.sweep {
                 sweep.poll(now);
@@ -145,7 +166,9 @@ impl FirstVcpu {
         let sweep = self.sweep.as_ref().map_or(u64::MAX, Sweep::wake_us);
         let bench = self.bench.as_ref().map_or(u64::MAX, Bench::wake_us);
         let ordered = self.ordered.as_ref().map_or(u64::MAX, Ordered::wake_us);
-        halt.min(heartbeat).min(disk).min(bench).min(ordered).min(sweep)
+        let balloon = self.balloon.as_ref().map_or(u64::MAX, Balloon::wake_us);
+        let sockets = self.sockets.as_ref().map_or(u64::MAX, Sockets::wake_us);
+        halt.min(balloon).min(sockets).min(heartbeat).min(disk).min(bench).min(ordered).min(sweep)
     }
 
     fn approach_halt(&mut self, now: u64) {

@@ -11,6 +11,7 @@
 #![no_main]
 
 mod apic;
+mod balloon;
 mod bench;
 mod clock;
 mod dirty;
@@ -24,6 +25,7 @@ mod pvh;
 mod ram;
 mod serial;
 mod smp;
+mod sockets;
 mod virtio;
 
 use core::num::NonZeroU64;

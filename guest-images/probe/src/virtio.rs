@@ -1,5 +1,6 @@
-//! A virtio driver (virtio 1.2) for one block device on the MMIO transport.
+//! Virtio drivers (virtio 1.2) on the MMIO transport: the block device, and queues for whatever else there is.
 
 pub(crate) mod block;
 mod queue;
-mod transport;
+pub(crate) mod single;
+pub(crate) mod transport;

@@ -135,6 +135,16 @@ impl Transport {
         half(offset) | half(offset + 4) << 32
     }
 
+    /// 32 bits of the device's configuration, which may change at any time.
+    pub(crate) fn config_half(&self, offset: usize) -> u32 {
+        self.read(CONFIG + offset)
+    }
+
+    /// Changes 32 bits of the device's configuration.
+    pub(crate) fn set_config(&self, offset: usize, value: u32) {
+        self.write(CONFIG + offset, value);
+    }
+
     fn write_address(&self, register: usize, address: u64) {
         self.write(register, address as u32);
         self.write(register + 4, (address >> 32) as u32);

@@ -1,23 +1,27 @@
 //! In its jail, with the filters in force, a VM does all that it does outside: with what it is handed, and nothing else.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::{Read as _, Write as _},
     os::{
         fd::OwnedFd,
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            fs::PermissionsExt as _,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::Path,
 };
 
 use drover_handover::listener_name;
+use drover_probe_record::Workload;
 use drover_test_prerequisites::kvm;
 use drover_wire::vm::v1 as wire;
 use tonic::Code;
 
 use crate::{
-    devices::with_everything,
-    support::{Host, Vmmd, assert_refused, command},
+    devices::{talk, with_everything},
+    support::{Host, Vmmd, assert_refused, command, config, heartbeat},
 };
 
 /// Hands over what the agent hands over for a machine of this configuration.
@@ -28,7 +32,9 @@ fn hand_over_machine(host: &Host, vmmd: &Vmmd, config: &wire::VmConfig) {
     let listener = UnixListener::bind(socket).expect("a socket");
     let mut files: Vec<(String, OwnedFd)> =
         vec![(config.kernel_path.clone(), kernel.into()), (listener_name(socket), listener.into())];
-    files.extend(host.disk_files());
+    if !config.disks.is_empty() {
+        files.extend(host.disk_files());
+    }
     vmmd.hand_over(&files);
 }
 
@@ -80,4 +86,26 @@ async fn a_jailed_vm_is_suspended_and_goes_on_in_another_jail() {
     next.stop(2).await.expect("stopped");
     let report = host.verify(acked);
     assert!(report.is_clean() && report.lives.len() == 1, "one guest, in one life: {report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_jailed_guest_and_its_host_connect_to_each_other() {
+    if !kvm() {
+        return;
+    }
+    let host = Host::new();
+    let mut vmmd = host.spawn_jailed("vm", &["--jail-vsock"]).await;
+    // The run directory is all that the process sees, and this is a socket that its user may write to.
+    let socket = vmmd.run_dir.join("vsock");
+    let port = vmmd.run_dir.join("vsock_1234");
+    let listener = UnixListener::bind(&port).expect("a socket");
+    fs::set_permissions(&port, Permissions::from_mode(0o666)).expect("ours");
+    let vsock = Some(wire::VsockDevice { cid: 42, socket_path: socket.to_string_lossy().into_owned() });
+    let devices = wire::VirtioDevices { vsock, ..wire::VirtioDevices::default() };
+    let work = Workload { vsock_port: Some(1234), ..heartbeat() };
+    let config = wire::VmConfig { devices: Some(devices), ..config(work) };
+    hand_over_machine(&host, &vmmd, &config);
+    vmmd.boot(config).await;
+    talk(&socket, &listener).await;
+    vmmd.beats(2).await;
 }
