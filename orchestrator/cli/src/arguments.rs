@@ -14,7 +14,7 @@ use drover_units::Bytes;
 
 use crate::output::Format;
 
-pub(crate) use devices::{AttachArgs, Bus, ByteRate, Count, DetachArgs, LimitArgs, Reset};
+pub(crate) use devices::{AttachArgs, Bus, ByteRate, Count, DetachArgs, HardwareArgs, LimitArgs, Reset};
 pub(crate) use placement::{NodeCommand, PlacementCommand, ProjectCommand, RackCommand, RebalanceCommand};
 pub(crate) use simulate::{Simulate, Stop};
 
@@ -147,6 +147,29 @@ pub(crate) enum VmCommand {
         /// What is in time, such as 5m
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "60s", requires = "graceful")]
         within: Duration,
+    },
+    /// Writes a running VM into a file of its node, memory and all, and stops it
+    Suspend {
+        /// Name or id
+        vm: String,
+    },
+    /// Starts a suspended VM where it was
+    ///
+    /// Where its node cannot take it, or it has run in between, it starts from its disks. `vm stop` discards its memory instead.
+    Resume {
+        /// Name or id
+        vm: String,
+    },
+    /// Shows the balloon of a running VM, which gives its memory back to the host, or changes it
+    Balloon {
+        /// Name or id
+        vm: String,
+        /// So much of the VM's memory is to be in the balloon, such as 512M; 0: all of it is the guest's
+        #[arg(long, value_name = "SIZE")]
+        target: Option<Bytes>,
+        /// Asks the guest which pages are free, and gives those back
+        #[arg(long)]
+        reclaim: bool,
     },
     /// Moves a running VM to another node
     Migrate {

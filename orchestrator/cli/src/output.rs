@@ -15,7 +15,8 @@ use serde::Serialize;
 
 pub(crate) use placement::{ExplanationRow, MoveRow, PolicyRow, ProjectRow, StatusRow};
 pub(crate) use rows::{
-    EventRow, ImageRow, NodeRow, OperationRow, PoolRow, SnapshotRow, VmRow, VmSnapshotRow, VolumeRow,
+    BalloonRow, EventRow, ImageRow, NodeRow, OperationRow, PoolRow, SnapshotRow, VmRow, VmSnapshotRow,
+    VolumeRow,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

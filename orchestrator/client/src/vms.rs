@@ -11,12 +11,13 @@ use crate::{
     Client, Error, PAGE_SIZE, PAGES_MAX, Result,
     api::{
         AttachNicRequest, AttachVolumeRequest, ConsoleRequest, CreateVmRequest, DeleteVmRequest,
-        DetachNicRequest, DetachVolumeRequest, GetVmRequest, ListVmsRequest, LogsRequest, MigrateVmRequest,
-        Operation, PressPowerButtonRequest, SetLimitsRequest, StartVmRequest, StopVmRequest, Vm, VmPhase,
-        VmSpec, vms_client::VmsClient,
+        DetachNicRequest, DetachVolumeRequest, GetBalloonRequest, GetVmRequest, ListVmsRequest, LogsRequest,
+        MigrateVmRequest, Operation, PressPowerButtonRequest, ReclaimFreeMemoryRequest, SetBalloonRequest,
+        SetLimitsRequest, StartVmRequest, StopVmRequest, SuspendVmRequest, Vm, VmPhase, VmSpec,
+        vms_client::VmsClient,
     },
     connect::{Repeat, request_id},
-    vm_api::ConsoleOutput,
+    vm_api::{BalloonStatus, ConsoleOutput, ReclaimFreeMemoryResponse},
 };
 
 /// Keystrokes that wait for a slow connection before the typist is held up.
@@ -108,6 +109,56 @@ impl Client {
     vm_operation! {
         /// Stops and forgets a VM; its volumes stay.
         delete_vm, DeleteVmRequest
+    }
+
+    /// Writes a VM into a file of its node and stops it; [`start_vm`](Self::start_vm) goes on where it was, and
+    /// [`stop_vm`](Self::stop_vm) discards its memory. Returns when it is done.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`] where it does not run, and see [`Error`]; it runs on then.
+    pub async fn suspend_vm(&self, vm: &str) -> Result<Vm> {
+        let request = SuspendVmRequest { request_id: request_id(), vm: vm.to_owned() };
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).suspend_vm(request).await }
+        })
+        .await
+    }
+
+    /// How a running VM's balloon stands.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`] where it does not run or has none, and see [`Error`].
+    pub async fn balloon(&self, vm: &str) -> Result<BalloonStatus> {
+        self.call(Repeat::Safe, |channel| {
+            let request = GetBalloonRequest { vm: vm.to_owned() };
+            async move { VmsClient::new(channel).get_balloon(request).await }
+        })
+        .await
+    }
+
+    /// Asks a VM's guest to have so much in its balloon. Returns at once.
+    ///
+    /// # Errors
+    /// Those of [`balloon`](Self::balloon).
+    pub async fn set_balloon(&self, vm: &str, target_bytes: u64) -> Result<BalloonStatus> {
+        self.call(Repeat::Safe, |channel| {
+            let request = SetBalloonRequest { vm: vm.to_owned(), target_bytes };
+            async move { VmsClient::new(channel).set_balloon(request).await }
+        })
+        .await
+    }
+
+    /// Asks a VM's guest which pages are free and gives them back to the host.
+    ///
+    /// # Errors
+    /// Those of [`balloon`](Self::balloon).
+    pub async fn reclaim_free_memory(&self, vm: &str) -> Result<ReclaimFreeMemoryResponse> {
+        self.call(Repeat::Safe, |channel| {
+            let request = ReclaimFreeMemoryRequest { vm: vm.to_owned() };
+            async move { VmsClient::new(channel).reclaim_free_memory(request).await }
+        })
+        .await
     }
 
     /// Moves a running VM: `target` names the node and the longest blackout to aim for, `request_id` is set here.

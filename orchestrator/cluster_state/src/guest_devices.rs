@@ -73,6 +73,44 @@ pub struct Hardware {
     pub bus: DeviceBus,
     /// What its guest's reset does.
     pub on_reset: OnReset,
+    /// Devices beside disks and interfaces.
+    pub extras: Extras,
+}
+
+/// Devices of which a VM has one or none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// A source of entropy.
+    pub rng: bool,
+    /// A console beside the serial port.
+    pub console: bool,
+    /// A balloon.
+    pub balloon: Option<BalloonSpec>,
+    /// Sockets to its host, under this context id.
+    pub vsock: Option<Cid>,
+}
+
+/// A balloon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BalloonSpec {
+    /// The guest may not take pages back by itself when it runs out of memory.
+    pub keep_on_oom: bool,
+}
+
+/// A guest's context id for its sockets (virtio 1.2, 5.10.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cid(u32);
+
+impl Cid {
+    /// `None` for what is reserved.
+    pub fn new(cid: u64) -> Option<Self> {
+        u32::try_from(cid).ok().filter(|cid| (3..u32::MAX).contains(cid)).map(Self)
+    }
+
+    /// Its number.
+    pub fn get(self) -> u32 {
+        self.0
+    }
 }
 
 /// What a VM's devices are on.
@@ -202,6 +240,12 @@ mod tests {
         let now: Vec<_> =
             devices.nics.iter().enumerate().map(|(n, nic)| (nic.mac(vm, n), nic.place)).collect();
         assert_eq!(now, [(macs[1], 2), (macs[2], 3)]);
+    }
+
+    #[test]
+    fn what_is_reserved_is_no_guests_context() {
+        assert_eq!([0, 2, u64::from(u32::MAX), 1 << 40].map(Cid::new), [None; 4]);
+        assert_eq!(Cid::new(3).map(Cid::get), Some(3));
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub use drover_rate_limit::{Limit, Limits, Rate, RateError};
 pub use evidence::{Blocklist, Evidence, VolumeFence, VolumeOwner};
 pub use explanation::{Choice, Explanation, NearestMiss, RefusalCount, ScoreTerm};
 pub use guest_devices::{
-    DISK_PLACES, DISK_QUEUES_MAX, DeviceBus, GuestDevices, Hardware, Mac, MacError, NICS_MAX, Nic, OnReset,
+    BalloonSpec, Cid, DISK_PLACES, DISK_QUEUES_MAX, DeviceBus, Extras, GuestDevices, Hardware, Mac, MacError,
+    NICS_MAX, Nic, OnReset,
 };
 pub use host::{
     CpuBaseline, CpuBaselineError, Drain, HostFacts, Labels, NodeSettings, NumaNode, Overcommit, RACK_LABEL,

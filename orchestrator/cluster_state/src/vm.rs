@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use drover_cloud_init::Seed;
-use drover_ids::{Generation, OperationId, VmId, VolumeId};
+use drover_ids::{Generation, NodeId, OperationId, VmId, VolumeId};
 use drover_units::{Bytes, VcpuCount};
 
 use crate::{
@@ -97,6 +97,8 @@ pub enum StopCause {
     Requested,
     /// The guest ended it; restarting would go against its word.
     GuestShutdown,
+    /// Its memory is in a file of the node it ran on.
+    Suspended,
     /// The operation that should have started it failed: a failed start leaves nothing trying.
     StartFailed(String),
 }
@@ -106,6 +108,7 @@ impl fmt::Display for StopCause {
         match self {
             Self::Requested => f.write_str("stopped on request"),
             Self::GuestShutdown => f.write_str("the guest shut itself down"),
+            Self::Suspended => f.write_str("suspended"),
             Self::StartFailed(reason) => write!(f, "its start failed: {reason}"),
         }
     }
@@ -135,6 +138,8 @@ pub struct Vm {
     pub desired: Desired,
     /// Why it is not wanted to run.
     pub stop_cause: Option<StopCause>,
+    /// The node that has its memory in a file, until it has run again.
+    pub suspended_on: Option<NodeId>,
     /// Who may run it.
     pub ownership: Ownership,
     /// Restart bookkeeping.

@@ -81,9 +81,9 @@ impl NodeAgents for AgentConnections {
             Some(Command { operation_id: call.operation.to_string(), owner_epoch: call.epoch.get() });
         let vm_id = call.vm.to_string();
         let answered = match call.command {
-            AgentCommand::EnsureVm(spec) => {
+            AgentCommand::EnsureVm { spec, resume } => {
                 let spec = Some(convert::vm_spec(call.vm, &spec, &call.pools));
-                agent.ensure_vm(EnsureVmRequest { command, spec }).await.and_then(report)
+                agent.ensure_vm(EnsureVmRequest { command, spec, resume }).await.and_then(report)
             }
             AgentCommand::StopVm => {
                 agent.stop_vm(StopVmRequest { command, vm_id }).await.map(|_| AgentAnswer::Stopped)

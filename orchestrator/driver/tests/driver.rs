@@ -150,7 +150,7 @@ async fn a_driver_killed_at_any_moment_is_taken_over() {
             .agents
             .calls()
             .iter()
-            .filter(|call| matches!(call.command, AgentCommand::EnsureVm(_)))
+            .filter(|call| matches!(call.command, AgentCommand::EnsureVm { .. }))
             .count();
         assert!(ensured <= 2, "killed after {moment} ms: the start was repeated {ensured} times");
         assert_eq!(stored(&store).await.vms[&vm.id].ownership, vm.ownership);

@@ -371,6 +371,7 @@ impl Agent {
             lease,
             how,
             deaths: self.deaths.clone(),
+            suspended: self.state_dir.suspended().clone(),
         };
         tokio::spawn(launch::launch(plan, recorded, self.inbox.clone()));
     }

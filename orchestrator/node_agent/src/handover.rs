@@ -1,10 +1,13 @@
 //! What a jailed vmmd cannot open, opened for it.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixListener,
+    },
     path::Path,
     time::Duration,
 };
@@ -54,6 +57,28 @@ impl Parcel {
         if !disk.read_only && path.exists() {
             self.add(&record_name(&disk.path), open_record(&DirPool::sidecar_of(path)));
         }
+    }
+
+    /// The file of a VM that is suspended here, or is about to be.
+    pub(crate) fn of_suspended(path: &Path, file: File) -> Self {
+        Self { files: vec![(path.to_string_lossy().into_owned(), file.into())] }
+    }
+
+    /// The socket on which processes of this host reach the guest's.
+    pub(crate) fn add_vsock(&mut self, config: &VmConfig) -> Result<(), Status> {
+        let vsock = config.devices.as_ref().and_then(|devices| devices.vsock.as_ref());
+        let Some(path) = vsock.map(|vsock| Path::new(&vsock.socket_path)) else { return Ok(()) };
+        let listen = || {
+            // An earlier process's.
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => UnixListener::bind(path),
+            }
+        };
+        let listener =
+            listen().map_err(|error| io_status("cannot listen for the guest's sockets", &error))?;
+        self.files.push((listener_name(&path.to_string_lossy()), listener.into()));
+        Ok(())
     }
 
     fn add(&mut self, name: &str, file: io::Result<File>) {

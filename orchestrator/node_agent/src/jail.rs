@@ -73,6 +73,17 @@ pub(crate) struct Jail {
     seccomp: Seccomp,
 }
 
+/// What only some VMs are left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// Disks in Ceph.
+    pub(crate) rbd: bool,
+    /// Sockets to the host.
+    pub(crate) vsock: bool,
+    /// To be resumed from a file.
+    pub(crate) resume: bool,
+}
+
 /// What there is one of for each VM.
 const NAMESPACES: CloneFlags =
     CloneFlags::CLONE_NEWPID.union(CloneFlags::CLONE_NEWNS).union(CloneFlags::CLONE_NEWIPC);
@@ -103,15 +114,15 @@ impl Jail {
         Ok(jail)
     }
 
-    /// What vmmd is told. `rbd`: it has disks in Ceph.
-    pub(crate) fn arguments(&self, vm: VmId, rbd: bool) -> Vec<OsString> {
+    /// What vmmd is told.
+    pub(crate) fn arguments(&self, vm: VmId, needs: Needs) -> Vec<OsString> {
         if !self.on {
             return Vec::new();
         }
         let mut arguments = vec!["--jail".to_owned(), format!("--seccomp={}", self.seccomp)];
-        if rbd {
-            arguments.push("--jail-rbd".to_owned());
-        }
+        let flags =
+            [(needs.rbd, "--jail-rbd"), (needs.vsock, "--jail-vsock"), (needs.resume, "--jail-resume")];
+        arguments.extend(flags.iter().filter(|(needed, _)| *needed).map(|(_, flag)| (*flag).to_owned()));
         if self.privileged {
             arguments.push(format!("--jail-uid={}", self.uid(vm)));
             arguments.push("--jail-own-mounts".to_owned());
@@ -171,9 +182,9 @@ mod tests {
 
     const WHOLE: Jail = Jail { on: true, privileged: true, uid_base: UID_BASE, seccomp: Seccomp::Kill };
 
-    fn arguments(jail: Jail, rbd: bool) -> String {
+    fn arguments(jail: Jail, needs: Needs) -> String {
         let vm = VmId::from_u128(0xabcd_0000_0000_0000_0000_0000_0123_4567);
-        let words = jail.arguments(vm, rbd);
+        let words = jail.arguments(vm, needs);
         words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
@@ -181,10 +192,13 @@ mod tests {
     fn vmmd_is_told_what_the_host_allows() {
         let uid = UID_BASE + 0x23_4567;
         let whole = format!("--jail --seccomp=kill --jail-uid={uid} --jail-own-mounts");
-        assert_eq!(arguments(WHOLE, false), whole);
+        let nothing = Needs::default();
+        assert_eq!(arguments(WHOLE, nothing), whole);
         let half = Jail { privileged: false, seccomp: Seccomp::Log, ..WHOLE };
-        assert_eq!(arguments(half, true), "--jail --seccomp=log --jail-rbd");
-        assert_eq!(arguments(Jail { on: false, ..WHOLE }, true), "");
+        assert_eq!(arguments(half, Needs { rbd: true, ..nothing }), "--jail --seccomp=log --jail-rbd");
+        let all = Needs { rbd: true, vsock: true, resume: true };
+        assert!(arguments(half, all).ends_with("--jail-rbd --jail-vsock --jail-resume"));
+        assert_eq!(arguments(Jail { on: false, ..WHOLE }, all), "");
     }
 
     #[test]

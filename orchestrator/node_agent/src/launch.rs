@@ -10,22 +10,23 @@ use std::{
 
 use drover_ids::{MigrationId, VmId};
 use drover_node_supervisor::{EndHow, Event, Lease, Run};
-use drover_wire::vm::v1::{Command, MigrateInRequest};
+use drover_wire::vm::v1::{Command, MigrateInRequest, VmConfig, VmInfo};
 use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
-use tonic::Status;
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use crate::{
     death_watch::DeathWatch,
     handover::{self, Parcel},
-    jail::Jail,
+    jail::{Jail, Needs},
     machine::Machine,
     message::{Message, NotUp, Up},
     nics,
     process::Process,
     spawn,
     state_dir::RunDir,
+    suspended::Suspended,
     vmmd::{Vmmd, io_status, wire_lease},
 };
 
@@ -51,6 +52,14 @@ pub(crate) struct Plan {
     pub(crate) lease: Lease,
     pub(crate) how: How,
     pub(crate) deaths: DeathWatch,
+    pub(crate) suspended: Suspended,
+}
+
+impl Plan {
+    /// Whether it goes on with what was suspended here.
+    fn resumes(&self) -> bool {
+        matches!(self.how, How::Boot) && self.machine.resume && self.suspended.has(self.vm)
+    }
 }
 
 /// How the VM comes to life.
@@ -95,6 +104,9 @@ async fn bring_up(
     plan.machine
         .place_seed(&plan.dir)
         .map_err(|error| never_ran(io_status("cannot write the seed disk", &error)))?;
+    plan.machine
+        .place_vsock(&plan.dir)
+        .map_err(|error| never_ran(io_status("cannot place the guest's sockets", &error)))?;
     let process = start_process(&plan).map_err(never_ran)?;
     let (vm, run) = (plan.vm, plan.run);
     inbox.send(Message::Spawned { vm, run, process: Arc::clone(&process) }).await.ok();
@@ -114,8 +126,13 @@ async fn bring_up(
 fn start_process(plan: &Plan) -> Result<Arc<Process>, Status> {
     // Spawning blocks until the child has become vmmd, about a millisecond: shorter than the way to another thread
     // and back, and this thread has to register the process with its reactor.
-    let rbd = plan.machine.config.disks.iter().any(|disk| disk.rbd.is_some());
-    match spawn::spawn(spawn::Start { vmmd: &plan.vmmd, jail: plan.jail, rbd }, &plan.dir, &plan.deaths) {
+    let config = &plan.machine.config;
+    let needs = Needs {
+        rbd: config.disks.iter().any(|disk| disk.rbd.is_some()),
+        vsock: config.devices.as_ref().is_some_and(|devices| devices.vsock.is_some()),
+        resume: plan.resumes(),
+    };
+    match spawn::spawn(spawn::Start { vmmd: &plan.vmmd, jail: plan.jail, needs }, &plan.dir, &plan.deaths) {
         Ok(Some(process)) => Ok(Arc::new(process)),
         Ok(None) => Err(Status::internal("an older process of this VM is still there")),
         Err(error) => Err(io_status(&format!("cannot start {}", plan.vmmd.display()), &error)),
@@ -123,29 +140,38 @@ fn start_process(plan: &Plan) -> Result<Arc<Process>, Status> {
 }
 
 async fn talk(plan: Plan, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
-    let Plan { vm, run, dir, machine, command, lease, how, .. } = plan;
+    let resumes = plan.resumes();
+    let Plan { vm, run, dir, machine, command, lease, how, suspended, .. } = plan;
     let never_ran = |status| NotUp { status, may_have_run: false };
+    if !resumes {
+        // The VM has another life from here on.
+        suspended.remove(vm);
+    }
     let vmmd = Vmmd::connect(dir.socket()).await.map_err(never_ran)?;
     // Its lease can be extended from now on, however long its disks take.
     inbox.send(Message::Reachable { vm, run, vmmd: vmmd.clone() }).await.ok();
-    let (config, listen) = (machine.config.clone(), how.listens_on());
-    let parcel = move || {
-        let mut parcel = Parcel::of_machine(&config);
-        parcel.add_taps(&config.nics)?;
-        if let Some(address) = listen {
-            parcel.add_listener(&address)?;
-        }
-        Ok(parcel)
-    };
-    handover::deliver(&dir, parcel).await.map_err(never_ran)?;
+    let listen = how.listens_on();
+    deliver_machine(&dir, &machine.config, move |parcel| match listen {
+        Some(address) => parcel.add_listener(&address),
+        None => Ok(()),
+    })
+    .await
+    .map_err(never_ran)?;
     match how {
         How::Boot => {
-            let created = vmmd.create(command.clone(), machine.config, lease).await.map_err(never_ran)?;
+            let suspended = resumes.then_some(&suspended);
+            let created = create(&vmmd, (&dir, suspended), command.clone(), (machine.config, lease))
+                .await
+                .map_err(never_ran)?;
             nics::connect(&machine.wiring).map_err(never_ran)?;
             // Under which addresses it writes is reported before it does.
             inbox.send(Message::Info { vm, run, info: created }).await.ok();
             let started = vmmd.start(command).await;
             let info = started.map_err(|status| NotUp { status, may_have_run: true })?;
+            if let Some(suspended) = suspended {
+                // It has been spent. What is still to be loaded of it comes through vmmd's own descriptor.
+                suspended.remove(vm);
+            }
             Ok(Up { vmmd, info, address: None })
         }
         How::Receive { migration, listen } => {
@@ -164,6 +190,50 @@ async fn talk(plan: Plan, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
             };
             Ok(Up { vmmd, info, address: Some(answer.address) })
         }
+    }
+}
+
+/// Hands over what a machine of this configuration is made of, and more.
+async fn deliver_machine(
+    dir: &RunDir,
+    config: &VmConfig,
+    more: impl FnOnce(&mut Parcel) -> Result<(), Status> + Send + 'static,
+) -> Result<(), Status> {
+    let config = config.clone();
+    let parcel = move || {
+        let mut parcel = Parcel::of_machine(&config);
+        parcel.add_taps(&config.nics)?;
+        parcel.add_vsock(&config)?;
+        more(&mut parcel)?;
+        Ok(parcel)
+    };
+    handover::deliver(dir, parcel).await
+}
+
+/// Builds the machine: with the guest that was suspended here, or from its disks where there is none, or none of use.
+async fn create(
+    vmmd: &Vmmd,
+    (dir, suspended): (&RunDir, Option<&Suspended>),
+    command: Command,
+    (config, lease): (VmConfig, Lease),
+) -> Result<VmInfo, Status> {
+    let Some(suspended) = suspended else { return vmmd.create(command, (config, None), lease).await };
+    let (vm, path) = (dir.vm(), suspended.path(dir.vm()));
+    let opened = suspended.file(vm).map_err(|error| io_status("cannot open a suspended VM", &error))?;
+    let parcel = Parcel::of_suspended(&path, opened);
+    handover::deliver(dir, move || Ok(parcel)).await?;
+    match vmmd.create(command.clone(), (config.clone(), Some(&path)), lease).await {
+        // vmmd says that of a file which cannot be used: it is damaged, or the VM has run in between.
+        Err(status)
+            if status.code() == Code::FailedPrecondition && status.message().starts_with("resume_path") =>
+        {
+            warn!(%vm, error = status.message(), "the VM is started from its disks");
+            suspended.remove(vm);
+            // What was handed over before went with the machine that was not to be.
+            deliver_machine(dir, &config, |_| Ok(())).await?;
+            vmmd.create(command, (config, None), lease).await
+        }
+        other => other,
     }
 }
 

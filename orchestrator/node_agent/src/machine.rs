@@ -30,6 +30,8 @@ pub(crate) struct Machine {
     pub(crate) seed: Option<SeedDisk>,
     /// Where that is among disks; 0: behind the volumes.
     seed_place: u32,
+    /// Whether it goes on with what was suspended here.
+    pub(crate) resume: bool,
     /// What becomes of the taps of its network interfaces once they are there.
     pub(crate) wiring: Vec<Wiring>,
 }
@@ -99,12 +101,21 @@ impl Machine {
             initrd_path,
             platform: spec.platform,
             nics,
-            ..VmConfig::default()
+            devices: spec.devices,
         };
         if spec.seed.as_ref().is_some_and(|seed| seed.image.len() > SEED_BYTES_MAX) {
             return Err(invalid(format!("spec.seed has more than {SEED_BYTES_MAX} bytes")));
         }
-        Ok(Self { config, seed: spec.seed, seed_place: spec.seed_place, wiring })
+        Ok(Self { config, seed: spec.seed, seed_place: spec.seed_place, resume: false, wiring })
+    }
+
+    /// Says where processes of this host reach the guest's sockets, if it has any.
+    pub(crate) fn place_vsock(&mut self, dir: &RunDir) -> io::Result<()> {
+        if let Some(vsock) = self.config.devices.as_mut().and_then(|devices| devices.vsock.as_mut()) {
+            let path = dir.vsock().into_os_string().into_string();
+            vsock.socket_path = path.map_err(|_| io::Error::other("the path is not UTF-8"))?;
+        }
+        Ok(())
     }
 
     /// Puts the seed disk into the VM's directory and behind its volumes.

@@ -45,6 +45,7 @@ mod service;
 mod spawn;
 mod state_dir;
 mod status;
+mod suspended;
 mod vmmd;
 
 use std::io::IsTerminal as _;
@@ -109,14 +110,16 @@ async fn run(config: Config) -> anyhow::Result<()> {
         cgroup::find();
     }
     let librbd = Librbd::of(&config.vmmd).await;
-    let registry = Registry::new(&config, (node_id, incarnation), port, &librbd)?;
+    let suspended = state_dir.suspended().clone();
+    let registry = Registry::new(&config, (node_id, incarnation), port, (&librbd, suspended.clone()))?;
     let (inbox, messages) = mpsc::channel(INBOX_DEPTH);
     let deaths = DeathWatch::start()?;
     let adopted = adopt::scan(&state_dir, &deaths).await?;
     let (pools, networks) = (config.pools.clone(), config.networks.clone());
     let agent = Agent::new((config, jail), state_dir, registry, deaths, inbox.clone())?;
-    let service = NodeAgentServer::new(Service::new(node_id, Offers { pools, librbd, networks }, inbox))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let service =
+        NodeAgentServer::new(Service::new(node_id, Offers { pools, librbd, networks }, (inbox, suspended)))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()
         .tcp_nodelay(true)
         .add_service(service)

@@ -1,6 +1,6 @@
 //! The agent's calls to the control plane.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use drover_ids::{NodeId, OwnerEpoch};
@@ -20,7 +20,7 @@ use tonic::{
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
-use crate::{capabilities::Librbd, config::Config};
+use crate::{capabilities::Librbd, config::Config, suspended::Suspended};
 
 /// A call that takes longer has failed: the next heartbeat is worth more than this one's late answer. Well below
 /// every sensible lease, so that a lost answer does not cost it.
@@ -32,6 +32,7 @@ const CONNECT_WITHIN: Duration = Duration::from_millis(500);
 pub(crate) struct Registry {
     client: NodeRegistryClient<Channel>,
     introduction: RegisterRequest,
+    suspended: Suspended,
 }
 
 impl Registry {
@@ -39,7 +40,7 @@ impl Registry {
         config: &Config,
         (node, incarnation): (NodeId, Uuid),
         port: u16,
-        librbd: &Librbd,
+        (librbd, suspended): (&Librbd, Suspended),
     ) -> anyhow::Result<Self> {
         let channel = Endpoint::from_shared(config.control_plane.clone())
             .with_context(|| format!("--control-plane: '{}' is not a URL", config.control_plane))?
@@ -59,7 +60,7 @@ impl Registry {
             librbd: librbd.version().to_owned(),
         };
         let client = NodeRegistryClient::new(channel).max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { client, introduction })
+        Ok(Self { client, introduction, suspended })
     }
 
     /// Introduces the node.
@@ -100,9 +101,17 @@ impl Registry {
             incarnation: self.introduction.incarnation,
             sequence,
             vms,
+            suspended: self.suspended.list().iter().map(ToString::to_string).collect(),
         };
+        let asked_at = SystemTime::now();
         match timeout(ANSWER_WITHIN, self.client.heartbeat(request)).await {
-            Ok(Ok(response)) => answered(sequence, response.into_inner()),
+            Ok(Ok(response)) => {
+                let response = response.into_inner();
+                for vm in response.discard.iter().filter_map(|vm| vm.parse().ok()) {
+                    self.suspended.remove_older(vm, asked_at);
+                }
+                answered(sequence, response)
+            }
             Ok(Err(status)) => {
                 // The control plane knows another incarnation of this node, or none.
                 let unknown = matches!(status.code(), Code::NotFound | Code::FailedPrecondition);

@@ -7,10 +7,11 @@ use drover_node_supervisor::Verb;
 use drover_wire::{
     node,
     node::v1::{
-        CancelMigrationRequest, ConsoleRequest, EnsureVmRequest, GrantEpochRequest, HoldQueuesRequest,
-        ListVmsRequest, ListVmsResponse, LogsRequest, MigrateOutRequest, PauseVmRequest,
-        PrepareIncomingRequest, PrepareIncomingResponse, ReleaseQueuesRequest, ResumeVmRequest,
-        SetLimitsRequest, StopVmRequest, StopVmResponse, VmSpec, VmStatus, node_agent_server::NodeAgent,
+        CancelMigrationRequest, ConsoleRequest, EnsureVmRequest, GetBalloonRequest, GrantEpochRequest,
+        HoldQueuesRequest, ListVmsRequest, ListVmsResponse, LogsRequest, MigrateOutRequest, PauseVmRequest,
+        PrepareIncomingRequest, PrepareIncomingResponse, ReclaimFreeMemoryRequest, ReleaseQueuesRequest,
+        ResumeVmRequest, SetBalloonRequest, SetLimitsRequest, StopVmRequest, StopVmResponse,
+        SuspendVmRequest, VmSpec, VmStatus, node_agent_server::NodeAgent,
     },
     vm::v1::{self as vm, Command, ConsoleOutput},
 };
@@ -25,7 +26,8 @@ use crate::{
     machine::{self, Machine, Offers},
     message::{Asked, Body, Located, Message, Reply},
     nics,
-    vmmd::Vmmd,
+    suspended::Suspended,
+    vmmd::{Vmmd, io_status},
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -37,11 +39,16 @@ pub(crate) struct Service {
     node: NodeId,
     offers: Arc<Offers>,
     inbox: mpsc::Sender<Message>,
+    suspended: Suspended,
 }
 
 impl Service {
-    pub(crate) fn new(node: NodeId, offers: Offers, inbox: mpsc::Sender<Message>) -> Self {
-        Self { node, offers: Arc::new(offers), inbox }
+    pub(crate) fn new(
+        node: NodeId,
+        offers: Offers,
+        (inbox, suspended): (mpsc::Sender<Message>, Suspended),
+    ) -> Self {
+        Self { node, offers: Arc::new(offers), inbox, suspended }
     }
 
     async fn tell<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, Status> {
@@ -62,9 +69,13 @@ impl Service {
         }
     }
 
-    fn machine(&self, spec: Option<VmSpec>) -> Result<(VmId, Body), Status> {
+    fn machine(&self, spec: Option<VmSpec>, resume: bool) -> Result<(VmId, Body), Status> {
         let vm = vm_id("spec.vm_id", spec.as_ref().map(|spec| spec.vm_id.as_str()).unwrap_or_default())?;
-        Ok((vm, Body::Machine(Box::new(Machine::resolve(spec, self.node, &self.offers)))))
+        let mut machine = Machine::resolve(spec, self.node, &self.offers);
+        if let Ok(machine) = &mut machine {
+            machine.resume = resume;
+        }
+        Ok((vm, Body::Machine(Box::new(machine))))
     }
 
     /// The process of a VM that runs here.
@@ -102,7 +113,7 @@ fn asked(vm: VmId, verb: Verb, given: Option<Command>, body: Body) -> Result<Ask
 impl NodeAgent for Service {
     async fn ensure_vm(&self, request: Request<EnsureVmRequest>) -> Answer<VmStatus> {
         let request = request.into_inner();
-        let (vm, body) = self.machine(request.spec)?;
+        let (vm, body) = self.machine(request.spec, request.resume)?;
         self.ask_status(asked(vm, Verb::Ensure, request.command, body)?).await
     }
 
@@ -121,7 +132,7 @@ impl NodeAgent for Service {
     ) -> Answer<PrepareIncomingResponse> {
         let request = request.into_inner();
         let migration = migration_id(&request.migration_id)?;
-        let (vm, body) = self.machine(request.spec)?;
+        let (vm, body) = self.machine(request.spec, false)?;
         let asked = asked(vm, Verb::PrepareIncoming { migration }, request.command, body)?;
         match self.ask(asked).await? {
             Reply::Incoming { address } => Ok(Response::new(PrepareIncomingResponse { address })),
@@ -252,6 +263,44 @@ impl NodeAgent for Service {
         });
         let request = vm::SetLimitsRequest { command: Some(command(given)?), device, limits };
         vmmd.client().set_limits(request).await
+    }
+
+    async fn suspend_vm(&self, request: Request<SuspendVmRequest>) -> Answer<vm::VmInfo> {
+        let SuspendVmRequest { command: given, vm_id: text } = request.into_inner();
+        let (vm, given) = (vm_id("vm_id", &text)?, command(given)?);
+        let Located { vmmd, dir, .. } = self.find(vm).await?;
+        let vmmd = vmmd.ok_or_else(|| Status::failed_precondition("this VM does not run here"))?;
+        let path = self.suspended.path(vm);
+        let cannot = |error| io_status("cannot make the file of a suspended VM", &error);
+        let file = self.suspended.file(vm).map_err(cannot)?;
+        // Now: the VM is nowhere else once vmmd has written it, and nobody may be here then.
+        self.suspended.settle().map_err(cannot)?;
+        let parcel = Parcel::of_suspended(&path, file);
+        handover::deliver(&dir, move || Ok(parcel)).await?;
+        vmmd.suspend(given, &path).await.map(Response::new)
+    }
+
+    async fn set_balloon(&self, request: Request<SetBalloonRequest>) -> Answer<vm::BalloonStatus> {
+        let SetBalloonRequest { command: given, vm_id, target_bytes } = request.into_inner();
+        let vmmd = self.running(&vm_id).await?;
+        let request = vm::SetBalloonRequest { command: Some(command(given)?), target_bytes };
+        vmmd.client().set_balloon(request).await
+    }
+
+    async fn get_balloon(&self, request: Request<GetBalloonRequest>) -> Answer<vm::BalloonStatus> {
+        let GetBalloonRequest { vm_id, wait_ms } = request.into_inner();
+        let vmmd = self.running(&vm_id).await?;
+        vmmd.client().get_balloon(vm::GetBalloonRequest { wait_ms }).await
+    }
+
+    async fn reclaim_free_memory(
+        &self,
+        request: Request<ReclaimFreeMemoryRequest>,
+    ) -> Answer<vm::ReclaimFreeMemoryResponse> {
+        let ReclaimFreeMemoryRequest { command: given, vm_id, limit_ms } = request.into_inner();
+        let vmmd = self.running(&vm_id).await?;
+        let request = vm::ReclaimFreeMemoryRequest { command: Some(command(given)?), limit_ms };
+        vmmd.client().reclaim_free_memory(request).await
     }
 
     async fn release_queues(

@@ -27,7 +27,7 @@ use tokio::task::spawn_blocking;
 use crate::{
     cgroup, clock,
     death_watch::DeathWatch,
-    jail::{self, Jail},
+    jail::{self, Jail, Needs},
     process::Process,
     state_dir::RunDir,
 };
@@ -40,13 +40,12 @@ const ENVIRONMENT: [&str; 3] = ["PATH", "RUST_LOG", "RUST_BACKTRACE"];
 pub(crate) struct Start<'a> {
     pub(crate) vmmd: &'a Path,
     pub(crate) jail: Jail,
-    /// It has disks in Ceph.
-    pub(crate) rbd: bool,
+    pub(crate) needs: Needs,
 }
 
 /// Starts vmmd in `dir`. `None`: a process of this VM is still there.
 pub(crate) fn spawn(start: Start<'_>, dir: &RunDir, deaths: &DeathWatch) -> io::Result<Option<Process>> {
-    let Start { vmmd, jail, rbd } = start;
+    let Start { vmmd, jail, needs } = start;
     let Some(log) = dir.lock_log()? else { return Ok(None) };
     let spawned_at = clock::now().as_ns().to_string();
     let socket = dir.socket();
@@ -62,7 +61,7 @@ pub(crate) fn spawn(start: Start<'_>, dir: &RunDir, deaths: &DeathWatch) -> io::
     .map(c_string)
     .into_iter()
     .collect::<io::Result<Vec<_>>>()?;
-    for argument in jail.arguments(dir.vm(), rbd) {
+    for argument in jail.arguments(dir.vm(), needs) {
         arguments.push(c_string(argument)?);
     }
     let environment = ENVIRONMENT
@@ -76,7 +75,7 @@ pub(crate) fn spawn(start: Start<'_>, dir: &RunDir, deaths: &DeathWatch) -> io::
         })
         .collect::<io::Result<Vec<_>>>()?;
 
-    let pid = jail::in_namespaces(jail.namespaces(rbd), || {
+    let pid = jail::in_namespaces(jail.namespaces(needs.rbd), || {
         become_vmmd(vmmd, (&arguments, &environment), log.as_fd())
     })?;
     let pid = Pid::from_raw(pid).ok_or(Errno::ESRCH)?;

@@ -7,6 +7,8 @@
 //!     spec.json          the record: newest epoch, and whether the VM's end has been acknowledged
 //!     vmmd.sock  console.log  vmmd.log
 //!     seed.iso    what cloud-init in the guest is told, if anything; mode 0600
+//!     vsock       the guest's sockets, if it has any: whoever connects says CONNECT and a port; the guest reaches vsock_<port>
+//! <state>/suspended/     VMs that are suspended here (crate::suspended)
 //! ```
 //!
 //! vmmd.log is more than a log: it is locked, and the lock travels with vmmd's standard error. Whoever obtains it
@@ -28,6 +30,8 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::suspended::Suspended;
+
 /// Longest path a unix socket can have (`sun_path` of 108 bytes, with its final NUL).
 const SOCKET_PATH_MAX: usize = 107;
 /// vmmd.log is set aside at the next start when it has grown to this.
@@ -39,6 +43,7 @@ const RECORD_MAX: u64 = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct StateDir {
     root: PathBuf,
+    suspended: Suspended,
     _lock: File,
 }
 
@@ -57,7 +62,9 @@ impl StateDir {
             length - SOCKET_PATH_MAX
         );
         let lock = lock_for_this_process(&root)?;
-        Ok(Self { root, _lock: lock })
+        let suspended =
+            Suspended::open(&root).with_context(|| format!("cannot make a folder in {}", root.display()))?;
+        Ok(Self { root, suspended, _lock: lock })
     }
 
     /// The node's identity, chosen now if this is its first start.
@@ -75,6 +82,11 @@ impl StateDir {
             }
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         }
+    }
+
+    /// The files of suspended VMs.
+    pub(crate) fn suspended(&self) -> &Suspended {
+        &self.suspended
     }
 
     pub(crate) fn run_dir(&self, vm: VmId) -> RunDir {
@@ -171,6 +183,11 @@ impl RunDir {
     /// The older part of the console log.
     pub(crate) fn console_log_rotated(&self) -> PathBuf {
         self.path.join("console.log.1")
+    }
+
+    /// Where processes of this host reach the guest's sockets.
+    pub(crate) fn vsock(&self) -> PathBuf {
+        self.path.join("vsock")
     }
 
     fn vmmd_log(&self) -> PathBuf {

@@ -1,6 +1,10 @@
 //! The conversation with one vmmd.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use drover_node_supervisor::{BootTime, Lease, VmReport, VmState};
 use drover_wire::vm::v1::{
@@ -60,14 +64,24 @@ impl Vmmd {
         Ok(Self { client: VmClient::new(channel) })
     }
 
-    pub(crate) async fn create(&self, command: Command, config: VmConfig, lease: Lease) -> Result<VmInfo> {
-        let request = CreateRequest {
-            command: Some(command),
-            config: Some(config),
-            lease: Some(wire_lease(lease)),
-            ..CreateRequest::default()
-        };
+    /// Builds the machine: with a kernel, or with what is in a file.
+    pub(crate) async fn create(
+        &self,
+        command: Command,
+        (config, resume): (VmConfig, Option<&Path>),
+        lease: Lease,
+    ) -> Result<VmInfo> {
+        let resume_path = resume.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        let (config, lease) = (Some(config), Some(wire_lease(lease)));
+        let request = CreateRequest { command: Some(command), config, lease, resume_path };
         bounded(BUILD_WITHIN, self.client.clone().create(request)).await
+    }
+
+    /// Waits as long as the writing takes, which is as long as the lease is renewed.
+    pub(crate) async fn suspend(&self, command: Command, path: &Path) -> Result<VmInfo> {
+        let path = path.to_string_lossy().into_owned();
+        let request = vm::SuspendRequest { command: Some(command), path };
+        self.client.clone().suspend(request).await.map(Response::into_inner)
     }
 
     pub(crate) async fn start(&self, command: Command) -> Result<VmInfo> {

@@ -180,7 +180,8 @@ async fn a_half_started_vm_is_cleared_away_by_the_next_agent() {
     let mut node = Node::start(CALM).await;
     node.misbehave("hang-in-create");
     let mut agent = node.agent().await;
-    let request = drover_wire::node::v1::EnsureVmRequest { command: command(1), spec: Some(support::spec()) };
+    let spec = Some(support::spec());
+    let request = drover_wire::node::v1::EnsureVmRequest { command: command(1), spec, resume: false };
     let asking = tokio::spawn(async move { agent.ensure_vm(request).await });
     node.until("the process", || node.run_dir().join("vmmd.sock").exists().then_some(())).await;
     node.kill_agent();
@@ -196,7 +197,8 @@ async fn stop_during_a_start_ends_it() {
     let node = Node::start(CALM).await;
     node.misbehave("hang-in-create");
     let mut agent = node.agent().await;
-    let request = drover_wire::node::v1::EnsureVmRequest { command: command(1), spec: Some(support::spec()) };
+    let spec = Some(support::spec());
+    let request = drover_wire::node::v1::EnsureVmRequest { command: command(1), spec, resume: false };
     let asking = tokio::spawn(async move { agent.ensure_vm(request).await });
     node.until("the process", || node.run_dir().join("vmmd.sock").exists().then_some(())).await;
     assert!(node.stop(1).await.unwrap().ended);

@@ -46,7 +46,7 @@ pub(crate) enum Verb {
 impl Verb {
     pub(crate) fn of(command: &AgentCommand) -> Self {
         match command {
-            AgentCommand::EnsureVm(_) => Self::Ensure,
+            AgentCommand::EnsureVm { .. } => Self::Ensure,
             AgentCommand::StopVm => Self::Stop,
             AgentCommand::PrepareIncoming { .. } => Self::Prepare,
             AgentCommand::MigrateOut { migration, .. } => Self::MigrateOut(*migration),

@@ -30,6 +30,8 @@ pub(crate) enum Cause {
     Unwanted,
     /// Its guest ended it.
     GuestShutdown,
+    /// Its memory was written into a file of its node.
+    Suspended,
     /// It, or its start, failed.
     Failure(String),
     /// Its node died: not its own failure.
@@ -95,7 +97,9 @@ impl Planner {
         if let Some(detail) = waiting {
             return match &cause {
                 Cause::Unwanted => Next::wait(detail),
-                Cause::GuestShutdown | Cause::Failure(_) | Cause::NodeLost(_) => Next::fencing(detail),
+                Cause::GuestShutdown | Cause::Suspended | Cause::Failure(_) | Cause::NodeLost(_) => {
+                    Next::fencing(detail)
+                }
             };
         }
         if self.state.holds_rbd(&vm.spec) && evidence.iter().all(|proof| proof.volumes().is_empty()) {
@@ -166,6 +170,7 @@ impl Planner {
         let proofs = evidence.iter().map(Evidence::to_string).collect::<Vec<_>>().join("; ");
         let mut txn = Txn::new();
         self.keep_blocklisted(&mut txn, vm, evidence.iter().flat_map(Evidence::volumes));
+        let last = evidence.first().map(|proof| proof.subject().0);
         let Ok(ownership) = vm.ownership.release(evidence) else {
             // prove_end covers each candidate, so that this cannot be; and if it were, nothing may be released.
             return Next::fencing("its evidence does not cover every owner");
@@ -177,6 +182,7 @@ impl Planner {
         let (kind, message) = match &cause {
             Cause::Unwanted => (event_kind::VM_STOPPED, proofs),
             Cause::GuestShutdown => (event_kind::VM_STOPPED, format!("the guest shut itself down; {proofs}")),
+            Cause::Suspended => (event_kind::VM_STOPPED, format!("suspended; {proofs}")),
             Cause::Failure(reason) | Cause::NodeLost(reason) => {
                 (event_kind::VM_FENCED, format!("{reason}; {proofs}"))
             }
@@ -190,6 +196,13 @@ impl Planner {
             Cause::GuestShutdown => {
                 changed.desired = Desired::Stopped;
                 changed.stop_cause = Some(StopCause::GuestShutdown);
+                changed.restarts.failures = 0;
+                changed.restarts.last_reason.clear();
+            }
+            Cause::Suspended => {
+                changed.desired = Desired::Stopped;
+                changed.stop_cause = Some(StopCause::Suspended);
+                changed.suspended_on = last;
                 changed.restarts.failures = 0;
                 changed.restarts.last_reason.clear();
             }
@@ -218,6 +231,7 @@ impl Planner {
                 Some(StopCause::GuestShutdown) => {
                     (OperationState::Done, "it ran, and its guest shut it down".to_owned())
                 }
+                Some(StopCause::Suspended) => (OperationState::Done, "it ran, and was suspended".to_owned()),
                 _ if changed.restarts.failures >= START_ATTEMPTS => {
                     changed.desired = Desired::Stopped;
                     changed.stop_cause = Some(StopCause::StartFailed(reason.clone()));
@@ -259,6 +273,7 @@ pub(crate) fn cause_of_end(report: &drover_cluster_state::VmReport) -> Cause {
     use drover_cluster_state::StopReason;
     match report.stop_reason {
         StopReason::GuestShutdown => Cause::GuestShutdown,
+        StopReason::Suspended => Cause::Suspended,
         _ => Cause::Failure(report.describe_end()),
     }
 }

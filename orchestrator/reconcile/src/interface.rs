@@ -182,8 +182,13 @@ pub struct AgentCall {
 /// What an agent can be told to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgentCommand {
-    /// Bring the VM up from its disks.
-    EnsureVm(VmSpec),
+    /// Bring the VM up.
+    EnsureVm {
+        /// What it is.
+        spec: VmSpec,
+        /// From its memory, which is on this node, where that is still of use; otherwise from its disks.
+        resume: bool,
+    },
     /// End it, up to this epoch, and prove it.
     StopVm,
     /// Wait for a migration.
@@ -217,7 +222,7 @@ impl AgentCommand {
     /// The RPC's name, for people and logs.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::EnsureVm(_) => "EnsureVm",
+            Self::EnsureVm { .. } => "EnsureVm",
             Self::StopVm => "StopVm",
             Self::PrepareIncoming { .. } => "PrepareIncoming",
             Self::MigrateOut { .. } => "MigrateOut",

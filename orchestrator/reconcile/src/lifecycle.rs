@@ -175,7 +175,7 @@ impl Planner {
         }
     }
 
-    /// Brings it up from its disks, at an epoch at which it has never run.
+    /// Brings it up from its disks, or from its memory where that is on the node, at an epoch at which it has never run.
     fn start(&mut self, vm: &Stored<Vm>, owner: Candidate) -> Next {
         let name = self.state.node_name(owner.node);
         let book =
@@ -186,7 +186,9 @@ impl Planner {
             return self.release(vm, Cause::Failure(reason));
         }
         self.progress_operation(vm, 50, format!("starting on node {name}"));
-        self.call(owner.node, vm.id, owner.epoch, AgentCommand::EnsureVm(vm.spec.clone()));
+        let resume = vm.suspended_on == Some(owner.node);
+        let command = AgentCommand::EnsureVm { spec: vm.spec.clone(), resume };
+        self.call(owner.node, vm.id, owner.epoch, command);
         Next::wait(format!("starting on node {name}"))
     }
 
@@ -202,7 +204,8 @@ impl Planner {
             let ended = operation.ended(OperationState::Done, "", self.now.wall);
             txn.update(operation.revision, Record::Operation(ended));
         }
-        txn.update(vm.revision, Record::Vm(Vm { ownership, ..vm.value.clone() }));
+        // Whatever its memory was is behind it now.
+        txn.update(vm.revision, Record::Vm(Vm { ownership, suspended_on: None, ..vm.value.clone() }));
         self.submit_for(vm.id, txn)
     }
 

@@ -47,8 +47,8 @@ impl Planner {
         if let Some(next) = self.place_set(vm) {
             return next;
         }
-        let request =
-            Request { preferred: preferred_node(failures, vm.ownership.evidence()), ..request_of(vm) };
+        let last = || preferred_node(failures, vm.ownership.evidence());
+        let request = Request { preferred: vm.suspended_on.or_else(last), ..request_of(vm) };
         let policy = self.policy_for_start(vm);
         let (decision, took) = self.decide(&request, &policy);
         match decision {

@@ -407,7 +407,7 @@ impl Planner {
         let operation = ident::command(vm, epoch, command.name(), about, attempt);
         let timeout = verb.timeout();
         let pools = match &command {
-            AgentCommand::EnsureVm(spec) | AgentCommand::PrepareIncoming { spec, .. } => {
+            AgentCommand::EnsureVm { spec, .. } | AgentCommand::PrepareIncoming { spec, .. } => {
                 self.state.pool_access(spec)
             }
             _ => BTreeMap::new(),

@@ -1,6 +1,8 @@
 //! Stored form of a VM's devices.
 
-use drover_cluster_state::{DeviceBus, GuestDevices, Hardware, Limit, Limits, Mac, Nic, OnReset, Rate};
+use drover_cluster_state::{
+    BalloonSpec, Cid, DeviceBus, Extras, GuestDevices, Hardware, Limit, Limits, Mac, Nic, OnReset, Rate,
+};
 use drover_ids::VolumeId;
 use drover_wire::{store::v1 as stored, vm::v1 as vm};
 
@@ -11,7 +13,8 @@ use crate::{
 
 /// The fields of a stored VM that say what kind of machine it is.
 pub(crate) fn put_hardware(hardware: &Hardware, message: &mut stored::VmSpec) {
-    let Hardware { disk_queues, initrd, bus, on_reset } = hardware;
+    let Hardware { disk_queues, initrd, bus, on_reset, extras } = hardware;
+    message.devices = extras_message(extras);
     message.disk_queues = (*disk_queues).into();
     message.initrd = initrd.as_ref().map(ToString::to_string).unwrap_or_default();
     message.set_bus(match bus {
@@ -43,6 +46,32 @@ pub(crate) fn hardware(message: &stored::VmSpec) -> Result<Hardware, RecordError
         initrd: optional_name("vm.spec.initrd", &message.initrd)?,
         bus,
         on_reset,
+        extras: extras(message.devices.as_ref())?,
+    })
+}
+
+fn extras_message(extras: &Extras) -> Option<vm::VirtioDevices> {
+    let Extras { rng, console, balloon, vsock } = *extras;
+    (*extras != Extras::default()).then(|| vm::VirtioDevices {
+        rng,
+        console,
+        balloon: balloon.map(|balloon| vm::BalloonDevice { keep_on_oom: balloon.keep_on_oom }),
+        vsock: vsock.map(|cid| vm::VsockDevice { cid: cid.get().into(), socket_path: String::new() }),
+    })
+}
+
+fn extras(message: Option<&vm::VirtioDevices>) -> Result<Extras, RecordError> {
+    let Some(vm::VirtioDevices { rng, console, balloon, vsock }) = message else {
+        return Ok(Extras::default());
+    };
+    let cid = |vsock: &vm::VsockDevice| {
+        Cid::new(vsock.cid).ok_or_else(|| invalid("vm.spec.devices.vsock.cid", vsock.cid))
+    };
+    Ok(Extras {
+        rng: *rng,
+        console: *console,
+        balloon: balloon.map(|balloon| BalloonSpec { keep_on_oom: balloon.keep_on_oom }),
+        vsock: vsock.as_ref().map(cid).transpose()?,
     })
 }
 

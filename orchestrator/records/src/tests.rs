@@ -213,6 +213,7 @@ pub(crate) fn samples() -> Vec<Record> {
             generation: Generation::new(2),
             desired: Desired::Running,
             stop_cause: Some(StopCause::StartFailed("no room".to_owned())),
+            suspended_on: None,
             ownership: Ownership::from_parts(right, epoch(4), evidence).unwrap(),
             restarts: Restarts { count: 3, failures: 1, last_reason: "the process died".to_owned() },
             operation: Some(operation),

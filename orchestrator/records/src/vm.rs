@@ -7,7 +7,7 @@ use drover_cluster_state::{
     Constraints, Desired, Restarts, StallAction, StallPolicy, StopCause, Vm, VmSpec, VolumeAttachment,
     WallTime,
 };
-use drover_ids::{Generation, OperationId, VmId, VolumeId};
+use drover_ids::{Generation, NodeId, OperationId, VmId, VolumeId};
 use drover_placement_messages::{constraints_from, constraints_message};
 use drover_units::{Bytes, VcpuCount};
 use drover_wire::store::v1 as stored;
@@ -34,6 +34,7 @@ impl StoredForm for Vm {
             generation: self.generation.get(),
             desired: desired.into(),
             stop_cause: self.stop_cause.as_ref().map(StoredForm::to_message),
+            suspended_on: self.suspended_on.map(|id| id_bytes(id.as_u128())).unwrap_or_default(),
             ownership: Some(self.ownership.to_message()),
             restarts: Some(stored::Restarts {
                 count: self.restarts.count,
@@ -59,6 +60,7 @@ impl StoredForm for Vm {
             generation: Generation::new(message.generation),
             desired,
             stop_cause: message.stop_cause.map(StoredForm::from_message).transpose()?,
+            suspended_on: optional_id("vm.suspended_on", &message.suspended_on, NodeId::from_u128)?,
             ownership: StoredForm::from_message(required("vm.ownership", message.ownership)?)?,
             restarts: Restarts {
                 count: restarts.count,
@@ -78,6 +80,7 @@ impl StoredForm for StopCause {
         let cause = match self {
             Self::Requested => Cause::Requested(stored::Empty {}),
             Self::GuestShutdown => Cause::GuestShutdown(stored::Empty {}),
+            Self::Suspended => Cause::Suspended(stored::Empty {}),
             Self::StartFailed(reason) => Cause::StartFailed(reason.clone()),
         };
         stored::StopCause { cause: Some(cause) }
@@ -87,6 +90,7 @@ impl StoredForm for StopCause {
         Ok(match required("vm.stop_cause", message.cause)? {
             Cause::Requested(_) => Self::Requested,
             Cause::GuestShutdown(_) => Self::GuestShutdown,
+            Cause::Suspended(_) => Self::Suspended,
             Cause::StartFailed(reason) => Self::StartFailed(reason),
         })
     }

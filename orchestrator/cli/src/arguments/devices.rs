@@ -59,6 +59,18 @@ pub(crate) struct HardwareArgs {
     /// What its guest's reset does
     #[arg(long, value_enum, value_name = "ACTION", default_value_t = Reset::Restart)]
     pub(crate) on_reset: Reset,
+    /// A source of entropy for its guest
+    #[arg(long)]
+    pub(crate) rng: bool,
+    /// A console beside the serial port; both show in `vm console`
+    #[arg(long)]
+    pub(crate) console: bool,
+    /// A balloon, which gives the guest's memory back to the host
+    #[arg(long)]
+    pub(crate) balloon: bool,
+    /// Sockets between the guest and its host, under this context id
+    #[arg(long, value_name = "CID", value_parser = clap::value_parser!(u32).range(3..=4_294_967_294))]
+    pub(crate) vsock_cid: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

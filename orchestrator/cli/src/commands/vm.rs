@@ -6,13 +6,17 @@ use drover_client::{
         AttachNicRequest, AttachVolumeRequest, DetachNicRequest, DetachVolumeRequest, MigrateVmRequest,
         Operation, SetLimitsRequest, VmSpec, set_limits_request::Device,
     },
-    vm_api::{DeviceBus, GuestReset, Limit, Limits, Rate, StallAction, StallPolicy},
+    vm_api::{
+        BalloonDevice, DeviceBus, GuestReset, Limit, Limits, Rate, StallAction, StallPolicy, VirtioDevices,
+        VsockDevice,
+    },
 };
+use drover_units::Bytes;
 
 use crate::{
     Session,
     arguments::{self, AttachArgs, CreateVm, DetachArgs, LimitArgs, Stall, VmCommand},
-    output::{OperationRow, VmRow, print_details, print_note, print_row, print_rows},
+    output::{BalloonRow, OperationRow, VmRow, print_details, print_note, print_row, print_rows},
     terminal::{self, Ended},
 };
 
@@ -68,6 +72,20 @@ pub(super) async fn run(session: &Session, command: VmCommand) -> anyhow::Result
         VmCommand::Stop { vm, graceful: true, within } => {
             settle_and_show(session, client.stop_vm_gracefully(&vm, within).await?).await
         }
+        VmCommand::Suspend { vm } => print_row(session.format, &VmRow::from(client.suspend_vm(&vm).await?)),
+        VmCommand::Resume { vm } => settle_and_show(session, client.start_vm(&vm).await?).await,
+        VmCommand::Balloon { vm, target, reclaim } => {
+            if reclaim {
+                let reclaimed = client.reclaim_free_memory(&vm).await?;
+                let bytes = Bytes::new(reclaimed.reclaimed_bytes);
+                print_note(session.format, &format!("{bytes} of {vm} are the host's again"))?;
+            }
+            let status = match target {
+                Some(target) => client.set_balloon(&vm, target.get()).await?,
+                None => client.balloon(&vm).await?,
+            };
+            print_details(session.format, &BalloonRow::from(status))
+        }
         VmCommand::Migrate { vm, to, downtime } => {
             let request = MigrateVmRequest {
                 vm,
@@ -116,6 +134,7 @@ async fn settle_and_show(session: &Session, operation: Operation) -> anyhow::Res
 }
 
 pub(super) fn spec(arguments: CreateVm) -> anyhow::Result<VmSpec> {
+    let devices = extras(&arguments.hardware);
     Ok(VmSpec {
         constraints: constraints(&arguments.place)?,
         name: arguments.name,
@@ -143,7 +162,19 @@ pub(super) fn spec(arguments: CreateVm) -> anyhow::Result<VmSpec> {
         priority: arguments.priority,
         cloud_init: super::guest::cloud_init(&arguments.guest)?,
         stall: stall(arguments.stall),
+        devices,
     })
+}
+
+/// Nothing is said where there are none.
+fn extras(arguments: &arguments::HardwareArgs) -> Option<VirtioDevices> {
+    let devices = VirtioDevices {
+        rng: arguments.rng,
+        console: arguments.console,
+        balloon: arguments.balloon.then(BalloonDevice::default),
+        vsock: arguments.vsock_cid.map(|cid| VsockDevice { cid: cid.into(), socket_path: String::new() }),
+    };
+    (devices != VirtioDevices::default()).then_some(devices)
 }
 
 /// Nothing is said unless one of the two is.

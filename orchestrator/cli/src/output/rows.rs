@@ -24,8 +24,10 @@ macro_rules! time {
     };
 }
 
+mod balloon;
 mod storage;
 
+pub(crate) use balloon::BalloonRow;
 pub(crate) use storage::{ImageRow, PoolRow, SnapshotRow, VmSnapshotRow, VolumeRow};
 
 /// `RUNNING` of `VM_PHASE_RUNNING`, in lower case.

@@ -192,6 +192,30 @@ impl api::vms_server::Vms for Fake {
     async fn detach_nic(&self, request: Request<api::DetachNicRequest>) -> Answer<api::Vm> {
         self.get_vm(Request::new(api::GetVmRequest { vm: request.into_inner().vm })).await
     }
+    async fn suspend_vm(
+        &self,
+        _: tonic::Request<api::SuspendVmRequest>,
+    ) -> Result<tonic::Response<api::Vm>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not asked for"))
+    }
+    async fn set_balloon(
+        &self,
+        _: tonic::Request<api::SetBalloonRequest>,
+    ) -> Result<tonic::Response<drover_wire::vm::v1::BalloonStatus>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not asked for"))
+    }
+    async fn get_balloon(
+        &self,
+        _: tonic::Request<api::GetBalloonRequest>,
+    ) -> Result<tonic::Response<drover_wire::vm::v1::BalloonStatus>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not asked for"))
+    }
+    async fn reclaim_free_memory(
+        &self,
+        _: tonic::Request<api::ReclaimFreeMemoryRequest>,
+    ) -> Result<tonic::Response<drover_wire::vm::v1::ReclaimFreeMemoryResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not asked for"))
+    }
     async fn press_power_button(&self, request: Request<api::PressPowerButtonRequest>) -> Answer<api::Vm> {
         self.get_vm(Request::new(api::GetVmRequest { vm: request.into_inner().vm })).await
     }

@@ -43,6 +43,7 @@ pub(crate) fn vm_spec(vm: VmId, spec: &VmSpec, pools: &BTreeMap<Name, PoolAccess
         initrd: spec.devices.hardware.initrd.as_ref().map(ToString::to_string).unwrap_or_default(),
         platform: Some(platform(spec)),
         seed_place: spec.devices.seed_place.into(),
+        devices: devices::extras_message(&spec.devices.hardware),
         nics: spec.devices.nics.iter().enumerate().map(|nic| devices::for_agent(vm, nic)).collect(),
         seed: spec
             .cloud_init

@@ -106,6 +106,7 @@ fn vm_spec(state: &ClusterState, vm: &Vm) -> wire::VmSpec {
         initrd: spec.devices.hardware.initrd.as_ref().map(ToString::to_string).unwrap_or_default(),
         bus: devices::bus(&spec.devices.hardware).into(),
         on_reset: devices::on_reset(&spec.devices.hardware).into(),
+        devices: devices::extras_message(&spec.devices.hardware),
         constraints: (spec.constraints != Constraints::default()).then(|| {
             constraints_message(&spec.constraints, |vm| {
                 state.vms.get(&vm).map_or_else(|| vm.to_string(), |vm| vm.spec.name.to_string())

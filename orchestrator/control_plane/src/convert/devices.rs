@@ -1,6 +1,8 @@
 //! A VM's network interfaces, and the limits of its devices.
 
-use drover_cluster_state::{DISK_QUEUES_MAX, DeviceBus, Hardware, Limit, Limits, Nic, OnReset, Rate};
+use drover_cluster_state::{
+    BalloonSpec, Cid, DISK_QUEUES_MAX, DeviceBus, Extras, Hardware, Limit, Limits, Nic, OnReset, Rate,
+};
 use drover_ids::VmId;
 use drover_reconcile::admission::{AdmissionError, DeviceRequest, HardwareRequest};
 use drover_wire::{control::v1 as wire, node::v1 as node, vm::v1 as vm};
@@ -46,6 +48,39 @@ pub(super) fn hardware_request(spec: &wire::VmSpec) -> Result<HardwareRequest, A
         initrd: spec.initrd.clone(),
         bus,
         on_reset,
+        extras: extras(spec.devices.as_ref())?,
+    })
+}
+
+fn extras(message: Option<&vm::VirtioDevices>) -> Result<Extras, AdmissionError> {
+    let Some(vm::VirtioDevices { rng, console, balloon, vsock }) = message else {
+        return Ok(Extras::default());
+    };
+    let cid = |vsock: &vm::VsockDevice| {
+        if !vsock.socket_path.is_empty() {
+            let problem = "the agent says where the socket is".to_owned();
+            return Err(invalid("spec.devices.vsock.socket_path", problem, "no path"));
+        }
+        Cid::new(vsock.cid).ok_or_else(|| {
+            invalid("spec.devices.vsock.cid", format!("it is {}", vsock.cid), "3 to 4294967294")
+        })
+    };
+    Ok(Extras {
+        rng: *rng,
+        console: *console,
+        balloon: balloon.map(|balloon| BalloonSpec { keep_on_oom: balloon.keep_on_oom }),
+        vsock: vsock.as_ref().map(cid).transpose()?,
+    })
+}
+
+/// Devices beside disks and interfaces, for a client and for an agent.
+pub(super) fn extras_message(hardware: &Hardware) -> Option<vm::VirtioDevices> {
+    let Extras { rng, console, balloon, vsock } = hardware.extras;
+    (hardware.extras != Extras::default()).then(|| vm::VirtioDevices {
+        rng,
+        console,
+        balloon: balloon.map(|balloon| vm::BalloonDevice { keep_on_oom: balloon.keep_on_oom }),
+        vsock: vsock.map(|cid| vm::VsockDevice { cid: cid.get().into(), socket_path: String::new() }),
     })
 }
 

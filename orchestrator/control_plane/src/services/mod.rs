@@ -1,5 +1,6 @@
 //! The gRPC services: each turns messages into requests to the cluster, and what it sees into messages.
 
+mod balloon;
 mod console;
 mod disk_images;
 mod events;
@@ -14,6 +15,7 @@ mod pools;
 mod registry;
 mod running;
 mod snapshots;
+mod suspend;
 mod vms;
 mod volumes;
 mod watching;

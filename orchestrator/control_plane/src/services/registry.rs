@@ -11,11 +11,14 @@ use drover_wire::node::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::Api;
+use super::{Api, suspend::of_no_use};
 use crate::{
     convert,
     status::{gone, submit_failed},
 };
+
+/// Suspended VMs of one node that are looked at in one heartbeat; the others have their turn in a later one.
+const SUSPENDED_MAX: usize = 4096;
 
 #[tonic::async_trait]
 impl<S: Store> NodeRegistry for Api<S> {
@@ -47,18 +50,31 @@ impl<S: Store> NodeRegistry for Api<S> {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatResponse>, Status> {
-        let heartbeat = convert::heartbeat(request.into_inner())
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let mut request = request.into_inner();
+        // A node has no more of them than the cluster has VMs; what is no id is not looked at.
+        let held = std::mem::take(&mut request.suspended);
+        let held: Vec<VmId> = held.iter().take(SUSPENDED_MAX).filter_map(|vm| vm.parse().ok()).collect();
+        let heartbeat =
+            convert::heartbeat(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
         match self.cluster.heartbeat(heartbeat).await.map_err(gone)? {
             HeartbeatAnswer::Unknown { node, .. } => {
                 let problem = format!("node_id: node {node} is not registered with this incarnation");
                 Err(Status::not_found(format!("{problem}; call Register first")))
             }
-            HeartbeatAnswer::Known { lease_granted, reap, .. } => {
+            HeartbeatAnswer::Known { node, lease_granted, reap, .. } => {
                 let stale =
                     |(vm, epoch): (VmId, OwnerEpoch)| StaleVm { vm_id: vm.to_string(), epoch: epoch.get() };
                 let reap = reap.into_iter().map(stale).collect();
-                Ok(Response::new(HeartbeatResponse { lease_granted, reap }))
+                let discard = match held.is_empty() {
+                    true => Vec::new(),
+                    false => {
+                        let of_no_use =
+                            move |view: drover_driver::View<'_>| of_no_use(view.state, node, &held);
+                        self.cluster.read(of_no_use).await.map_err(gone)?
+                    }
+                };
+                let discard = discard.iter().map(VmId::to_string).collect();
+                Ok(Response::new(HeartbeatResponse { lease_granted, reap, discard }))
             }
         }
     }

@@ -11,12 +11,13 @@ use drover_wire::control::v1::{
     ListVmsRequest, ListVmsResponse, LogsRequest, MigrateVmRequest, RollbackVmSnapshotRequest,
     SetLimitsRequest, StartVmRequest, StopVmRequest, vms_server::Vms,
 };
+use drover_wire::vm::v1::{BalloonStatus, ReclaimFreeMemoryResponse};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Api,
+    Api, balloon,
     console::{self, ConsoleStream},
-    hotplug, identity, limits, running,
+    hotplug, identity, limits, running, suspend,
 };
 use crate::{
     convert,
@@ -189,6 +190,34 @@ impl<S: Store> Vms for Api<S> {
 
     async fn set_limits(&self, request: Request<SetLimitsRequest>) -> Result<Response<wire::Vm>, Status> {
         limits::set(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn suspend_vm(
+        &self,
+        request: Request<wire::SuspendVmRequest>,
+    ) -> Result<Response<wire::Vm>, Status> {
+        suspend::suspend(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn set_balloon(
+        &self,
+        request: Request<wire::SetBalloonRequest>,
+    ) -> Result<Response<BalloonStatus>, Status> {
+        balloon::set(self, request.into_inner()).await
+    }
+
+    async fn get_balloon(
+        &self,
+        request: Request<wire::GetBalloonRequest>,
+    ) -> Result<Response<BalloonStatus>, Status> {
+        balloon::get(self, request.into_inner()).await
+    }
+
+    async fn reclaim_free_memory(
+        &self,
+        request: Request<wire::ReclaimFreeMemoryRequest>,
+    ) -> Result<Response<ReclaimFreeMemoryResponse>, Status> {
+        balloon::reclaim(self, request.into_inner()).await
     }
 
     async fn get_vm(&self, request: Request<GetVmRequest>) -> Result<Response<wire::Vm>, Status> {

@@ -299,7 +299,16 @@ impl FakeAgent {
                 |info: &vm::VmInfo| node::VmStatus { info: Some(info.clone()), ..Default::default() };
             let vms = self.vms().values().map(status).collect();
             let (node_id, incarnation) = (self.id.clone(), "first".to_owned());
-            match registry.heartbeat(node::HeartbeatRequest { node_id, incarnation, sequence, vms }).await {
+            match registry
+                .heartbeat(node::HeartbeatRequest {
+                    node_id,
+                    incarnation,
+                    sequence,
+                    vms,
+                    suspended: Vec::new(),
+                })
+                .await
+            {
                 Err(status) if status.code() == Code::NotFound => {
                     registry.register(register.clone()).await.expect("it is valid");
                     self.changed.notify_one();
@@ -356,6 +365,26 @@ impl node::node_agent_server::NodeAgent for FakeAgent {
         _: Request<node::ReleaseQueuesRequest>,
     ) -> Result<Response<vm::ReleaseQueuesResponse>, Status> {
         Ok(Response::new(vm::ReleaseQueuesResponse { held_us: 2, expired: false }))
+    }
+
+    async fn suspend_vm(&self, _: Request<node::SuspendVmRequest>) -> Answer<vm::VmInfo> {
+        Err(Status::unimplemented("these agents have no files"))
+    }
+
+    async fn set_balloon(&self, request: Request<node::SetBalloonRequest>) -> Answer<vm::BalloonStatus> {
+        let target_bytes = request.into_inner().target_bytes;
+        Ok(Response::new(vm::BalloonStatus { target_bytes, ..vm::BalloonStatus::default() }))
+    }
+
+    async fn get_balloon(&self, _: Request<node::GetBalloonRequest>) -> Answer<vm::BalloonStatus> {
+        Ok(Response::new(vm::BalloonStatus::default()))
+    }
+
+    async fn reclaim_free_memory(
+        &self,
+        _: Request<node::ReclaimFreeMemoryRequest>,
+    ) -> Answer<vm::ReclaimFreeMemoryResponse> {
+        Ok(Response::new(vm::ReclaimFreeMemoryResponse::default()))
     }
 
     async fn ensure_vm(&self, request: Request<node::EnsureVmRequest>) -> Answer<node::VmStatus> {

@@ -82,13 +82,13 @@ impl Hosts {
         let mut state = self.state();
         let is_stuck = |vm: &VmSpec| state.stuck.contains(vm.name.as_str());
         if state.dead.contains(&call.node)
-            || matches!(&call.command, AgentCommand::EnsureVm(vm) if is_stuck(vm))
+            || matches!(&call.command, AgentCommand::EnsureVm { spec, .. } if is_stuck(spec))
         {
             return None;
         }
         let vms = state.running.entry(call.node).or_default();
         Some(match &call.command {
-            AgentCommand::EnsureVm(_) => match vms.get(&call.vm) {
+            AgentCommand::EnsureVm { .. } => match vms.get(&call.vm) {
                 Some(epoch) if *epoch > call.epoch => {
                     Err(CallError::Refused("a newer epoch runs".to_owned()))
                 }

@@ -31,6 +31,7 @@ fn state(ownership: &Ownership) -> ClusterState {
         generation: Generation::new(1),
         desired: Desired::Running,
         stop_cause: None,
+        suspended_on: None,
         ownership: ownership.clone(),
         restarts: Restarts::default(),
         operation: None,

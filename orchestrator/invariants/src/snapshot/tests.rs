@@ -74,6 +74,7 @@ impl Cluster {
             generation: Generation::new(1),
             desired: Desired::Running,
             stop_cause: None,
+            suspended_on: None,
             ownership: Ownership::new(),
             restarts: Restarts::default(),
             operation: None,

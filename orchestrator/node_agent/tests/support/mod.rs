@@ -69,7 +69,8 @@ impl NodeRegistry for ControlPlane {
         told.heartbeats += 1;
         told.last = Some(request);
         let reap = told.reap.clone();
-        Ok(Response::new(HeartbeatResponse { lease_granted: !told.refuse_lease && reap.is_empty(), reap }))
+        let lease_granted = !told.refuse_lease && reap.is_empty();
+        Ok(Response::new(HeartbeatResponse { lease_granted, reap, discard: Vec::new() }))
     }
 }
 
@@ -173,7 +174,7 @@ impl Node {
     }
 
     pub(crate) async fn ensure(&self, epoch: u64) -> Result<VmStatus, Status> {
-        let request = EnsureVmRequest { command: command(epoch), spec: Some(spec()) };
+        let request = EnsureVmRequest { command: command(epoch), spec: Some(spec()), resume: false };
         self.agent().await.ensure_vm(request).await.map(Response::into_inner)
     }
 

@@ -1,8 +1,8 @@
 //! What a VM's devices may do.
 
 use drover_cluster_state::{
-    ClusterState, DeviceBus, GuestDevices, Hardware, Key, Limits, Mac, NICS_MAX, Name, Nic, OnReset, Record,
-    Right, Txn, Vm,
+    ClusterState, DeviceBus, Extras, GuestDevices, Hardware, Key, Limits, Mac, NICS_MAX, Name, Nic, OnReset,
+    Record, Right, Txn, Vm,
 };
 use drover_ids::VmId;
 
@@ -30,6 +30,8 @@ pub struct HardwareRequest {
     pub bus: DeviceBus,
     /// What its guest's reset does.
     pub on_reset: OnReset,
+    /// Devices beside disks and interfaces.
+    pub extras: Extras,
 }
 
 /// What a request's names mean. The initrd is where the boot image is, since a node has both from one folder.
@@ -39,7 +41,7 @@ pub(super) fn resolve_hardware(
     image_pool: &Name,
     txn: &mut Txn,
 ) -> Result<Hardware, AdmissionError> {
-    let HardwareRequest { disk_queues, initrd, bus, on_reset } = request;
+    let HardwareRequest { disk_queues, initrd, bus, on_reset, extras } = request;
     let initrd = match initrd.as_str() {
         "" => None,
         text => {
@@ -53,7 +55,7 @@ pub(super) fn resolve_hardware(
             Some(image.name.clone())
         }
     };
-    Ok(Hardware { disk_queues: *disk_queues, initrd, bus: *bus, on_reset: *on_reset })
+    Ok(Hardware { disk_queues: *disk_queues, initrd, bus: *bus, on_reset: *on_reset, extras: *extras })
 }
 
 /// One of a VM's devices, as a client names it.

@@ -165,6 +165,7 @@ pub(super) fn create_records(
         generation: Generation::new(1),
         desired,
         stop_cause: (desired != Desired::Running).then_some(StopCause::Requested),
+        suspended_on: None,
         ownership: Ownership::new(),
         restarts: Restarts::default(),
         operation: Some(operation),
@@ -214,10 +215,34 @@ pub fn stop_vm(
     require_not_deleted(vm)?;
     if vm.desired == Desired::Stopped {
         require_idle(state, vm)?;
+        if vm.suspended_on.is_some() {
+            return Ok(discard_memory(state, vm, identity, now));
+        }
         let problem = format!("VM '{}' is already to be stopped", vm.spec.name);
         return Err(AdmissionError::wrong_state("vm", problem, "a running VM"));
     }
     Ok(admit(state, vm, OperationKind::VmStop, Desired::Stopped, identity, now))
+}
+
+/// A suspended VM is stopped by forgetting its memory.
+fn discard_memory(
+    state: &ClusterState,
+    vm: &Stored<Vm>,
+    identity: &RequestIdentity,
+    now: WallTime,
+) -> Admitted {
+    let forgotten = Vm { suspended_on: None, ..vm.value.clone() };
+    let forgotten = Stored { value: forgotten, ..vm.clone() };
+    admit(state, &forgotten, OperationKind::VmStop, Desired::Stopped, identity, now)
+}
+
+/// Refuses what would leave a suspended VM's memory with disks that it does not know.
+pub(super) fn require_not_suspended(vm: &Vm) -> Result<(), AdmissionError> {
+    if vm.suspended_on.is_none() {
+        return Ok(());
+    }
+    let problem = format!("VM '{}' is suspended, and its memory fits its disks as they are", vm.spec.name);
+    Err(AdmissionError::wrong_state("vm", problem, "a VM that is stopped: stopping it discards its memory"))
 }
 
 /// Admits the removal of a VM, running or not. Its volumes stay. Takes the place of whatever works on it.

@@ -154,6 +154,40 @@ fn a_guest_that_shuts_itself_down_stays_down_until_somebody_starts_it() {
 }
 
 #[test]
+fn a_suspended_vm_goes_on_where_its_memory_is_and_that_is_forgotten_once_it_runs() {
+    let mut world = one_vm();
+    let n1 = world.host("n1").id;
+    world.suspend("n1", "web");
+    world.until("it is known", SOON, |w| w.vm("web").stop_cause == Some(StopCause::Suspended));
+    assert_eq!((world.vm("web").desired, world.vm("web").suspended_on), (Desired::Stopped, Some(n1)));
+    world.run(5_000);
+    let start = world.start("web").unwrap();
+    world.until("it runs", SOON, |w| w.ended(start) == Some(OperationState::Done));
+    assert_eq!((world.ensured.last(), world.runs_on("web").as_deref()), (Some(&(n1, true)), Some("n1")));
+    assert_eq!(world.vm("web").suspended_on, None);
+
+    // Whoever stops it discards its memory.
+    world.suspend("n1", "web");
+    world.until("it is known", SOON, |w| w.vm("web").suspended_on == Some(n1));
+    let stop = world.stop("web").unwrap();
+    world.until("stopped", SOON, |w| w.ended(stop) == Some(OperationState::Done));
+    assert_eq!(world.vm("web").suspended_on, None);
+    let start = world.start("web").unwrap();
+    world.until("it runs", SOON, |w| w.ended(start) == Some(OperationState::Done));
+    assert_eq!(world.ensured.last(), Some(&(n1, false)));
+
+    // Without its node it starts from its disks, and its memory there is of no use any more.
+    world.suspend("n1", "web");
+    world.until("it is known", SOON, |w| w.vm("web").suspended_on == Some(n1));
+    world.kill_node("n1");
+    let start = world.start("web").unwrap();
+    world.until("it runs", LONG, |w| w.ended(start) == Some(OperationState::Done));
+    assert!(world.runs_on("web").is_some_and(|node| node != "n1"));
+    assert!(world.ensured.last().is_some_and(|(node, resume)| *node != n1 && !resume));
+    assert_eq!(world.vm("web").suspended_on, None);
+}
+
+#[test]
 fn stop_and_delete_end_the_process_and_free_the_volume() {
     let mut world = one_vm();
     let stop = world.stop("web").unwrap();

@@ -70,6 +70,7 @@ impl Scene {
             generation: Generation::default(),
             desired: Desired::Running,
             stop_cause: None,
+            suspended_on: None,
             ownership: Ownership::from_parts(right, OwnerEpoch::new(4), Vec::new()).unwrap(),
             restarts: Restarts::default(),
             operation: None,

@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use drover_cloud_init::{Seed, Unchecked};
 use drover_cluster_state::{
-    Blocklist, Blocklisting, Candidate, Capacity, Claim, CloneSource, Constraints, Desired, DeviceBus,
-    DiskImage, DiskImageState, Evidence, GuestDevices, Hardware, Hold, HostFacts, Image, ImageFormat,
-    ImageSource, Incarnation, Limit, Limits, Mac, MigrationResult, Name, NameKind, NameRecord, Nic, Node,
-    NodeFence, NodeFenceEvidence, NodeRejection, NodeSettings, OnReset, Operation, OperationKind,
+    BalloonSpec, Blocklist, Blocklisting, Candidate, Capacity, Cid, Claim, CloneSource, Constraints, Desired,
+    DeviceBus, DiskImage, DiskImageState, Evidence, Extras, GuestDevices, Hardware, Hold, HostFacts, Image,
+    ImageFormat, ImageSource, Incarnation, Limit, Limits, Mac, MigrationResult, Name, NameKind, NameRecord,
+    Nic, Node, NodeFence, NodeFenceEvidence, NodeRejection, NodeSettings, OnReset, Operation, OperationKind,
     OperationState, Ownership, Pool, PoolState, Rate, RbdCredentials, RbdPool, Record, Restarts, Right,
     Secret, Snapshot, SnapshotState, StallAction, StallPolicy, StopCause, StorageWork, Subject, Vm,
     VmSnapshot, VmSpec, Volume, VolumeAttachment, VolumeFence, VolumeOwner, VolumeParent, VolumeState,
@@ -178,8 +178,19 @@ fn devices() -> impl Strategy<Value = GuestDevices> {
     );
     let bus = prop_oneof![Just(DeviceBus::AsNeeded), Just(DeviceBus::Mmio), Just(DeviceBus::Pci)];
     let on_reset = prop_oneof![Just(OnReset::Restart), Just(OnReset::End)];
-    let hardware = (any::<u16>(), option::of(name()), bus, on_reset)
-        .prop_map(|(disk_queues, initrd, bus, on_reset)| Hardware { disk_queues, initrd, bus, on_reset });
+    let balloon = option::of(any::<bool>().prop_map(|keep_on_oom| BalloonSpec { keep_on_oom }));
+    let vsock = option::of((3..u64::from(u32::MAX)).prop_map(|cid| Cid::new(cid).expect("a guest's")));
+    let extras = (any::<bool>(), any::<bool>(), balloon, vsock)
+        .prop_map(|(rng, console, balloon, vsock)| Extras { rng, console, balloon, vsock });
+    let hardware = (any::<u16>(), option::of(name()), bus, on_reset, extras).prop_map(
+        |(disk_queues, initrd, bus, on_reset, extras)| Hardware {
+            disk_queues,
+            initrd,
+            bus,
+            on_reset,
+            extras,
+        },
+    );
     let places = btree_map(volume_id(), 1_u8..17, 0..3);
     let parts = (vec(nic, 0..3), btree_map(volume_id(), limits(), 0..3), hardware, places, 0_u8..17);
     parts.prop_map(|(nics, disk_limits, hardware, disk_places, seed_place)| GuestDevices {
@@ -232,6 +243,7 @@ pub(super) fn vm() -> impl Strategy<Value = Vm> {
     let cause = prop_oneof![
         Just(StopCause::Requested),
         Just(StopCause::GuestShutdown),
+        Just(StopCause::Suspended),
         ".{0,20}".prop_map(StopCause::StartFailed)
     ];
     let restarts = (any::<(u32, u32)>(), ".{0,20}").prop_map(|((count, failures), last_reason)| Restarts {
@@ -240,20 +252,31 @@ pub(super) fn vm() -> impl Strategy<Value = Vm> {
         last_reason,
     });
     let operation = option::of(any::<u128>().prop_map(OperationId::from_u128));
-    (vm_id(), spec, any::<u64>(), desired, option::of(cause), ownership(), restarts, operation, wall())
-        .prop_map(
-            |(id, spec, generation, desired, stop_cause, ownership, restarts, operation, created_at)| Vm {
-                id,
-                spec,
-                generation: Generation::new(generation),
-                desired,
-                stop_cause,
-                ownership,
-                restarts,
-                operation,
-                created_at,
-            },
-        )
+    let end = (option::of(cause), option::of(node_id()));
+    (vm_id(), spec, any::<u64>(), desired, end, ownership(), restarts, operation, wall()).prop_map(
+        |(
+            id,
+            spec,
+            generation,
+            desired,
+            (stop_cause, suspended_on),
+            ownership,
+            restarts,
+            operation,
+            created_at,
+        )| Vm {
+            id,
+            spec,
+            generation: Generation::new(generation),
+            desired,
+            stop_cause,
+            suspended_on,
+            ownership,
+            restarts,
+            operation,
+            created_at,
+        },
+    )
 }
 
 pub(super) fn stall() -> impl Strategy<Value = StallPolicy> {

@@ -10,7 +10,7 @@ use super::{
     AdmissionError, Admitted, RequestIdentity, clones_of, repeated_work, shown,
     volume::{admit, find_idle, last_put},
 };
-use crate::admission::vm::{find_volume, parse_name};
+use crate::admission::vm::{find_volume, parse_name, require_not_suspended};
 
 /// Most snapshots of a volume: they are part of its record, about 60 bytes each.
 pub(super) const SNAPSHOTS_MAX: usize = 256;
@@ -117,6 +117,7 @@ pub fn rollback_snapshot(
             let problem = format!("volume '{}' is used by VM '{}', which runs", volume.name, vm.spec.name);
             return Err(AdmissionError::wrong_state("volume", problem, "a volume of a VM that is stopped"));
         }
+        require_not_suspended(vm)?;
         if let Some(txn) = &mut admitted.txn {
             txn.require(Key::Vm(vm.id), vm);
         }

@@ -15,7 +15,10 @@ use super::{
     AdmissionError, Admitted, RequestIdentity, begin, repeated_work, require_free,
     snapshot::{NONE, SNAPSHOTS_MAX, require_no_clones},
 };
-use crate::admission::{find_vm, vm::parse_name};
+use crate::admission::{
+    find_vm,
+    vm::{parse_name, require_not_suspended},
+};
 
 /// A VM's snapshot, as a client names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +136,7 @@ pub fn rollback_vm_snapshot(
         require_idle(state, part.volume)?;
         if let Some(vm) = part.volume.attached.and_then(|vm| state.vms.get(&vm)) {
             require_stopped(vm)?;
+            require_not_suspended(vm)?;
             // Its volumes mostly have one.
             if !txn.keys().any(|key| *key == Key::Vm(vm.id)) {
                 txn.require(Key::Vm(vm.id), vm);

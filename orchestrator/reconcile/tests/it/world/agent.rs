@@ -19,7 +19,10 @@ impl World {
             return Ok(answer.clone());
         }
         let answer = match &call.command {
-            AgentCommand::EnsureVm(spec) => self.ensure(node, vm, epoch, spec),
+            AgentCommand::EnsureVm { spec, resume } => {
+                self.ensured.push((node, *resume));
+                self.ensure(node, vm, epoch, spec)
+            }
             AgentCommand::StopVm => self.stop_vm(node, vm, epoch),
             AgentCommand::PrepareIncoming { spec, .. } => self.prepare(node, vm, epoch, spec),
             AgentCommand::MigrateOut { migration, target_address, target_epoch, .. } => {

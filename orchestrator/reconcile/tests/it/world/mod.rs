@@ -56,6 +56,8 @@ pub(crate) struct World {
     pub(crate) lose_commits: bool,
     /// A target's word that it runs is lost on its way.
     pub(crate) lose_resumed: bool,
+    /// Where VMs were brought up, and whether that was to be from their memory.
+    pub(crate) ensured: Vec<(NodeId, bool)>,
 }
 
 impl World {
@@ -80,6 +82,7 @@ impl World {
             heartbeat_answer: None,
             lose_commits: false,
             lose_resumed: false,
+            ensured: Vec::new(),
         };
         let mut txn = Txn::new();
         txn.create(Record::Image(Image {
@@ -428,6 +431,13 @@ impl World {
         let id = self.vm(vm).id;
         let node = self.host(node).id;
         self.end_process(node, id, drover_cluster_state::StopReason::GuestShutdown, "exit status 0");
+    }
+
+    /// Its memory is written into a file.
+    pub(crate) fn suspend(&mut self, node: &str, vm: &str) {
+        let id = self.vm(vm).id;
+        let node = self.host(node).id;
+        self.end_process(node, id, drover_cluster_state::StopReason::Suspended, "exit status 0");
     }
 
     /// The power goes off.
