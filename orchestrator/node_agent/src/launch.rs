@@ -223,10 +223,9 @@ async fn create(
     let parcel = Parcel::of_suspended(&path, opened);
     handover::deliver(dir, move || Ok(parcel)).await?;
     match vmmd.create(command.clone(), (config.clone(), Some(&path)), lease).await {
-        // vmmd says that of a file which cannot be used: it is damaged, or the VM has run in between.
-        Err(status)
-            if status.code() == Code::FailedPrecondition && status.message().starts_with("resume_path") =>
-        {
+        // vmmd says that of a file which is of no use to anybody: it is damaged, or the VM has run in between. Where it fails
+        // for another reason, the start does, and the file stays for the next.
+        Err(status) if status.code() == Code::DataLoss => {
             warn!(%vm, error = status.message(), "the VM is started from its disks");
             suspended.remove(vm);
             // What was handed over before went with the machine that was not to be.

@@ -13,7 +13,7 @@ use drover_units::{Bytes, Gpa, PAGE_SIZE, Pages};
 
 use crate::{
     WriteError,
-    format::{CHUNK, Chunk, DATA_OFFSET, Header, Identity},
+    format::{CHUNK, CLAIM_LEN, CLAIM_OFFSET, Chunk, DATA_OFFSET, Header, Identity},
 };
 
 /// What goes into the file.
@@ -71,6 +71,11 @@ impl SuspendWriter {
         // What an earlier try has left is of no use to anybody.
         writer.file.set_len(0).map_err(writer.failed("empty"))?;
         writer.file.set_len(header.file_len()).map_err(writer.failed("size"))?;
+        // Room for the header and for the claims of whoever resumes: a disk that is full by then must not stop them.
+        writer
+            .file
+            .write_all_at(&[0; CLAIM_OFFSET as usize + CLAIM_LEN], 0)
+            .map_err(writer.failed("write"))?;
         let index = writer.fill_ram(memory)?;
         writer.header.index_crc = crc32c::crc32c(&index);
         let write = |bytes: &[u8], at| writer.file.write_all_at(bytes, at).map_err(writer.failed("write"));

@@ -19,6 +19,9 @@ pub(crate) enum Refused {
     /// Something on this host is not as the command needs it: a file, a volume's owner, an address.
     #[error("{0}")]
     Precondition(String),
+    /// The file of a suspended VM is of no use to anybody, now or later: it is damaged, or the guest has gone on without it.
+    #[error("{0}")]
+    Useless(String),
     /// It was admitted and failed.
     #[error("{0}")]
     Failed(String),
@@ -47,6 +50,7 @@ impl Refused {
                 | Refusal::Ending { .. } => Code::FailedPrecondition,
             },
             Self::Precondition(_) => Code::FailedPrecondition,
+            Self::Useless(_) => Code::DataLoss,
             Self::Failed(_) => Code::Internal,
             Self::TooMany => Code::ResourceExhausted,
             Self::Gone => Code::Unavailable,

@@ -130,6 +130,7 @@ fn compare<M: HostedVm>(
     let not = |reason: &dyn std::fmt::Display| {
         Refused::Precondition(format!("resume_path: {path} does not fit: {reason}"))
     };
+    let over = |reason: &dyn std::fmt::Display| Refused::Useless(format!("resume_path: {path}: {reason}"));
     if file.identity().vm != owner.vm {
         return Err(not(&format_args!("it is of VM {}", file.identity().vm)));
     }
@@ -143,13 +144,23 @@ fn compare<M: HostedVm>(
     for last in owners {
         match last {
             Some(last) if last.vm == owner.vm && file.is_last_owner(last.epoch) => {}
-            Some(last) => return Err(not(&format_args!("one of its volumes was written since, by {last}"))),
-            None => return Err(not(&"nobody is on record as the last owner of one of its volumes")),
+            Some(last) => return Err(over(&format_args!("one of its volumes was written since, by {last}"))),
+            None => return Err(over(&"nobody is on record as the last owner of one of its volumes")),
         }
     }
     Ok(())
 }
 
+/// What is wrong with a file will not come right; what failed for another reason leaves it to another try.
 fn refused(error: ReadError) -> Refused {
-    Refused::Precondition(format!("resume_path: {}", chain(&error)))
+    let text = format!("resume_path: {}", chain(&error));
+    match error {
+        ReadError::NotSuspended { .. }
+        | ReadError::Truncated { .. }
+        | ReadError::Corrupt { .. }
+        | ReadError::States { .. }
+        | ReadError::Consumed { .. } => Refused::Useless(text),
+        // The disk, a newer release's file, or somebody newer.
+        _ => Refused::Precondition(text),
+    }
 }

@@ -47,7 +47,7 @@ async fn a_suspended_vm_goes_on_where_it_was_and_once() {
     let mut third = host.spawn("third").await;
     assert_refused(
         third.create_from(3, with_disk(&host), &path).await,
-        Code::FailedPrecondition,
+        Code::DataLoss,
         &["resume_path", "resumed already"],
     );
 }
@@ -66,7 +66,7 @@ async fn a_guest_with_disks_that_went_on_without_it_is_refused() {
     let mut late = host.spawn("late").await;
     assert_refused(
         late.create_from(3, with_disk(&host), &path).await,
-        Code::FailedPrecondition,
+        Code::DataLoss,
         &["resume_path", "written since", "epoch 2"],
     );
     // And nothing is held: the VM runs from its disks.
@@ -125,7 +125,7 @@ async fn a_file_that_does_not_fit_is_refused_by_field() {
     {
         fs::write(&damaged, &bytes[..len]).expect("written");
         let refused = vmmd.create_from(2, with_disk(&host), &damaged).await;
-        assert_refused(refused, Code::FailedPrecondition, &["resume_path", says]);
+        assert_refused(refused, Code::DataLoss, &["resume_path", says]);
     }
     assert_refused(
         vmmd.create_from(2, with_disk(&host), &host.path("nothing")).await,
@@ -190,7 +190,7 @@ async fn a_process_killed_while_it_writes_leaves_a_vm_that_starts_from_its_disks
         next.start(2).await.expect("started");
     } else {
         let refused = next.create_from(2, large.clone(), &path).await;
-        assert_refused(refused, Code::FailedPrecondition, &["resume_path"]);
+        assert_refused(refused, Code::DataLoss, &["resume_path"]);
         next.boot_at(2, large).await;
     }
     next.acks(5).await;
