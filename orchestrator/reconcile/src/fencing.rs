@@ -6,7 +6,7 @@ use drover_cluster_state::{
     Blocklisting, Candidate, Desired, Evidence, Liveness, NodeFence, OperationKind, OperationState, Record,
     Right, RunState, StopCause, Stored, Txn, Vm, VolumeFence, event_kind,
 };
-use drover_ids::OwnerEpoch;
+use drover_ids::{NodeId, OwnerEpoch};
 
 use crate::{
     AgentCommand,
@@ -30,8 +30,8 @@ pub(crate) enum Cause {
     Unwanted,
     /// Its guest ended it.
     GuestShutdown,
-    /// Its memory was written into a file of its node.
-    Suspended,
+    /// Its memory was written into a file of this node.
+    Suspended(NodeId),
     /// It, or its start, failed.
     Failure(String),
     /// Its node died: not its own failure.
@@ -97,7 +97,7 @@ impl Planner {
         if let Some(detail) = waiting {
             return match &cause {
                 Cause::Unwanted => Next::wait(detail),
-                Cause::GuestShutdown | Cause::Suspended | Cause::Failure(_) | Cause::NodeLost(_) => {
+                Cause::GuestShutdown | Cause::Suspended(_) | Cause::Failure(_) | Cause::NodeLost(_) => {
                     Next::fencing(detail)
                 }
             };
@@ -170,39 +170,32 @@ impl Planner {
         let proofs = evidence.iter().map(Evidence::to_string).collect::<Vec<_>>().join("; ");
         let mut txn = Txn::new();
         self.keep_blocklisted(&mut txn, vm, evidence.iter().flat_map(Evidence::volumes));
-        let last = evidence.first().map(|proof| proof.subject().0);
         let Ok(ownership) = vm.ownership.release(evidence) else {
             // prove_end covers each candidate, so that this cannot be; and if it were, nothing may be released.
             return Next::fencing("its evidence does not cover every owner");
         };
-        let mut changed = vm.value.clone();
-        changed.ownership = ownership;
         // What is not wanted to run does not fail.
         let cause = if vm.desired == Desired::Running { cause } else { Cause::Unwanted };
+        let mut changed = after_end(vm, &cause).unwrap_or_else(|| vm.value.clone());
+        changed.ownership = ownership;
         let (kind, message) = match &cause {
-            Cause::Unwanted => (event_kind::VM_STOPPED, proofs),
-            Cause::GuestShutdown => (event_kind::VM_STOPPED, format!("the guest shut itself down; {proofs}")),
-            Cause::Suspended => (event_kind::VM_STOPPED, format!("suspended; {proofs}")),
+            Cause::Unwanted => match &vm.stop_cause {
+                Some(end @ (StopCause::GuestShutdown | StopCause::Suspended)) => {
+                    (event_kind::VM_STOPPED, format!("{end}; {proofs}"))
+                }
+                _ => (event_kind::VM_STOPPED, proofs),
+            },
+            Cause::GuestShutdown => {
+                (event_kind::VM_STOPPED, format!("{}; {proofs}", StopCause::GuestShutdown))
+            }
+            Cause::Suspended(_) => (event_kind::VM_STOPPED, format!("{}; {proofs}", StopCause::Suspended)),
             Cause::Failure(reason) | Cause::NodeLost(reason) => {
                 (event_kind::VM_FENCED, format!("{reason}; {proofs}"))
             }
         };
         txn.event(self.vm_event(kind, vm, message));
         match cause {
-            Cause::Unwanted => {
-                changed.restarts.failures = 0;
-                changed.restarts.last_reason.clear();
-            }
-            Cause::GuestShutdown => {
-                changed.desired = Desired::Stopped;
-                changed.stop_cause = Some(StopCause::GuestShutdown);
-                changed.restarts.failures = 0;
-                changed.restarts.last_reason.clear();
-            }
-            Cause::Suspended => {
-                changed.desired = Desired::Stopped;
-                changed.stop_cause = Some(StopCause::Suspended);
-                changed.suspended_on = last;
+            Cause::Unwanted | Cause::GuestShutdown | Cause::Suspended(_) => {
                 changed.restarts.failures = 0;
                 changed.restarts.last_reason.clear();
             }
@@ -235,9 +228,15 @@ impl Planner {
                 _ if changed.restarts.failures >= START_ATTEMPTS => {
                     changed.desired = Desired::Stopped;
                     changed.stop_cause = Some(StopCause::StartFailed(reason.clone()));
+                    let kept = match changed.suspended_on {
+                        Some(_) => {
+                            "; its memory is kept until it is started again, or discarded by stopping it"
+                        }
+                        None => "",
+                    };
                     (
                         OperationState::Failed,
-                        format!("it failed {START_ATTEMPTS} times, the last time: {reason}"),
+                        format!("it failed {START_ATTEMPTS} times, the last time: {reason}{kept}"),
                     )
                 }
                 _ => return,
@@ -268,12 +267,22 @@ impl Planner {
     }
 }
 
-/// What a process's end means for its VM.
-pub(crate) fn cause_of_end(report: &drover_cluster_state::VmReport) -> Cause {
+/// A VM that has ended by itself, for good. `None` where it is to run again, as one that was suspended and asked for since.
+pub(crate) fn after_end(vm: &Vm, cause: &Cause) -> Option<Vm> {
+    let (stop_cause, suspended_on) = match cause {
+        Cause::GuestShutdown => (StopCause::GuestShutdown, None),
+        Cause::Suspended(node) if vm.suspended_on != Some(*node) => (StopCause::Suspended, Some(*node)),
+        _ => return None,
+    };
+    Some(Vm { desired: Desired::Stopped, stop_cause: Some(stop_cause), suspended_on, ..vm.clone() })
+}
+
+/// What the end of a process on this node means for its VM.
+pub(crate) fn cause_of_end(node: NodeId, report: &drover_cluster_state::VmReport) -> Cause {
     use drover_cluster_state::StopReason;
     match report.stop_reason {
         StopReason::GuestShutdown => Cause::GuestShutdown,
-        StopReason::Suspended => Cause::Suspended,
+        StopReason::Suspended => Cause::Suspended(node),
         _ => Cause::Failure(report.describe_end()),
     }
 }

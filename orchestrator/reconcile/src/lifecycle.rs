@@ -11,7 +11,7 @@ use drover_ids::VmId;
 use crate::{
     AgentCommand,
     calls::{Slot, Verb},
-    fencing::{Cause, cause_of_end, has_ended},
+    fencing::{Cause, after_end, cause_of_end, has_ended},
     planner::{Next, Planner, Standing, Wait},
     restart::STABLE_AFTER,
 };
@@ -147,7 +147,12 @@ impl Planner {
     /// The owner's process is there, or has just ended.
     fn watch_owner(&mut self, vm: &Stored<Vm>, owner: Candidate, claim: Claim, report: &VmReport) -> Next {
         if has_ended(report) {
-            return self.release(vm, cause_of_end(report));
+            let cause = cause_of_end(owner.node, report);
+            let Some(changed) = after_end(vm, &cause) else { return self.release(vm, cause) };
+            // Before anybody tells the process to go: its report goes with it, and so would what it says.
+            let mut txn = Txn::new();
+            txn.update(vm.revision, Record::Vm(changed));
+            return self.submit_for(vm.id, txn);
         }
         match report.state {
             RunState::Running | RunState::MigratingOut if claim != Claim::Taken => self.confirm(vm, owner),

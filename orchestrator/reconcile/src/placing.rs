@@ -47,6 +47,12 @@ impl Planner {
         if let Some(next) = self.place_set(vm) {
             return next;
         }
+        // Its memory is worth the moments until that node is heard, or given up.
+        if let Some(node) = vm.suspended_on.filter(|node| self.state.nodes.contains_key(node))
+            && self.standing(node) == Standing::Silent
+        {
+            return Next::wait(format!("node {} has its memory, and is silent", self.state.node_name(node)));
+        }
         let last = || preferred_node(failures, vm.ownership.evidence());
         let request = Request { preferred: vm.suspended_on.or_else(last), ..request_of(vm) };
         let policy = self.policy_for_start(vm);

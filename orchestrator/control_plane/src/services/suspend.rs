@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use drover_cluster_state::{ClusterState, Desired, StopCause};
+use drover_cluster_state::{ClusterState, Desired, StopCause, VmPhase};
 use drover_ids::{NodeId, VmId};
 use drover_ports::Store;
 use drover_wire::{
@@ -30,7 +30,7 @@ pub(super) async fn suspend<S: Store>(api: &Api<S>, request: SuspendVmRequest) -
     let named = text.clone();
     let done = move |state: &ClusterState| {
         let vm = find(state, &named)?;
-        let is_done = vm.desired == Desired::Stopped && vm.stop_cause == Some(StopCause::Suspended);
+        let is_done = state.vm_phase(vm) == VmPhase::Stopped && vm.stop_cause == Some(StopCause::Suspended);
         Ok::<_, Status>(is_done.then(|| convert::vm(state, vm)))
     };
     let look = || {

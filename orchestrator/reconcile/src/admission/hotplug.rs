@@ -12,7 +12,7 @@ use drover_ids::{VmId, VolumeId};
 use super::{
     AdmissionError, DeviceName, find_vm, require_idle,
     storage::require_settled,
-    vm::{VOLUMES_MAX, find_volume, parse_name},
+    vm::{VOLUMES_MAX, find_volume, parse_name, require_not_suspended},
 };
 
 /// One of a VM's devices.
@@ -154,6 +154,8 @@ fn steady<'a>(state: &'a ClusterState, vm: &str) -> Result<&'a Stored<Vm>, Admis
         let problem = format!("VM '{}' is being moved", vm.spec.name);
         return Err(AdmissionError::wrong_state("vm", problem, "a VM that stays where it is: try again"));
     }
+    // Its memory knows the devices that it has.
+    require_not_suspended(vm)?;
     Ok(vm)
 }
 

@@ -236,13 +236,15 @@ fn discard_memory(
     admit(state, &forgotten, OperationKind::VmStop, Desired::Stopped, identity, now)
 }
 
-/// Refuses what would leave a suspended VM's memory with disks that it does not know.
+/// Refuses what would leave a suspended VM's memory with devices, or contents of disks, that it does not know.
 pub(super) fn require_not_suspended(vm: &Vm) -> Result<(), AdmissionError> {
     if vm.suspended_on.is_none() {
         return Ok(());
     }
-    let problem = format!("VM '{}' is suspended, and its memory fits its disks as they are", vm.spec.name);
-    Err(AdmissionError::wrong_state("vm", problem, "a VM that is stopped: stopping it discards its memory"))
+    let problem =
+        format!("VM '{}' is suspended, and its memory fits its devices and disks as they are", vm.spec.name);
+    let valid = "a VM that runs, or is stopped: stopping a suspended VM discards its memory";
+    Err(AdmissionError::wrong_state("vm", problem, valid))
 }
 
 /// Admits the removal of a VM, running or not. Its volumes stay. Takes the place of whatever works on it.

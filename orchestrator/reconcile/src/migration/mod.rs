@@ -364,7 +364,7 @@ impl Planner {
         let report =
             self.state.report(vm.id, mv.source.node).filter(|r| r.epoch == mv.source.epoch && has_ended(r));
         let cause = match report {
-            Some(report) => cause_of_end(report),
+            Some(report) => cause_of_end(mv.source.node, report),
             None => {
                 let name = self.state.node_name(mv.source.node);
                 Cause::NodeLost(format!("its source, node {name}, was lost while it was being moved"))

@@ -6,8 +6,8 @@ use drover_reconcile::admission::{
 
 use crate::world::World;
 
-fn check(
-    result: Result<drover_ids::OperationId, AdmissionError>,
+fn check<T: std::fmt::Debug>(
+    result: Result<T, AdmissionError>,
     field: &str,
     category: Category,
     words: &[&str],
@@ -144,6 +144,23 @@ fn what_is_already_so_is_refused() {
     world.until("stopped", std::time::Duration::from_secs(5), |w| w.ended(stop).is_some());
     check(world.stop("web"), "vm", Category::FailedPrecondition, &["already to be stopped"]);
     check(world.migrate("web", "n2"), "vm", Category::FailedPrecondition, &["does not run"]);
+}
+
+#[test]
+fn what_a_suspended_vms_memory_does_not_know_is_refused() {
+    let mut world = world();
+    world.suspend("n1", "web");
+    let soon = std::time::Duration::from_secs(5);
+    world.until("it is known", soon, |w| w.vm("web").suspended_on.is_some());
+    let state = world.view();
+    let suspended = &["VM 'web' is suspended", "discards its memory"];
+    check(attach_volume(&state, "web", ("spare", false)), "vm", Category::FailedPrecondition, suspended);
+    let data = DeviceName::Volume("data".to_owned());
+    check(may_detach(&state, "web", &data), "vm", Category::FailedPrecondition, suspended);
+    // Stopping it does away with that.
+    let stop = world.stop("web").unwrap();
+    world.until("stopped", soon, |w| w.ended(stop).is_some());
+    assert!(may_detach(&world.view(), "web", &data).is_ok());
 }
 
 #[test]

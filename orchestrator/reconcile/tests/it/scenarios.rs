@@ -176,15 +176,60 @@ fn a_suspended_vm_goes_on_where_its_memory_is_and_that_is_forgotten_once_it_runs
     world.until("it runs", SOON, |w| w.ended(start) == Some(OperationState::Done));
     assert_eq!(world.ensured.last(), Some(&(n1, false)));
 
-    // Without its node it starts from its disks, and its memory there is of no use any more.
+    // Without its node it starts from its disks, and its memory there is of no use any more: but not before that is given up.
     world.suspend("n1", "web");
     world.until("it is known", SOON, |w| w.vm("web").suspended_on == Some(n1));
     world.kill_node("n1");
+    world.until("it is silent", SOON, |w| w.view().node_state(n1) == Some(NodeState::Suspect));
     let start = world.start("web").unwrap();
+    world.run(500);
+    assert!(world.runs_on("web").is_none() && world.owner("web").is_none(), "{}", world.describe());
     world.until("it runs", LONG, |w| w.ended(start) == Some(OperationState::Done));
     assert!(world.runs_on("web").is_some_and(|node| node != "n1"));
     assert!(world.ensured.last().is_some_and(|(node, resume)| *node != n1 && !resume));
     assert_eq!(world.vm("web").suspended_on, None);
+}
+
+#[test]
+fn how_a_vm_ended_is_kept_before_its_process_is_told_to_go() {
+    for suspends in [false, true] {
+        let mut world = one_vm();
+        world.lose_stops = true;
+        if suspends {
+            world.say_suspended("n1", "web");
+        } else {
+            world.say_shut_down("n1", "web");
+        }
+        // The process has gone, nobody has heard that it has, and the leader is another one.
+        world.until("it has gone", SOON, |w| w.hosts.values().all(|host| host.processes.is_empty()));
+        world.kill_planner();
+        world.run(100);
+        world.lose_stops = false;
+        world.start_planner();
+        world.until("it is released", LONG, |w| w.owner("web").is_none());
+        let web = world.vm("web");
+        let expect = if suspends { StopCause::Suspended } else { StopCause::GuestShutdown };
+        assert_eq!((web.desired, web.stop_cause.clone()), (Desired::Stopped, Some(expect)));
+        assert_eq!(web.suspended_on.is_some(), suspends);
+    }
+}
+
+#[test]
+fn a_resumed_vm_waits_for_the_node_that_has_its_memory_while_nobody_knows_of_it() {
+    let mut world = one_vm();
+    let n1 = world.host("n1").id;
+    world.suspend("n1", "web");
+    world.until("it is known", SOON, |w| w.vm("web").suspended_on == Some(n1) && w.owner("web").is_none());
+    // A new leader has heard of no node yet; its node's agent is late.
+    world.kill_planner();
+    world.kill_node("n1");
+    world.start_planner();
+    let start = world.start("web").unwrap();
+    world.run(1_000);
+    assert_eq!(world.owner("web"), None, "{}", world.describe());
+    world.boot_node("n1");
+    world.until("it runs", SOON, |w| w.ended(start) == Some(OperationState::Done));
+    assert_eq!((world.ensured.last(), world.runs_on("web").as_deref()), (Some(&(n1, true)), Some("n1")));
 }
 
 #[test]

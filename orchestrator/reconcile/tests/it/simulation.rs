@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use drover_cluster_state::{Desired, NodeState, Right};
+use drover_cluster_state::{Desired, NodeState, Right, RunState};
 
 use crate::world::{Rng, Weather, World};
 
@@ -15,11 +15,13 @@ const REPAIRED_MS: u64 = 120_000;
 fn whatever_happens_nothing_runs_twice_and_everything_converges() {
     let first = std::env::var("DROVER_SIM_SEED").ok().and_then(|seed| seed.parse().ok());
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+    let mut resumed = 0;
     let many = std::env::var("DROVER_SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(SEEDS);
     let seeds = first.map_or(0..many, |seed: u64| seed..seed + 1);
     for seed in seeds {
         match std::panic::catch_unwind(|| simulate(seed)) {
             Ok(world) => {
+                resumed += world.ensured.iter().filter(|(_, resume)| *resume).count();
                 for event in &world.events {
                     let kind = event.split_whitespace().nth(1).unwrap_or_default().to_owned();
                     *seen.entry(kind).or_default() += 1;
@@ -44,6 +46,7 @@ fn whatever_happens_nothing_runs_twice_and_everything_converges() {
     ] {
         assert!(first.is_some() || seen.contains_key(kind), "no {kind} in {SEEDS} seeds");
     }
+    assert!(first.is_some() || resumed > 0, "no VM was resumed in {SEEDS} seeds");
 }
 
 fn simulate(seed: u64) -> World {
@@ -118,6 +121,14 @@ fn disturb(world: &mut World, fate: &mut Rng) {
         fault @ 20..=23 => {
             if let Some(vm) = some_vm_on(world, fate, &name) {
                 if fault == 23 { world.shut_down_guest(&name, &vm) } else { world.kill_process(&name, &vm) }
+            }
+        }
+        24 | 25 => {
+            if let Some(vm) = some_vm_on(world, fate, &name) {
+                let id = world.vm(&vm).id;
+                if world.host(&name).processes[&id].report.state == RunState::Running {
+                    world.suspend(&name, &vm);
+                }
             }
         }
         _ => {}

@@ -54,6 +54,8 @@ pub(crate) struct World {
     heartbeat_answer: Option<HeartbeatAnswer>,
     /// A move's Commit is lost on its way.
     pub(crate) lose_commits: bool,
+    /// The answers to StopVm are lost.
+    pub(crate) lose_stops: bool,
     /// A target's word that it runs is lost on its way.
     pub(crate) lose_resumed: bool,
     /// Where VMs were brought up, and whether that was to be from their memory.
@@ -81,6 +83,7 @@ impl World {
             watch_busy_until: 0,
             heartbeat_answer: None,
             lose_commits: false,
+            lose_stops: false,
             lose_resumed: false,
             ensured: Vec::new(),
         };
@@ -438,6 +441,27 @@ impl World {
         let id = self.vm(vm).id;
         let node = self.host(node).id;
         self.end_process(node, id, drover_cluster_state::StopReason::Suspended, "exit status 0");
+    }
+
+    /// The same, said by a process that is still there.
+    pub(crate) fn say_suspended(&mut self, node: &str, vm: &str) {
+        self.say_ended(node, vm, drover_cluster_state::StopReason::Suspended);
+    }
+
+    /// The guest's shut-down, said by a process that is still there.
+    pub(crate) fn say_shut_down(&mut self, node: &str, vm: &str) {
+        self.say_ended(node, vm, drover_cluster_state::StopReason::GuestShutdown);
+    }
+
+    fn say_ended(&mut self, node: &str, vm: &str, reason: drover_cluster_state::StopReason) {
+        let id = self.vm(vm).id;
+        let host = self.host(node);
+        let process = host.processes.get_mut(&id).expect("it is there");
+        process.end(reason, "");
+        process.report.exit = None;
+        let node = host.id;
+        self.free_volumes(node, id);
+        self.nudge(node);
     }
 
     /// The power goes off.

@@ -3,8 +3,8 @@
 use drover_cluster_state::{Change, Moment, NodeFence, RunState, Txn};
 use drover_ids::{NodeId, VmId};
 use drover_reconcile::{
-    AgentAnswer, AgentCall, CallError, CommitId, CommitOutcome, Effect, Event, FenceRefusal, FenceRequest,
-    Heartbeat, HeartbeatAnswer,
+    AgentAnswer, AgentCall, AgentCommand, CallError, CommitId, CommitOutcome, Effect, Event, FenceRefusal,
+    FenceRequest, Heartbeat, HeartbeatAnswer,
 };
 
 use super::{GUEST, Rng, TICK, World, moves::Stage};
@@ -198,7 +198,8 @@ impl World {
             return;
         }
         let result = self.obey(&call);
-        let lost = self.rng.chance(self.weather.loss);
+        let lost = self.rng.chance(self.weather.loss)
+            || (self.lose_stops && matches!(call.command, AgentCommand::StopVm));
         let delay = if lost { call.timeout.as_millis() as u64 } else { self.weather.delay(&mut self.rng) };
         let result = if lost { Err(CallError::Unanswered("deadline exceeded".to_owned())) } else { result };
         self.after(delay, Happening::CallAnswered { life, call, result });
