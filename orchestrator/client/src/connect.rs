@@ -93,7 +93,21 @@ impl Client {
 
     /// Makes one call; `attempt` builds and sends it, and is called again only if `repeat` allows it and the server
     /// was not reached.
-    pub(crate) async fn call<T, F, A>(&self, repeat: Repeat, mut attempt: A) -> Result<T>
+    pub(crate) async fn call<T, F, A>(&self, repeat: Repeat, attempt: A) -> Result<T>
+    where
+        A: FnMut(Channel) -> F,
+        F: Future<Output = std::result::Result<Response<T>, Status>>,
+    {
+        self.call_within(self.options.call_timeout, repeat, attempt).await
+    }
+
+    /// As [`call`](Self::call), with a time limit of its own for each attempt.
+    pub(crate) async fn call_within<T, F, A>(
+        &self,
+        limit: Duration,
+        repeat: Repeat,
+        mut attempt: A,
+    ) -> Result<T>
     where
         A: FnMut(Channel) -> F,
         F: Future<Output = std::result::Result<Response<T>, Status>>,
@@ -101,14 +115,14 @@ impl Client {
         let retry = if repeat == Repeat::Safe { self.options.retry } else { Retry::NEVER };
         let mut number = 1;
         loop {
-            let answer = tokio::time::timeout(self.options.call_timeout, attempt(self.channel())).await;
+            let answer = tokio::time::timeout(limit, attempt(self.channel())).await;
             let error = match answer {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => self.error(&status),
                 Err(_elapsed) => {
                     return Err(Error::Unreachable {
                         server: self.server.clone(),
-                        reason: format!("no answer within {} s", self.options.call_timeout.as_secs()),
+                        reason: format!("no answer within {} s", limit.as_secs()),
                     });
                 }
             };

@@ -26,6 +26,10 @@ const CONSOLE_INPUT_DEPTH: usize = 64;
 /// Between two looks at a VM whose guest shuts down.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// Longest time for the answer to a suspension, which comes when the VM is in its file: what the control plane gives its
+/// node, and some more.
+const SUSPEND_WITHIN: Duration = Duration::from_secs(630);
+
 /// Which part of the console log to read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogRange {
@@ -118,7 +122,7 @@ impl Client {
     /// [`Error::NotFound`], [`Error::Refused`] where it does not run, and see [`Error`]; it runs on then.
     pub async fn suspend_vm(&self, vm: &str) -> Result<Vm> {
         let request = SuspendVmRequest { request_id: request_id(), vm: vm.to_owned() };
-        self.call(Repeat::Safe, |channel| {
+        self.call_within(SUSPEND_WITHIN, Repeat::Safe, |channel| {
             let request = request.clone();
             async move { VmsClient::new(channel).suspend_vm(request).await }
         })

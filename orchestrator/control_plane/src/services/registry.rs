@@ -17,7 +17,7 @@ use crate::{
     status::{gone, submit_failed},
 };
 
-/// Suspended VMs of one node that are looked at in one heartbeat; the others have their turn in a later one.
+/// Suspended VMs of one node that are looked at in one heartbeat. What is of no use among others stays until these are fewer.
 const SUSPENDED_MAX: usize = 4096;
 
 #[tonic::async_trait]
