@@ -2,7 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    fs,
+    fs::{self, Permissions},
+    io::{Read as _, Write as _},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::{UnixListener, UnixStream},
+    },
     process::{Command, Output},
 };
 
@@ -18,9 +23,10 @@ struct Cli {
 }
 
 impl Cli {
+    /// A `+` is a space within a word.
     fn run(&self, line: &str) -> Output {
         Command::new(self.binaries.cli())
-            .args(line.split_whitespace())
+            .args(line.split_whitespace().map(|word| word.replace('+', " ")))
             .env("DROVER_SERVER", &self.server)
             .output()
             .expect("the drover command starts")
@@ -99,6 +105,62 @@ async fn a_vm_lives_its_life_from_the_command_line() -> anyhow::Result<()> {
     assert_eq!(cli.json("vm list").as_array().map(Vec::len), Some(0));
     cli.text("volume delete scratch");
     Ok(())
+}
+
+/// What a guest that greets says on its connection to a port of the host, and what it says back.
+fn greeting(listener: &UnixListener) -> anyhow::Result<UnixStream> {
+    let (mut guest, _) = eventually("the guest's connection", STEP_DEADLINE, || Ok(listener.accept().ok()))?;
+    guest.set_nonblocking(false)?;
+    guest.set_read_timeout(Some(STEP_DEADLINE))?;
+    let mut heard = [0; 5];
+    guest.read_exact(&mut heard)?;
+    assert_eq!(&heard, b"hello");
+    guest.write_all(b"is it")?;
+    guest.read_exact(&mut heard)?;
+    assert_eq!(&heard, b"is it");
+    Ok(guest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_comes_back_from_a_guest_that_is_suspended_meanwhile_and_reaches_its_host()
+-> anyhow::Result<()> {
+    if !drover_test_prerequisites::kvm() {
+        return Ok(());
+    }
+    let world = World::start(1, Bytes::gib(1)).await?;
+    let cli = Cli { binaries: Binaries::of_this_build()?, server: world.cluster.server() };
+    let spec = "--image probe --memory 96M --rng --console --balloon --vsock-cid 42";
+    let created = cli.json(&format!(
+        "vm create web {spec} --cmdline probe.heartbeat=20+probe.balloon=16+probe.vsock=1234"
+    ));
+    let id = created["id"].as_str().expect("an id");
+    // As any process of the node may: the VM's own has to be let in.
+    let folder = world.cluster.node_folder(0).join("vms").join(id);
+    let listener = UnixListener::bind(folder.join("vsock_1234"))?;
+    fs::set_permissions(folder.join("vsock_1234"), Permissions::from_mode(0o666))?;
+    listener.set_nonblocking(true)?;
+    // Its guest connects again where it loses its connection.
+    let mut before = greeting(&listener)?;
+
+    let inflated = |expect: u64| {
+        eventually("so much in the balloon", STEP_DEADLINE, || {
+            Ok((cli.json("vm balloon web")["actual_bytes"] == expect).then_some(()))
+        })
+    };
+    assert_eq!(cli.json("vm balloon web --target 8M")["target_bytes"], 8 << 20);
+    inflated(8 << 20)?;
+    let shown = cli.text("vm balloon web");
+    assert!(shown.contains("the guest has one") && shown.contains("8 MiB"), "{shown}");
+
+    assert_eq!(cli.json("vm suspend web")["phase"], "stopped");
+    let (code, error) = cli.failure("vm balloon web");
+    assert!(code == 1 && error.contains("does not run"), "{code}: {error}");
+    assert_eq!(before.read(&mut [0; 1]).unwrap_or(0), 0, "no connection outlives its machine");
+    cli.text("vm resume web");
+    inflated(8 << 20)?;
+    let _after = greeting(&listener)?;
+    cli.text("vm balloon web --target 0");
+    inflated(0)
 }
 
 #[tokio::test(flavor = "multi_thread")]

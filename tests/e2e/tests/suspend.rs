@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "tests wait for processes, with deadlines")]
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs::File, os::unix::fs::FileExt as _, path::PathBuf, time::Duration};
 
 use drover_client::api::{Vm, VmPhase};
 use drover_e2e::World;
@@ -80,6 +80,17 @@ async fn a_suspended_vm_goes_on_where_it_was_under_a_new_epoch() -> anyhow::Resu
     vm.wait_for_more_writes(&world.cluster, 1)?;
     stop_and_judge(&world, &vm, 3).await?;
     start(&world, &vm).await?;
+    vm.wait_for_more_writes(&world.cluster, 1)?;
+    world.client.suspend_vm(vm.name()).await?;
+
+    // A memory that is damaged is none: it starts from its disks.
+    File::options().write(true).open(file(&world, &vm))?.write_all_at(b"damaged", 0)?;
+    start(&world, &vm).await?;
+    vm.wait_for_more_writes(&world.cluster, 1)?;
+    gone(&world, &vm)?;
+    stop_and_judge(&world, &vm, 5).await?;
+
+    start(&world, &vm).await?;
     world.client.suspend_vm(vm.name()).await?;
     assert!(file(&world, &vm).exists());
     finish(&world.client, world.client.delete_vm(vm.name()).await?).await?;
@@ -108,6 +119,36 @@ async fn a_suspended_vm_whose_node_is_gone_starts_from_its_disks_elsewhere() -> 
     stop_and_judge(&world, &vm, 2).await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_a_suspended_vm_has_what_its_guest_was_promised_and_does_not_cost_its_memory()
+-> anyhow::Result<()> {
+    if !drover_test_prerequisites::kvm() {
+        return Ok(());
+    }
+    let world = World::start(1, Bytes::gib(1)).await?;
+    let vm = world.launch("sleeper", 1).await?;
+    vm.wait_for_writes(&world.cluster, WRITES)?;
+    world.client.suspend_vm(vm.name()).await?;
+    // Its disks are as after a power failure: nothing that was acknowledged is in its memory only.
+    let verdict = ledger::judge(&world.cluster, &vm.subject)?;
+    assert_eq!((verdict.lost(), verdict.double_writes()), (0, 0), "{}", verdict.disk);
+    let volume = world.cluster.volume_path(&vm.subject.volume_id);
+    let then = std::fs::read(&volume)?;
+    finish(&world.client, world.client.create_vm_snapshot(vm.name(), "asleep").await?).await?;
+    let refused = world.client.rollback_vm_snapshot(vm.name(), "asleep").await.unwrap_err();
+    assert!(refused.to_string().contains("is suspended"), "{refused}");
+    assert_eq!(std::fs::read(&volume)?, then);
+
+    start(&world, &vm).await?;
+    vm.wait_for_more_writes(&world.cluster, WRITES)?;
+    stop_and_judge(&world, &vm, 1).await?;
+    assert_ne!(std::fs::read(&volume)?, then);
+    finish(&world.client, world.client.rollback_vm_snapshot(vm.name(), "asleep").await?).await?;
+    assert_eq!(std::fs::read(&volume)?, then, "as it was when it was suspended");
+    start(&world, &vm).await?;
+    Ok(())
+}
+
 /// Who dies while a VM is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
@@ -132,8 +173,8 @@ async fn whoever_dies_while_a_vm_is_suspended_its_guest_is_somewhere_once() -> a
     let launch = Launch { name: "large".to_owned(), workload, group: String::new(), vcpus: 1 };
     let vm = ProbeVm::launch(&world.cluster, &world.client, launch).await?;
     let observer = OwnershipObserver::start(world.cluster.folder())?;
+    vm.wait_for_writes(&world.cluster, WRITES)?;
     for victim in [Victim::Vmmd, Victim::Agent, Victim::ControlPlane] {
-        vm.wait_for_more_writes(&world.cluster, WRITES)?;
         let client = world.cluster.client().await?;
         let name = vm.name().to_owned();
         let suspending = tokio::spawn(async move {
@@ -155,20 +196,21 @@ async fn whoever_dies_while_a_vm_is_suspended_its_guest_is_somewhere_once() -> a
                 world.cluster.start_control_plane()?;
             }
         }
-        // Whatever became of it, it says so: then it can be asked to run.
+        // Whatever becomes of it, now or when it has been written: it can be asked to run.
         let _ = suspending.await?;
         let name = vm.name().to_owned();
         world.client = world.cluster.client().await?;
-        eventually_async("a VM that runs again", STEP_DEADLINE, || async {
+        let enough = ledger::console(&world.cluster, &vm.subject.vm_id)?.acked_max() + WRITES;
+        eventually_async("a VM that writes again", STEP_DEADLINE, || async {
             let now = world.client.get_vm(&name).await?;
             if now.phase() == VmPhase::Stopped {
                 finish(&world.client, world.client.start_vm(&name).await?).await?;
             }
-            Ok((now.phase() == VmPhase::Running).then_some(()))
+            let acked = ledger::console(&world.cluster, &vm.subject.vm_id)?.acked_max();
+            Ok((acked >= enough).then_some(()))
         })
         .await?;
     }
-    vm.wait_for_more_writes(&world.cluster, WRITES)?;
     assert_eq!(observer.double_owners(), 0);
     finish(&world.client, world.client.stop_vm(vm.name()).await?).await?;
     let verdict = ledger::judge(&world.cluster, &vm.subject)?;
