@@ -15,8 +15,12 @@
 #![deny(unsafe_code)]
 
 mod files;
+#[cfg(test)]
 mod lists;
+mod needs;
 mod privileges;
+#[cfg(test)]
+mod program;
 mod root;
 mod seccomp;
 mod start_up;
@@ -24,8 +28,7 @@ mod start_up;
 use std::{io, path::PathBuf};
 
 pub use files::{Enforced, Grant};
-pub use lists::ListError;
-use lists::Needs;
+use needs::Needs;
 pub use seccomp::Seccomp;
 pub use start_up::forget_start_up;
 
@@ -47,9 +50,6 @@ pub enum JailError {
     /// A filter was refused.
     #[error("seccomp: {0}")]
     Seccomp(String),
-    /// A list of system calls is wrong.
-    #[error(transparent)]
-    List(#[from] ListError),
     /// The process is confined already.
     #[error("the process is confined already")]
     Twice,

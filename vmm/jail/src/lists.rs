@@ -1,4 +1,4 @@
-//! The lists of system calls in `filters/`, one for each role, and the programs made from them.
+//! The lists of system calls in `filters/`, one for each role. The build script reads them, and makes the programs of them.
 //!
 //! ```text
 //! # a comment
@@ -13,15 +13,13 @@
 use std::collections::BTreeMap;
 
 use drover_thread_role::Role;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
-};
+
+use crate::needs::Needs;
 use syscalls::Sysno;
 
-/// What is wrong with a list. They are part of the program: a test reads them all.
+/// What is wrong with a list.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ListError {
+pub(crate) enum ListError {
     /// There is no such list.
     #[error("there is no list '{0}'")]
     NoList(String),
@@ -35,9 +33,6 @@ pub enum ListError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The compiler of filters refuses.
-    #[error("the filter does not compile: {0}")]
-    Compile(String),
 }
 
 const LISTS: [(&str, &str); 12] = [
@@ -55,27 +50,18 @@ const LISTS: [(&str, &str); 12] = [
     ("vsock", include_str!("../filters/vsock")),
 ];
 
-/// What only some VMs need.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Needs {
-    /// Disks in Ceph.
-    pub(crate) rbd: bool,
-    /// Sockets to the host.
-    pub(crate) vsock: bool,
-}
-
 /// When an argument is as it has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Condition {
-    argument: u8,
-    /// The bits that count; all of them where the line names none.
-    mask: Option<u64>,
-    value: u64,
+pub(crate) struct Condition {
+    pub(crate) argument: u8,
+    /// The bits that count; all of them where the line names none. Of an argument the lower 32 count.
+    pub(crate) mask: Option<u32>,
+    pub(crate) value: u32,
 }
 
 /// Calls, and when each is allowed: always where there is no condition.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Allowed(BTreeMap<Sysno, Vec<Condition>>);
+pub(crate) struct Allowed(pub(crate) BTreeMap<Sysno, Vec<Condition>>);
 
 impl Allowed {
     /// What threads of this role may do. The machine's builder inherits librbd's calls to librbd's threads.
@@ -147,25 +133,6 @@ impl Allowed {
         Ok(())
     }
 
-    /// The program that lets these through, and does something else about all others.
-    pub(crate) fn compile(&self, others: SeccompAction) -> Result<BpfProgram, ListError> {
-        let compile = |error: seccompiler::BackendError| ListError::Compile(error.to_string());
-        let mut rules = BTreeMap::new();
-        for (call, conditions) in &self.0 {
-            let mut alternatives = Vec::with_capacity(conditions.len());
-            for Condition { argument, mask, value } in conditions {
-                let operator = mask.map_or(SeccompCmpOp::Eq, SeccompCmpOp::MaskedEq);
-                let condition = SeccompCondition::new(*argument, SeccompCmpArgLen::Dword, operator, *value)
-                    .map_err(compile)?;
-                alternatives.push(SeccompRule::new(vec![condition]).map_err(compile)?);
-            }
-            rules.insert(i64::from(call.id()), alternatives);
-        }
-        SeccompFilter::new(rules, others, SeccompAction::Allow, TargetArch::x86_64)
-            .and_then(BpfProgram::try_from)
-            .map_err(compile)
-    }
-
     #[cfg(test)]
     pub(crate) fn has(&self, call: Sysno) -> bool {
         self.0.contains_key(&call)
@@ -184,9 +151,9 @@ fn condition(text: &str) -> Result<Condition, &'static str> {
     Ok(Condition { argument, mask, value: number(value)? })
 }
 
-fn number(text: &str) -> Result<u64, &'static str> {
+fn number(text: &str) -> Result<u32, &'static str> {
     let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
+        Some(hex) => u32::from_str_radix(hex, 16),
         None => text.parse(),
     };
     parsed.map_err(|_| "has a condition with no number")
@@ -195,18 +162,6 @@ fn number(text: &str) -> Result<u64, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_list_is_read_and_compiles() {
-        for (rbd, vsock) in [(false, false), (false, true), (true, false), (true, true)] {
-            let needs = Needs { rbd, vsock };
-            for role in Role::ALL {
-                let allowed = Allowed::of(role, needs).expect("readable");
-                allowed.compile(SeccompAction::Trap).expect("compiles");
-            }
-            Allowed::of_process(needs).expect("readable").compile(SeccompAction::Trap).expect("compiles");
-        }
-    }
 
     #[test]
     fn no_thread_may_become_another_program_or_look_into_another_process() {

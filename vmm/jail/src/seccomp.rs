@@ -1,19 +1,20 @@
 //! System calls by role, and the last words of a thread that made another one.
 #![expect(unsafe_code, reason = "a handler of SIGSYS")]
 
-use std::{
-    io,
-    sync::{Mutex, OnceLock, PoisonError},
-};
+use std::{io, sync::OnceLock};
 
 use drover_thread_role::{Role, confine_with};
-use seccompiler::{BpfProgram, SeccompAction, apply_filter};
+use seccompiler::{apply_filter, sock_filter};
 use syscalls::Sysno;
 
-use crate::{
-    JailError,
-    lists::{Allowed, Needs},
-};
+use crate::{JailError, needs::Needs};
+
+/// Programs by role, and the whole process's; of each one for every combination of needs.
+mod programs {
+    use seccompiler::sock_filter;
+
+    include!(concat!(env!("OUT_DIR"), "/programs.rs"));
+}
 
 /// What becomes of a thread that makes a system call that is not in its list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +28,17 @@ pub enum Seccomp {
 }
 
 /// How every thread is confined, once that is decided.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Chosen {
-    others: SeccompAction,
+    others: Others,
     needs: Needs,
-    /// Programs that have been compiled, by role.
-    programs: Mutex<Vec<(Role, BpfProgram)>>,
+}
+
+/// What becomes of calls that no line allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Others {
+    Trap,
+    Log,
 }
 
 static CHOSEN: OnceLock<Chosen> = OnceLock::new();
@@ -40,18 +46,17 @@ static CHOSEN: OnceLock<Chosen> = OnceLock::new();
 /// Confines the process, and every thread that takes a role from now on. Must be called before there are threads.
 pub(crate) fn confine(seccomp: Seccomp, needs: Needs) -> Result<(), JailError> {
     let others = match seccomp {
-        Seccomp::Kill => SeccompAction::Trap,
-        Seccomp::Log => SeccompAction::Log,
+        Seccomp::Kill => Others::Trap,
+        Seccomp::Log => Others::Log,
         Seccomp::Off => return Ok(()),
     };
     settle_allocator();
     install_handler().map_err(|source| JailError::Io { attempt: "catch SIGSYS", source })?;
-    let process = Allowed::of_process(needs)?.compile(others.clone())?;
-    let chosen = Chosen { others, needs, programs: Mutex::default() };
+    let chosen = Chosen { others, needs };
     if CHOSEN.set(chosen).is_err() {
         return Err(JailError::Twice);
     }
-    apply_filter(&process).map_err(|error| JailError::Seccomp(error.to_string()))?;
+    chosen.apply(&programs::PROCESS)?;
     confine_with(confine_thread);
     Ok(())
 }
@@ -59,7 +64,7 @@ pub(crate) fn confine(seccomp: Seccomp, needs: Needs) -> Result<(), JailError> {
 /// What a thread does when it takes its role. One that cannot be confined must not run.
 fn confine_thread(role: Role) {
     let Some(chosen) = CHOSEN.get() else { return };
-    if let Err(error) = chosen.apply(role) {
+    if let Err(error) = chosen.apply(of_role(role)) {
         tracing::error!(role = role.name(), %error, "a thread cannot be confined: ending the process");
         std::process::exit(EXIT_NOT_CONFINED);
     }
@@ -68,17 +73,43 @@ fn confine_thread(role: Role) {
 /// Exit status of a process with a thread that could not be confined.
 const EXIT_NOT_CONFINED: i32 = 5;
 
-impl Chosen {
-    fn apply(&self, role: Role) -> Result<(), JailError> {
-        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
-        if !programs.iter().any(|(known, _)| *known == role) {
-            programs.push((role, Allowed::of(role, self.needs)?.compile(self.others.clone())?));
-        }
-        let program = programs.iter().find(|(known, _)| *known == role).map(|(_, program)| program.clone());
-        drop(programs);
-        let program = program.unwrap_or_default();
-        apply_filter(&program).map_err(|error| JailError::Seccomp(error.to_string()))
+/// By needs.
+type Programs = [&'static [sock_filter]; Needs::ALL.len()];
+
+fn of_role(role: Role) -> &'static Programs {
+    match role {
+        Role::Main => &programs::MAIN,
+        Role::Vm => &programs::VM,
+        Role::Vcpu => &programs::VCPU,
+        Role::Device => &programs::DEVICE,
+        Role::Console => &programs::CONSOLE,
+        Role::Lease => &programs::LEASE,
+        Role::Migration => &programs::MIGRATION,
+        Role::Watch => &programs::WATCH,
+        Role::Load => &programs::LOAD,
     }
+}
+
+impl Chosen {
+    /// Confines this thread. Allocates nothing unless it is debugged: each thread does it before anything else.
+    fn apply(self, programs: &Programs) -> Result<(), JailError> {
+        let program = programs[self.needs.index()];
+        let applied = match self.others {
+            Others::Trap => apply_filter(program),
+            Others::Log => apply_filter(&logging(program)),
+        };
+        applied.map_err(|error| JailError::Seccomp(error.to_string()))
+    }
+}
+
+/// The same program, but where it traps, the kernel's log has the call.
+fn logging(program: &[sock_filter]) -> Vec<sock_filter> {
+    const RETURN: u16 = 0x06;
+    let instead = |one: &sock_filter| match (one.code, one.k) {
+        (RETURN, libc::SECCOMP_RET_TRAP) => sock_filter { k: libc::SECCOMP_RET_LOG, ..one.clone() },
+        _ => one.clone(),
+    };
+    program.iter().map(instead).collect()
 }
 
 /// Separate heaps of the allocator: threads rarely allocate at the same time once a machine runs.
