@@ -30,7 +30,7 @@ use std::{io, path::PathBuf};
 pub use files::{Enforced, Grant};
 use needs::Needs;
 pub use seccomp::Seccomp;
-pub use start_up::forget_start_up;
+pub use start_up::{forget_start_up, give_back_heap, give_back_stack};
 
 /// Why the process could not be confined. It must not go on.
 #[derive(Debug, thiserror::Error)]

@@ -50,7 +50,8 @@ pub(crate) fn confine(seccomp: Seccomp, needs: Needs) -> Result<(), JailError> {
         Seccomp::Log => Others::Log,
         Seccomp::Off => return Ok(()),
     };
-    settle_allocator();
+    #[cfg(target_env = "gnu")]
+    settle_allocator(needs);
     install_handler().map_err(|source| JailError::Io { attempt: "catch SIGSYS", source })?;
     let chosen = Chosen { others, needs };
     if CHOSEN.set(chosen).is_err() {
@@ -112,16 +113,20 @@ fn logging(program: &[sock_filter]) -> Vec<sock_filter> {
     program.iter().map(instead).collect()
 }
 
-/// Separate heaps of the allocator: threads rarely allocate at the same time once a machine runs.
+/// Separate heaps of the allocator, for librbd's threads: they allocate for every request.
 #[cfg(target_env = "gnu")]
-const HEAPS_MAX: libc::c_int = 8;
+const HEAPS_WITH_RBD: libc::c_int = 8;
+/// Without them nobody allocates once a machine runs, and what is free in one heap is given back ([`crate::give_back_heap`]).
+#[cfg(target_env = "gnu")]
+const HEAPS: libc::c_int = 1;
 
 /// glibc opens files when it allocates: from /sys it learns how many processors there are, to decide whether threads get
 /// another heap, and from /proc whether memory is overcommitted, to decide how a heap shrinks. What is set it does not look
 /// for, and heaps that do not shrink need no answer: what is large is mapped, and given back, on its own.
-fn settle_allocator() {
-    #[cfg(target_env = "gnu")]
-    for (parameter, value) in [(libc::M_ARENA_MAX, HEAPS_MAX), (libc::M_TRIM_THRESHOLD, libc::c_int::MAX)] {
+#[cfg(target_env = "gnu")]
+fn settle_allocator(needs: Needs) {
+    let heaps = if needs.rbd { HEAPS_WITH_RBD } else { HEAPS };
+    for (parameter, value) in [(libc::M_ARENA_MAX, heaps), (libc::M_TRIM_THRESHOLD, libc::c_int::MAX)] {
         // SAFETY: mallopt takes two integers.
         unsafe { libc::mallopt(parameter, value) };
     }

@@ -16,6 +16,41 @@ unsafe extern "C" {
     static etext: u8;
 }
 
+/// What this process's first thread may have used of its stack, bytes: the command line's parser goes deepest.
+const STACK_USED_MAX: usize = 128 << 10;
+
+/// Gives back what the allocator has in store: what the start has freed is spread over its heap, which does not shrink by itself.
+pub fn give_back_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes an integer, and gives back nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
+/// Gives back what the process's first thread, which must call this, has used of its stack before and does not now.
+///
+/// # Errors
+/// What the kernel says; nothing has changed then.
+#[inline(never)]
+pub fn give_back_stack() -> io::Result<()> {
+    if rustix::process::getpid() != rustix::thread::gettid() {
+        return Ok(());
+    }
+    let here = 0_u8;
+    // The page below this one as well: what this function and those that it calls have there.
+    let end = (&raw const here).addr() / PAGE * PAGE - PAGE;
+    let start = std::ptr::without_provenance_mut::<core::ffi::c_void>(end - STACK_USED_MAX);
+    // SAFETY: a stack grows downwards, and this thread's is at the top of the address space with nothing near below it: the kernel
+    // keeps 256 pages there free (stack_guard_gap). So the range has nothing but frames of functions that have returned.
+    let given_back = unsafe { madvise(start, STACK_USED_MAX, Advice::LinuxDontNeed) };
+    match given_back {
+        // Not all of it has ever been used. What has is given back.
+        Err(rustix::io::Errno::NOMEM) | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Gives back the program's constants and code, of which a process that runs a machine needs a fraction: command line, jail,
 /// configuration and the machine's set-up have run. What is needed is mapped again as it is touched, from the host's page cache,
 /// and counts for this process again.
@@ -53,6 +88,16 @@ mod tests {
             }
         }
         sum
+    }
+
+    #[test]
+    fn a_heap_and_a_stack_are_as_good_as_before() {
+        let kept = vec![7_u8; 1 << 20];
+        drop((0..1000).map(|n| vec![0_u8; 64 + n]).collect::<Vec<_>>());
+        give_back_heap();
+        give_back_stack().unwrap();
+        assert!(kept.iter().all(|byte| *byte == 7));
+        assert_eq!(vec![3_u8; 1 << 16].len(), 1 << 16);
     }
 
     #[test]

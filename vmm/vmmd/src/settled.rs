@@ -15,8 +15,13 @@ pub(crate) async fn tidy_up(mut info: watch::Receiver<wire::VmInfo>) {
         return;
     }
     sleep(START_UP).await;
+    drover_jail::give_back_heap();
     // It costs memory only.
-    if let Err(error) = drover_jail::forget_start_up() {
-        debug!(%error, "the start's code stays in memory");
+    for (what, given_back) in
+        [("stack", drover_jail::give_back_stack()), ("code", drover_jail::forget_start_up())]
+    {
+        if let Err(error) = given_back {
+            debug!(what, %error, "what the start needed stays in memory");
+        }
     }
 }
