@@ -153,11 +153,12 @@ impl Driver {
             if n + 1 < buffers.len() {
                 flags |= NEXT;
             }
-            let mut raw = Vec::new();
-            raw.extend(address.to_le_bytes());
-            raw.extend(len.to_le_bytes());
-            raw.extend(flags.to_le_bytes());
-            raw.extend(next.to_le_bytes());
+            // Without an allocation, which some tests count.
+            let mut raw = [0; 16];
+            raw[..8].copy_from_slice(&address.to_le_bytes());
+            raw[8..12].copy_from_slice(&len.to_le_bytes());
+            raw[12..14].copy_from_slice(&flags.to_le_bytes());
+            raw[14..].copy_from_slice(&next.to_le_bytes());
             self.memory.write(Gpa::new(rings(queue) + 16 * u64::from(index)), &raw).unwrap();
         }
         self.offer_head(queue, first);

@@ -5,6 +5,7 @@
 
 pub(crate) mod driver;
 pub(crate) mod golden;
+pub(crate) mod steady;
 pub(crate) mod transport;
 pub(crate) mod wire;
 

@@ -25,19 +25,19 @@ pub(crate) const HEADER: usize = 12;
 #[derive(Clone, Debug)]
 pub(crate) struct Wire {
     far: Arc<UnixDatagram>,
+    near: Arc<UnixDatagram>,
     pub(crate) attached: Arc<AtomicBool>,
     pub(crate) offloads: Arc<Mutex<Offloads>>,
 }
 
 #[derive(Debug)]
 struct Port {
-    near: UnixDatagram,
     wire: Wire,
 }
 
 impl AsFd for Port {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.near.as_fd()
+        self.wire.near.as_fd()
     }
 }
 
@@ -58,9 +58,9 @@ impl Wire {
         let (near, far) = UnixDatagram::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         far.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let wire =
-            Self { far: Arc::new(far), attached: Arc::new(AtomicBool::new(true)), offloads: Arc::default() };
-        (wire.clone(), Box::new(Port { near, wire }))
+        let (attached, offloads) = (Arc::new(AtomicBool::new(true)), Arc::default());
+        let wire = Self { far: Arc::new(far), near: Arc::new(near), attached, offloads };
+        (wire.clone(), Box::new(Port { wire }))
     }
 
     /// Puts a packet with an empty header on the wire to the driver.
@@ -76,6 +76,21 @@ impl Wire {
         let len = self.far.recv(&mut packet).expect("a packet within the deadline");
         packet.truncate(len);
         packet
+    }
+
+    /// Sends these bytes, header and all, to the driver; without an allocation.
+    pub(crate) fn put_packet(&self, packet: &[u8]) {
+        assert_eq!(self.far.send(packet).unwrap(), packet.len());
+    }
+
+    /// The next packet from the driver, header and all, into these bytes; without an allocation.
+    pub(crate) fn take_into(&self, packet: &mut [u8]) -> usize {
+        self.far.recv(packet).expect("a packet within the deadline")
+    }
+
+    /// From now on, whoever reads from the device's end while nothing is there waits, or does not.
+    pub(crate) fn set_waits(&self, waits: bool) {
+        self.near.set_nonblocking(!waits).unwrap();
     }
 
     pub(crate) fn is_attached(&self) -> bool {
