@@ -14,7 +14,9 @@ use crate::long;
 
 /// What the recipe does not have and the tests run in it.
 const PACKAGES: [&str; 2] = ["fio", "iperf3"];
-/// Room for the guest's root disk (2 GiB, mostly holes), what tests write to it, and their other disks.
+/// Size of the guest's root disk: half of it is free.
+const ROOT_BYTES: u64 = 1 << 30;
+/// Room for it, a copy in a pool, and other disks of tests.
 const HOST_DISK_BYTES: u64 = 4 << 30;
 
 /// A root shell on the console, for tests that do not come to log in. It does nothing unless the kernel's command line
@@ -47,7 +49,8 @@ pub(super) fn host_disk() -> anyhow::Result<PathBuf> {
     static MAKING: Mutex<()> = Mutex::new(());
     let _one = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let recipe = workspace_root().join("guest-images/linux");
-    let mut text = [&PACKAGES[..], &[SHELL_UNIT]].concat().concat();
+    let sizes = format!("{ROOT_BYTES} {HOST_DISK_BYTES}");
+    let mut text = [&PACKAGES[..], &[SHELL_UNIT, &sizes]].concat().concat();
     for name in ["packages", "before-packages.sh", "after-packages.sh", "pack.sh"] {
         text += &fs::read_to_string(recipe.join(name))?;
     }
@@ -63,7 +66,8 @@ pub(super) fn host_disk() -> anyhow::Result<PathBuf> {
     fs::create_dir_all(&cache)?;
     let work = tempfile::tempdir_in(&cache)?;
     let output = work.path().join("guest");
-    let recipe = Recipe { packages: PACKAGES.map(str::to_owned).to_vec(), ..Recipe::default() };
+    let packages = PACKAGES.map(str::to_owned).to_vec();
+    let recipe = Recipe { packages, disk_bytes: ROOT_BYTES, ..Recipe::default() };
     let progress = |step: &str| eprintln!("        {step}");
     let built = build(&Order { recipe, output, progress: &progress, cancelled: &AtomicBool::new(false) })?;
     add_shell(&built, work.path())?;

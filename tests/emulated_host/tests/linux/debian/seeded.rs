@@ -2,6 +2,7 @@
 
 use drover_cloud_init::{Seed, Unchecked};
 use drover_test_emulated_host::{ext4, guest::Nonce};
+use drover_wire::vm::v1 as wire;
 
 use super::{
     image::wanted,
@@ -9,10 +10,9 @@ use super::{
 };
 use crate::hosts::Progress;
 
+const MAC: &str = "52:54:00:00:07:03";
 const HOSTNAME: &str = "web-1";
 const SSH_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGRyb3ZlcidzIHRlc3Q= ann@desk";
-const NETWORK: &str =
-    "version: 2\nethernets:\n  wire:\n    match: { name: 'en*' }\n    addresses: [192.168.7.2/24]\n";
 
 fn seed(nonce: &Nonce, password: &Nonce) -> anyhow::Result<Vec<u8>> {
     // One key of the guest's own, of the kind that takes no time to make.
@@ -27,7 +27,7 @@ fn seed(nonce: &Nonce, password: &Nonce) -> anyhow::Result<Vec<u8>> {
         hostname: HOSTNAME.to_owned(),
         ssh_keys: vec![SSH_KEY.to_owned()],
         user_data,
-        network_config: NETWORK.to_owned(),
+        network_config: session::NETWORK.to_owned(),
     };
     Ok(Seed::try_from(raw)?.image("i-0001", "unnamed"))
 }
@@ -41,7 +41,9 @@ async fn debian_boots_to_a_login_and_is_what_its_seed_disk_says() -> anyhow::Res
     let host = session::host(&progress)?;
     let (nonce, password) = (Nonce::random(), Nonce::random());
     host.put("/disk/seed.iso", 0o600, &seed(&nonce, &password)?)?;
-    let mut debian = Session::boot(&host, &session::guest(&[("/disk/seed.iso", true)], "")).await?;
+    let mut guest = session::guest(&[("/disk/seed.iso", true)], "");
+    guest.nics = vec![wire::Nic { mac: MAC.into(), tap: "t0".into(), ..wire::Nic::default() }];
+    let mut debian = Session::boot(&host, &guest).await?;
     debian.log_in(HOSTNAME, &password).await?;
     progress.say("logged in");
     debian.run("cloud-init status --wait >/dev/null; cloud-init status | grep -q done").await?;
@@ -50,7 +52,7 @@ async fn debian_boots_to_a_login_and_is_what_its_seed_disk_says() -> anyhow::Res
     assert_eq!(debian.run("hostname").await?, HOSTNAME);
     debian.run("grep -q 'DataSourceNoCloud.*seed=/dev/vdb' /run/cloud-init/result.json").await?;
     assert!(debian.run("cat /home/debian/.ssh/authorized_keys").await?.contains(SSH_KEY));
-    debian.run("grep -rq 192.168.7.2/24 /etc/systemd/network /run/systemd/network").await?;
+    debian.run("until ip address show ens31 | grep -q 192.168.7.2/24; do sleep 1; done").await?;
     assert_eq!(debian.run("nproc").await?, "2");
     assert_eq!(debian.run("findmnt -no SOURCE /").await?, "/dev/vda");
     debian

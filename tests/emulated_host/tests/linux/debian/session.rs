@@ -16,6 +16,10 @@ pub(super) const BOOT_DEADLINE: Duration = Duration::from_secs(900);
 /// For one command in the guest.
 pub(super) const COMMAND_DEADLINE: Duration = Duration::from_secs(400);
 
+/// The address of a Debian's first interface, which is in the last slot of its bus and named after that. By its name alone:
+/// what cloud-init of Debian 12 writes for networkd knows no patterns.
+pub(super) const NETWORK: &str = "version: 2\nethernets:\n  ens31: { addresses: [192.168.7.2/24] }\n";
+
 /// What a Debian is told beside its tasks: to leave out what costs an emulated processor much of its time and does nothing
 /// for it, which is guarding against speculation, and loading drivers of instructions. An emulator that waits for a
 /// processor lets its guests stand still, which is no news.
@@ -71,21 +75,27 @@ impl Session {
         Ok(Self { vmmd, commands: 0, boot: String::new() })
     }
 
-    /// Waits for the login prompt and logs in.
+    /// Waits for the login prompt and logs in, with a password that cloud-init has set.
     pub(super) async fn log_in(&mut self, hostname: &str, password: &Nonce) -> anyhow::Result<()> {
+        // The prompt may be there before the password, and is shown again.
+        self.vmmd.wait_for("running 'modules:final'", BOOT_DEADLINE).await?;
+        self.vmmd.type_text("\n").await?;
         loop {
             self.vmmd.wait_for(&format!("{hostname} login:"), BOOT_DEADLINE).await?;
             self.vmmd.type_text("root\n").await?;
             self.vmmd.wait_for("Password:", COMMAND_DEADLINE).await?;
             self.vmmd.type_text(&format!("{}\n", password.as_str())).await?;
-            // The prompt is there before cloud-init has set the password.
-            let said = self.vmmd.wait_for_any(&["Login incorrect", ":~# "], COMMAND_DEADLINE).await?;
+            // A slow machine is logged out again: it takes a minute.
+            let ends = ["Login incorrect", "Login timed out", ":~# "];
+            let said = self.vmmd.wait_for_any(&ends, COMMAND_DEADLINE).await?;
             if said.ends_with(":~# ") {
                 break;
             }
         }
         // A shell that repeats what is typed as it is, however long a line.
         self.vmmd.type_text("exec sh\n").await?;
+        // What is typed before it has the terminal is not repeated.
+        self.vmmd.wait_for("# ", COMMAND_DEADLINE).await?;
         self.settle().await
     }
 

@@ -20,8 +20,6 @@ const PROGRAMS: [&str; 3] = ["drover", "drover-control-plane", "drover-node-agen
 const DEADLINE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(500);
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGRyb3ZlcidzIHRlc3Q= ann@desk";
-const NETWORK: &str =
-    "version: 2\nethernets:\n  lan:\n    match: { name: 'en*' }\n    addresses: [192.168.7.2/24]\n";
 
 /// Says on the console who it is, and sends some megabytes to the host.
 fn user_data(nonce: &Nonce) -> String {
@@ -124,7 +122,7 @@ async fn what_image_build_makes_runs_under_the_control_plane() -> anyhow::Result
 
     let nonce = Nonce::random();
     host.put("/disk/user-data", 0o600, user_data(&nonce).as_bytes())?;
-    host.put("/disk/network", 0o600, NETWORK.as_bytes())?;
+    host.put("/disk/network", 0o600, session::NETWORK.as_bytes())?;
     host.put("/disk/key.pub", 0o600, format!("{KEY}\n").as_bytes())?;
     let mut server = host.spawn("/programs/iperf3", &["--server", "--forceflush"])?;
     server.wait_for("listening", DEADLINE)?;
