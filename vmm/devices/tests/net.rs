@@ -265,6 +265,31 @@ fn pairs_of_queues_are_used_when_the_driver_says_so() {
 }
 
 #[test]
+fn a_pair_that_is_stuck_holds_up_no_other() {
+    let mut nic = Nic::started(2, CONTROL | MQ);
+    assert_eq!(nic.command(&[4, 0, 2, 0]), 0);
+    // When it has read one packet its thread waits for the next: what a lock shared between pairs would make the other do.
+    nic.wires[1].set_waits(true);
+    nic.post(2, FREE, 2, 2048);
+    nic.wires[1].put(&frame(MAC, 80));
+    nic.received(2, FREE, 2048);
+    nic.send(3, FREE + 0x2000, &frame(OTHER, 70));
+    for n in 0..8 {
+        nic.send(TX, FREE + 0x4000, &frame(OTHER, 60 + n));
+        assert_eq!(nic.wires[0].take().len(), HEADER + 60 + n);
+        nic.driver.wait(TX);
+        nic.post(RX, FREE + 0x6000, 1, 2048);
+        nic.wires[0].put(&frame(MAC, 60 + n));
+        nic.received(RX, FREE + 0x6000, 2048);
+        assert_eq!(nic.command(&[0, 0, 1]), 0);
+    }
+    assert_eq!(nic.driver.answered(3), 0, "stuck all the while");
+    nic.wires[1].set_waits(false);
+    nic.wires[1].put(&frame(MAC, 80));
+    nic.driver.wait(3);
+}
+
+#[test]
 fn a_move_takes_buffers_and_settings_along_and_is_announced() {
     let features = CONTROL | MQ | MERGEABLE | ANNOUNCE | GUEST_CSUM | GUEST_TSO4;
     let mut source = Nic::started(2, features);
