@@ -280,7 +280,9 @@ impl EmulatedHost {
     /// # Errors
     /// If it does not end.
     pub fn power_off(&self) -> anyhow::Result<PathBuf> {
-        self.shell("sync; umount /disk", ANSWER_DEADLINE)?;
+        // Programs that were dropped just now may take a moment to go.
+        let unmount = "sync; for i in $(seq 100); do umount /disk && exit; sleep 0.2; done; exit 1";
+        self.shell(unmount, ANSWER_DEADLINE)?;
         drop(self.life().take());
         let end = Instant::now() + END_DEADLINE;
         while self.emulator().try_wait()?.is_none() {

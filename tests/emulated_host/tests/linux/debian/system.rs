@@ -148,6 +148,8 @@ async fn what_image_build_makes_runs_under_the_control_plane() -> anyhow::Result
     system.well = true;
     progress.say("vm stop --graceful has ended it");
 
+    // All of them have files open on the disk.
+    drop((console, server, system));
     let image = host.power_off()?;
     let folder = tempfile::tempdir_in(drover_test_prerequisites::workspace_root().join("target"))?;
     let root = folder.path().join("root.raw");
