@@ -56,6 +56,17 @@ pub struct OrderedWork {
     pub iops: u64,
 }
 
+/// Works on a disk beside the first one, on our machine's PCI bus, which may come and go while the probe runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VisitorWork {
+    /// Blocks of 4 KiB from the start of the disk, `1..=`[`DISK_SLOTS_MAX`].
+    pub slots: u64,
+    /// Writes per second, 0 for as fast as the device allows, at most [`DISK_IOPS_MAX`].
+    pub iops: u64,
+    /// Whether it keeps a disk that it is asked for.
+    pub keeps: bool,
+}
+
 /// Sweeps over RAM, rewriting pages at a rate; each page is verified before it is rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirtyWork {
@@ -78,6 +89,8 @@ pub struct Workload {
     pub bench: Option<BenchWork>,
     /// Work on the first two disks, instead of on one of them.
     pub ordered: Option<OrderedWork>,
+    /// Work on a disk that may come and go.
+    pub visitor: Option<VisitorWork>,
     /// Work on RAM.
     pub dirty: Option<DirtyWork>,
     /// Drive the balloon, with so much RAM to give, `1..=`[`BALLOON_MIB_MAX`].
@@ -160,6 +173,7 @@ impl CommandLine {
             "probe.disk" => work.disk = Some(disk(value)?),
             "probe.bench" => work.bench = Some(BenchWork::parse(value)?),
             "probe.ordered" => work.ordered = Some(ordered(value)?),
+            "probe.visitor" => work.visitor = Some(visitor(value)?),
             "probe.dirty" => work.dirty = Some(dirty(value)?),
             "probe.balloon" => {
                 let mib = number_in(value, 1, BALLOON_MIB_MAX).ok_or("MiB from 1 to 2048")?;
@@ -184,7 +198,7 @@ impl CommandLine {
             "virtio_mmio.device" => self.announce(mmio_device(value)?)?,
             _ if key.starts_with("probe.") => {
                 return Err(
-                    "probe.seed, .heartbeat, .disk, .bench, .ordered, .dirty, .balloon, .vsock, .halt or .vcpus",
+                    "probe.seed, .heartbeat, .disk, .bench, .ordered, .visitor, .dirty, .balloon, .vsock, .halt or .vcpus",
                 );
             }
             _ => {}
@@ -219,6 +233,19 @@ fn ordered(value: &str) -> Result<OrderedWork, &'static str> {
     let slots = number_in(slots, 1, DISK_SLOTS_MAX).ok_or(EXPECTED)?;
     let iops = number_in(iops, 0, DISK_IOPS_MAX).ok_or(EXPECTED)?;
     Ok(OrderedWork { slots, iops })
+}
+
+fn visitor(value: &str) -> Result<VisitorWork, &'static str> {
+    const EXPECTED: &str = "<slots>,<iops or 0>[,keep] with 1 to 1048576 slots, at most 1000000 iops; keep does not let go of it";
+    let mut parts = value.split(',');
+    let slots = parts.next().and_then(|text| number_in(text, 1, DISK_SLOTS_MAX)).ok_or(EXPECTED)?;
+    let iops = parts.next().and_then(|text| number_in(text, 0, DISK_IOPS_MAX)).ok_or(EXPECTED)?;
+    let keeps = match parts.next() {
+        None => false,
+        Some("keep") => true,
+        Some(_) => return Err(EXPECTED),
+    };
+    parts.next().map_or(Ok(VisitorWork { slots, iops, keeps }), |_| Err(EXPECTED))
 }
 
 fn dirty(value: &str) -> Result<DirtyWork, &'static str> {
@@ -277,6 +304,9 @@ impl fmt::Display for Workload {
         if let Some(OrderedWork { slots, iops }) = self.ordered {
             write!(f, " probe.ordered={slots},{iops}")?;
         }
+        if let Some(VisitorWork { slots, iops, keeps }) = self.visitor {
+            write!(f, " probe.visitor={slots},{iops}{}", if keeps { ",keep" } else { "" })?;
+        }
         if let Some(DirtyWork { mib, mib_per_s }) = self.dirty {
             write!(f, " probe.dirty={mib},{mib_per_s}")?;
         }
@@ -319,7 +349,7 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let line = "console=ttyS0 probe.heartbeat=10 probe.disk=4096,200 probe.dirty=128,64 probe.halt=5000 \
+        let line = "console=ttyS0 probe.heartbeat=10 probe.disk=4096,200 probe.visitor=64,9,keep probe.dirty=128,64 probe.halt=5000 \
                     probe.balloon=16 probe.vsock=5000 probe.seed=0xff probe.vcpus=2 tsc_khz=2450000 quiet virtio_mmio.device=4K@0xd0000000:5";
         let parsed = parse(line);
         let expect = Workload {
@@ -328,6 +358,7 @@ mod tests {
             disk: Some(DiskWork { slots: 4096, iops: 200, queue_depth: QUEUE_DEPTH_DEFAULT }),
             bench: None,
             ordered: None,
+            visitor: Some(VisitorWork { slots: 64, iops: 9, keeps: true }),
             dirty: Some(DirtyWork { mib: 128, mib_per_s: 64 }),
             balloon_mib: Some(16),
             vsock_port: Some(5000),
@@ -360,6 +391,8 @@ mod tests {
             "probe.disk=8,1,4,9",
             "probe.ordered=64",
             "probe.ordered=0,1",
+            "probe.visitor=64",
+            "probe.visitor=64,9,kept",
             "probe.dirty=64",
             "probe.bench=write,4K",
             "probe.dirty=9999,1",
@@ -394,6 +427,7 @@ mod tests {
             heartbeat_ms in prop::option::of(1..=HEARTBEAT_MS_MAX),
             disk in prop::option::of((1..=DISK_SLOTS_MAX, 0..=DISK_IOPS_MAX, 1..=QUEUE_DEPTH_MAX)),
             ordered in prop::option::of((1..=DISK_SLOTS_MAX, 0..=DISK_IOPS_MAX)),
+            visitor in prop::option::of((1..=DISK_SLOTS_MAX, 0..=DISK_IOPS_MAX, any::<bool>())),
             dirty in prop::option::of((1..=DIRTY_MIB_MAX, 1..=DIRTY_MIB_PER_S_MAX)),
             (balloon_mib, vsock_port) in
                 (prop::option::of(1..=BALLOON_MIB_MAX), prop::option::of(1..=VSOCK_PORT_MAX)),
@@ -404,7 +438,8 @@ mod tests {
             let dirty = dirty.map(|(mib, mib_per_s)| DirtyWork { mib, mib_per_s });
             let bench = None;
             let ordered = ordered.map(|(slots, iops)| OrderedWork { slots, iops });
-            Workload { seed, heartbeat_ms, disk, bench, ordered, dirty, balloon_mib, vsock_port, halt_after_ms, vcpus }
+            let visitor = visitor.map(|(slots, iops, keeps)| VisitorWork { slots, iops, keeps });
+            Workload { seed, heartbeat_ms, disk, bench, ordered, visitor, dirty, balloon_mib, vsock_port, halt_after_ms, vcpus }
         }
     }
 

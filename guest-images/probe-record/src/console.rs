@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::event::{BenchFigures, DiskState, Event};
+use crate::event::{BenchFigures, DiskState, Event, VisitorState};
 
 /// Error texts kept from each life; the rest is counted.
 const ERRORS_KEPT: usize = 32;
@@ -74,8 +74,22 @@ pub struct LogLife {
     pub bench: Option<BenchFigures>,
     /// Its measurement has begun to count.
     pub bench_started: bool,
+    /// What became of the disk that comes and goes.
+    pub visitor: VisitorLog,
     /// It stopped its machine itself.
     pub halted: bool,
+}
+
+/// What a life reported of the disk that comes and goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VisitorLog {
+    /// What happened, in order, without what was written meanwhile.
+    pub story: Vec<VisitorState>,
+    /// The highest number that it found when a disk came, of the last that came.
+    pub found: u64,
+    /// The highest number that is durable, 0 for none.
+    pub kept_max: u64,
+    bad: u64,
 }
 
 /// What a life found on its disk.
@@ -178,6 +192,11 @@ impl ConsoleLog {
         self.lives.iter().map(|life| life.acked_max).max().unwrap_or(0)
     }
 
+    /// The highest number that is durable on the disk that comes and goes, of all lives.
+    pub fn visitor_kept_max(&self) -> u64 {
+        self.lives.iter().map(|life| life.visitor.kept_max).max().unwrap_or(0)
+    }
+
     /// Heartbeats of all lives.
     pub fn heartbeats(&self) -> u64 {
         self.lives.iter().map(|life| life.heartbeats).sum()
@@ -269,6 +288,18 @@ impl LogLife {
             Event::BenchStart { .. } => self.bench_started = true,
             Event::Bench(figures) => self.bench = Some(figures),
             Event::Dirty { vcpu, pages, bad } => self.take_dirty(vcpu, pages, bad),
+            Event::Visitor { state, seq, bad, .. } => {
+                match state {
+                    VisitorState::Kept => self.visitor.kept_max = self.visitor.kept_max.max(seq),
+                    VisitorState::Came => (self.visitor.found, self.visitor.bad) = (seq, 0),
+                    _ => {}
+                }
+                if state != VisitorState::Kept {
+                    self.visitor.story.push(state);
+                }
+                self.bad = self.bad.saturating_add(bad.saturating_sub(self.visitor.bad));
+                self.visitor.bad = self.visitor.bad.max(bad);
+            }
             Event::Error { what } => {
                 self.error_lines += 1;
                 if self.errors.len() < ERRORS_KEPT {

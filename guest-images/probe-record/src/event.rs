@@ -105,6 +105,18 @@ pub enum Event<Text> {
         /// How many of those did not hold what was last written to them.
         bad: u64,
     },
+    /// Something about the disk that comes and goes.
+    Visitor {
+        /// What.
+        state: VisitorState,
+        /// Its number on the bus.
+        device: u32,
+        /// For [`VisitorState::Came`] and [`VisitorState::Kept`] the highest number of which, as of all below it, the write is
+        /// on the disk.
+        seq: u64,
+        /// Blocks that did not hold what they should, since it came.
+        bad: u64,
+    },
     /// Something is wrong; the probe goes on where that makes sense.
     Error {
         /// What.
@@ -168,6 +180,37 @@ impl Display for DiskState {
     }
 }
 
+/// What has happened to the disk that comes and goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "std", derive(serde::Deserialize), serde(rename_all = "lowercase"))]
+pub enum VisitorState {
+    /// Every slot has been read; writing starts.
+    Came,
+    /// Writes are durable.
+    Kept,
+    /// It is asked back, and will be let go.
+    Asked,
+    /// It is asked back, and will be kept.
+    Refused,
+    /// It has been let go.
+    LetGo,
+    /// It is not there any more, and nobody has asked.
+    Gone,
+}
+
+impl Display for VisitorState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            VisitorState::Came => "came",
+            VisitorState::Kept => "kept",
+            VisitorState::Asked => "asked",
+            VisitorState::Refused => "refused",
+            VisitorState::LetGo => "letgo",
+            VisitorState::Gone => "gone",
+        })
+    }
+}
+
 impl<Text: Display> Display for Event<Text> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -188,6 +231,9 @@ impl<Text: Display> Display for Event<Text> {
             Event::Bench(figures) => write!(f, "{figures}"),
             Event::Dirty { vcpu, pages, bad } => {
                 write!(f, r#"{{"ev":"dirty","vcpu":{vcpu},"pages":{pages},"bad":{bad}}}"#)
+            }
+            Event::Visitor { state, device, seq, bad } => {
+                write!(f, r#"{{"ev":"visitor","state":"{state}","device":{device},"seq":{seq},"bad":{bad}}}"#)
             }
             Event::Error { what } => {
                 f.write_str(r#"{"ev":"error","what":""#)?;
@@ -253,6 +299,10 @@ mod tests {
         check(Event::Ack { seq: 3, tsc: 4 }, r#"{"ev":"ack","seq":3,"tsc":4}"#);
         check(Event::Verify { reads: 3, bad: 0 }, r#"{"ev":"verify","reads":3,"bad":0}"#);
         check(Event::Dirty { vcpu: 1, pages: 3, bad: 0 }, r#"{"ev":"dirty","vcpu":1,"pages":3,"bad":0}"#);
+        check(
+            Event::Visitor { state: VisitorState::LetGo, device: 2, seq: 3, bad: 0 },
+            r#"{"ev":"visitor","state":"letgo","device":2,"seq":3,"bad":0}"#,
+        );
         check(Event::Error { what: "a \"b\"\n" }, r#"{"ev":"error","what":"a \"b\"\u000a"}"#);
         check(Event::Halt {}, r#"{"ev":"halt"}"#);
     }
@@ -298,6 +348,12 @@ mod tests {
             any::<(u64, u64)>().prop_map(|(reads, bad)| Event::Verify { reads, bad }),
             any::<(u32, u64, u64)>().prop_map(|(vcpu, pages, bad)| Event::Dirty { vcpu, pages, bad }),
             any::<u64>().prop_map(|tsc| Event::BenchStart { tsc }),
+            any::<(u32, u64, u64)>().prop_map(|(device, seq, bad)| Event::Visitor {
+                state: VisitorState::Kept,
+                device,
+                seq,
+                bad
+            }),
             any::<[u64; 10]>().prop_map(
                 |[ops, failed, bytes, us, p50_us, p99_us, p999_us, max_us, kicks, interrupts]| {
                     Event::Bench(BenchFigures {

@@ -29,12 +29,14 @@ pub mod console;
 pub mod image;
 
 pub use bench::BenchWork;
-pub use command_line::{CommandLine, DirtyWork, DiskWork, MmioDevice, OrderedWork, ParseError, Workload};
-pub use event::{BenchFigures, DiskState, Event};
+pub use command_line::{
+    CommandLine, DirtyWork, DiskWork, MmioDevice, OrderedWork, ParseError, VisitorWork, Workload,
+};
+pub use event::{BenchFigures, DiskState, Event, VisitorState};
 pub use stamp::{BLOCK_BYTES, Block, Life, Stamp, StampError};
 
 #[cfg(feature = "std")]
-pub use console::{ConsoleLog, HeartbeatGap, LogLife};
+pub use console::{ConsoleLog, HeartbeatGap, LogLife, VisitorLog};
 #[cfg(feature = "std")]
 pub use image::{Claim, ImageReport, verify_image};
 

@@ -106,6 +106,12 @@ pub(crate) fn route(interrupt: u32, vector: u8) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// The address and the data of a message that interrupts this vCPU (Intel SDM volume 3, section 12.11).
+pub(crate) fn message_to_here(vector: u8) -> (u32, u32) {
+    let id = read_register(ID) >> 24;
+    (LOCAL_APIC as u32 | id << 12, u32::from(vector))
+}
+
 fn read_io_apic(register: u32) -> u32 {
     write_register(IO_APIC, register);
     read_register(IO_APIC_WINDOW)

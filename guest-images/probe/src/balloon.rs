@@ -88,7 +88,10 @@ impl Balloon {
         balloon.transport.start();
         balloon.tell();
         let free = balloon.pages.len() / 4;
-        let bytes = (balloon.pages.as_ptr() as u64 + ((balloon.pages.len() - free) << 12) as u64, (free << 12) as u32);
+        let bytes = (
+            balloon.pages.as_ptr() as u64 + ((balloon.pages.len() - free) << 12) as u64,
+            (free << 12) as u32,
+        );
         balloon.reports.publish(&balloon.transport, 0, bytes, true);
         Ok(balloon)
     }

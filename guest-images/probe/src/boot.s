@@ -116,7 +116,7 @@ long_mode:
     add eax, offset KERNEL_STACKS
     mov esp, eax
     shl ecx, 15                 # USER_STACK
-    add ecx, offset USER_STACKS - 8
+    add ecx, offset USER_STACKS + USER_STACK - 8    # the first one's is twice as long
     push USER_DATA
     push rcx
     push 0x202

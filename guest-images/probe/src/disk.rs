@@ -9,14 +9,17 @@ mod recovering;
 mod watch;
 mod writing;
 
+use drover_probe_record::recovery::Recovered;
 use drover_probe_record::stamp::Slots;
-use drover_probe_record::{DiskWork, MmioDevice};
+use drover_probe_record::{DiskState, DiskWork, Event, MmioDevice, VisitorState};
 
 use self::recovering::Recovering;
 use self::watch::Watch;
 use self::writing::Writing;
 use crate::first::Identity;
+use crate::instructions::tsc;
 use crate::ram::Ram;
+use crate::serial::report;
 use crate::virtio::block::{BlockDevice, Buffer};
 
 /// Flush and read-back beside the writes.
@@ -58,9 +61,43 @@ pub(crate) struct Disk {
     stopping: bool,
 }
 
+/// Which disk it is, to whoever reads the reports.
+#[derive(Clone, Copy)]
+enum Voice {
+    First,
+    /// One that comes and goes, with its number on the bus.
+    Visitor(u32),
+}
+
+impl Voice {
+    fn recovered(self, recovered: &Recovered) {
+        let Recovered { max_seq, next_seq, blocks, bad, .. } = *recovered;
+        report(&match self {
+            Voice::First => Event::Disk { state: DiskState::Recovered, max_seq, next_seq, blocks, bad },
+            Voice::Visitor(device) => {
+                Event::Visitor { state: VisitorState::Came, device, seq: next_seq - 1, bad }
+            }
+        });
+    }
+
+    fn acknowledged(self, seq: u64, bad: u64) {
+        report(&match self {
+            Voice::First => Event::Ack { seq, tsc: tsc() },
+            Voice::Visitor(device) => Event::Visitor { state: VisitorState::Kept, device, seq, bad },
+        });
+    }
+
+    fn verified(self, reads: u64, bad: u64) {
+        if let Voice::First = self {
+            report(&Event::Verify { reads, bad });
+        }
+    }
+}
+
 /// What does not change.
 #[derive(Clone, Copy)]
 struct Settings {
+    voice: Voice,
     slots: Slots,
     iops: u64,
     queue_depth: u64,
@@ -90,10 +127,32 @@ impl Disk {
         ram: &mut Ram,
         identity: Identity,
     ) -> Result<Disk, &'static str> {
+        Self::on(Voice::First, BlockDevice::start(places, 1)?, work, ram, identity)
+    }
+
+    /// The same on the disk with this number on the PCI bus, beside the first one.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub(crate) fn visit(
+        number: u32,
+        work: &DiskWork,
+        ram: &mut Ram,
+        identity: Identity,
+    ) -> Result<Disk, &'static str> {
+        Self::on(Voice::Visitor(number), BlockDevice::start_on_pci(number)?, work, ram, identity)
+    }
+
+    fn on(
+        voice: Voice,
+        device: BlockDevice<Job>,
+        work: &DiskWork,
+        ram: &mut Ram,
+        identity: Identity,
+    ) -> Result<Disk, &'static str> {
         let Identity { seed, incarnation } = identity;
-        let device = BlockDevice::start(places, 1)?;
         if device.blocks() < work.slots {
-            return Err("it has fewer blocks of 4 KiB than probe.disk asks for");
+            return Err("it has fewer blocks of 4 KiB than its work asks for");
         }
         let writes_max = device.requests_max().saturating_sub(REQUESTS_BESIDE_WRITES).max(1);
         let queue_depth = work.queue_depth.min(writes_max as u64);
@@ -107,8 +166,8 @@ impl Disk {
         Ok(Disk {
             io: Io { device, spare },
             watch: Watch::default(),
-            phase: Phase::Recovering(Recovering::new(slots, table)),
-            settings: Settings { slots, iops: work.iops, queue_depth, incarnation },
+            phase: Phase::Recovering(Recovering::new(voice, slots, table)),
+            settings: Settings { voice, slots, iops: work.iops, queue_depth, incarnation },
             stopping: false,
         })
     }
@@ -151,6 +210,11 @@ impl Disk {
             Phase::Writing(writing) => writing.is_settled(),
         };
         self.stopping && settled && self.io.device.in_flight() == 0
+    }
+
+    /// Makes the device let go of all memory. What was under way is forgotten.
+    pub(crate) fn reset(&self) {
+        self.io.device.reset();
     }
 
     /// When to poll next, if no interrupt comes first.

@@ -16,6 +16,7 @@ use crate::ram::Ram;
 use crate::serial::{report_error, report_last};
 use crate::smp::{self, Plan};
 use crate::sockets::Sockets;
+use crate::visitor::Visitor;
 
 /// How long a halt waits for the disk.
 const SETTLE_US_MAX: u64 = 2_000_000;
@@ -46,6 +47,7 @@ pub(crate) struct FirstVcpu {
     ordered: Option<Ordered>,
     balloon: Option<Balloon>,
     sockets: Option<Sockets>,
+    visitor: Option<Visitor>,
     sweep: Option<Sweep>,
     halt: Halt,
 }
@@ -68,8 +70,18 @@ impl FirstVcpu {
         mut clock: Clock,
         identity: Identity,
     ) -> Self {
-        let Workload { heartbeat_ms, disk, bench, ordered, dirty, balloon_mib, vsock_port, halt_after_ms, .. } =
-            command_line.workload;
+        let Workload {
+            heartbeat_ms,
+            disk,
+            bench,
+            ordered,
+            visitor,
+            dirty,
+            balloon_mib,
+            vsock_port,
+            halt_after_ms,
+            ..
+        } = command_line.workload;
         let mut ram = Ram::new(loaded.ram());
         let now = clock.now_us();
         let places: &[MmioDevice] = command_line.mmio_devices();
@@ -100,6 +112,8 @@ impl FirstVcpu {
             unsafe { region.share(0, 1, 0, now) }
         });
         let dirty = region.filter(|_| !alone).map(|region| (region, vcpus - 1));
+        // Whoever comes later has the RAM that is left.
+        let visitor = visitor.map(|work| Visitor::start(work, disk.is_some(), ram, identity));
         // SAFETY: once, as there is one first vCPU.
         unsafe { smp::assign(Plan { clock: clock.clone(), dirty }) };
         FirstVcpu {
@@ -110,6 +124,7 @@ impl FirstVcpu {
             ordered,
             balloon,
             sockets,
+            visitor,
             sweep,
             halt: halt_after_ms.map_or(Halt::Never, |ms| Halt::At(ms * 1000)),
             clock,
@@ -138,6 +153,9 @@ impl FirstVcpu {
             if let Some(sockets) = &mut self.sockets {
                 sockets.poll(now);
             }
+            if let Some(visitor) = &mut self.visitor {
+                visitor.poll(now);
+            }
             if let Some(sweep) = &mut self.sweep {
                 sweep.poll(now);
             }
@@ -150,7 +168,8 @@ impl FirstVcpu {
             self.alarm.set(now, wake);
             let disk_may = self.disk.as_mut().is_none_or(Disk::may_sleep);
             let ordered_may = self.ordered.as_mut().is_none_or(Ordered::may_sleep);
-            if disk_may && ordered_may && self.bench.as_mut().is_none_or(Bench::may_sleep) {
+            let visitor_may = self.visitor.as_mut().is_none_or(Visitor::may_sleep);
+            if disk_may && ordered_may && visitor_may && self.bench.as_mut().is_none_or(Bench::may_sleep) {
                 gate::idle();
             }
         }
@@ -168,7 +187,15 @@ impl FirstVcpu {
         let ordered = self.ordered.as_ref().map_or(u64::MAX, Ordered::wake_us);
         let balloon = self.balloon.as_ref().map_or(u64::MAX, Balloon::wake_us);
         let sockets = self.sockets.as_ref().map_or(u64::MAX, Sockets::wake_us);
-        halt.min(balloon).min(sockets).min(heartbeat).min(disk).min(bench).min(ordered).min(sweep)
+        let visitor = self.visitor.as_ref().map_or(u64::MAX, Visitor::wake_us);
+        halt.min(visitor)
+            .min(balloon)
+            .min(sockets)
+            .min(heartbeat)
+            .min(disk)
+            .min(bench)
+            .min(ordered)
+            .min(sweep)
     }
 
     fn approach_halt(&mut self, now: u64) {
@@ -183,6 +210,9 @@ impl FirstVcpu {
                 if let Some(ordered) = &mut self.ordered {
                     ordered.stop();
                 }
+                if let Some(visitor) = &mut self.visitor {
+                    visitor.stop();
+                }
                 self.halt = Halt::Settling(now + SETTLE_US_MAX);
             }
             Halt::Settling(limit) if now >= limit || self.is_settled() => self.halt_now(),
@@ -194,6 +224,7 @@ impl FirstVcpu {
         self.disk.as_ref().is_none_or(Disk::is_stopped)
             && self.bench.as_ref().is_none_or(Bench::is_stopped)
             && self.ordered.as_ref().is_none_or(Ordered::is_stopped)
+            && self.visitor.as_ref().is_none_or(Visitor::is_stopped)
     }
 
     fn halt_now(&mut self) -> ! {

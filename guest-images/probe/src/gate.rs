@@ -52,9 +52,10 @@ static TASK_STATES: Shared<[[u8; TSS_BYTES]; VCPUS_MAX]> = Shared::new([[0; TSS_
 #[unsafe(no_mangle)]
 static KERNEL_STACKS: Shared<[KernelStack; VCPUS_MAX]> =
     Shared::new([const { KernelStack::new() }; VCPUS_MAX]);
+/// The first vCPU, which drives the devices, has two.
 #[unsafe(no_mangle)]
-static USER_STACKS: Shared<[[u8; USER_STACK_BYTES]; VCPUS_MAX]> =
-    Shared::new([[0; USER_STACK_BYTES]; VCPUS_MAX]);
+static USER_STACKS: Shared<[[u8; USER_STACK_BYTES]; VCPUS_MAX + 1]> =
+    Shared::new([[0; USER_STACK_BYTES]; VCPUS_MAX + 1]);
 #[unsafe(no_mangle)]
 static FAULT_STACK: Shared<[u8; USER_STACK_BYTES]> = Shared::new([0; USER_STACK_BYTES]);
 

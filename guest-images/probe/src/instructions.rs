@@ -17,6 +17,20 @@ pub(crate) fn in_byte(port: u16) -> u8 {
     value
 }
 
+/// Writes four bytes to I/O ports.
+pub(crate) fn out_word(port: u16, value: u32) {
+    // SAFETY: as for `out_byte`.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) }
+}
+
+/// Reads four bytes from I/O ports.
+pub(crate) fn in_word(port: u16) -> u32 {
+    let value;
+    // SAFETY: as for `out_byte`.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) }
+    value
+}
+
 /// Writes a device register.
 pub(crate) fn write_register(address: usize, value: u32) {
     // SAFETY: callers pass addresses of device registers, which no Rust object shares.

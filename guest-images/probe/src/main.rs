@@ -27,6 +27,7 @@ mod serial;
 mod smp;
 mod sockets;
 mod virtio;
+mod visitor;
 
 use core::num::NonZeroU64;
 use core::panic::PanicInfo;

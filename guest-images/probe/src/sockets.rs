@@ -136,8 +136,10 @@ impl Sockets {
     fn hear(&mut self, slot: u16, length: usize, now_us: u64) {
         let (incoming, outgoing) = self.pages.split_at_mut(usize::from(BUFFERS));
         let packet = &incoming[usize::from(slot)].0;
-        let word = |at: usize| u32::from_le_bytes([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]]);
-        let (hosts, ours, said) = (word(16), word(20), (word(24) as usize).min(length.saturating_sub(HEADER)));
+        let word =
+            |at: usize| u32::from_le_bytes([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]]);
+        let (hosts, ours, said) =
+            (word(16), word(20), (word(24) as usize).min(length.saturating_sub(HEADER)));
         let operation = u16::from_le_bytes([packet[30], packet[31]]);
         let known = self.connections.iter_mut().flatten().find(|one| (one.ours, one.hosts) == (ours, hosts));
         match (operation, known) {
@@ -150,7 +152,8 @@ impl Sockets {
             (REQUEST, None) => {
                 let connection = Connection { ours, hosts, taken: 0 };
                 let room = self.connections.iter_mut().find(|place| place.is_none());
-                let answer = if room.map(|place| *place = Some(connection)).is_some() { RESPONSE } else { RESET };
+                let answer =
+                    if room.map(|place| *place = Some(connection)).is_some() { RESPONSE } else { RESET };
                 self.say(connection, answer, 0);
             }
             (RESPONSE, None) if (ours, hosts) == (OUR_PORT, self.port) => {

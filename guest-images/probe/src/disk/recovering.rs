@@ -2,16 +2,16 @@
 
 use drover_probe_record::recovery::{Recovered, Recovery};
 use drover_probe_record::stamp::Slots;
-use drover_probe_record::{DiskState, Event};
 
-use super::{Io, Job, RECOVERY_BLOCKS, RETRY_US};
-use crate::serial::{report, report_error};
+use super::{Io, Job, RECOVERY_BLOCKS, RETRY_US, Voice};
+use crate::serial::report_error;
 use crate::virtio::block::{Completion, Operation};
 
 /// Reads in flight: recovery is over soon enough with these, and a failed one is kept for another attempt.
 const READS_MAX: usize = 8;
 
 pub(super) struct Recovering {
+    voice: Voice,
     recovery: Option<Recovery<'static>>,
     slots: Slots,
     next_slot: u64,
@@ -21,8 +21,9 @@ pub(super) struct Recovering {
 }
 
 impl Recovering {
-    pub(super) fn new(slots: Slots, table: &'static mut [u64]) -> Self {
+    pub(super) fn new(voice: Voice, slots: Slots, table: &'static mut [u64]) -> Self {
         Recovering {
+            voice,
             recovery: Some(Recovery::new(slots, table)),
             slots,
             next_slot: 0,
@@ -86,8 +87,7 @@ impl Recovering {
     pub(super) fn recovered(&mut self) -> Option<Recovered> {
         let done = self.outstanding == 0 && self.next_slot == self.slots.count && !self.any_failed();
         let recovered = self.recovery.take_if(|_| done)?.finish();
-        let Recovered { max_seq, next_seq, blocks, bad, .. } = recovered;
-        report(&Event::Disk { state: DiskState::Recovered, max_seq, next_seq, blocks, bad });
+        self.voice.recovered(&recovered);
         Some(recovered)
     }
 

@@ -1,14 +1,12 @@
 //! After recovery: writes in sequence, acknowledges what is durable, reads recent blocks back.
 
-use drover_probe_record::Event;
 use drover_probe_record::pace::Pace;
 use drover_probe_record::recovery::Recovered;
 use drover_probe_record::stamp::{Life, Slots, Stamp};
 use drover_probe_record::window::WriteWindow;
 
-use super::{Io, Job, RETRY_US, Settings};
-use crate::instructions::tsc;
-use crate::serial::{report, report_error};
+use super::{Io, Job, RETRY_US, Settings, Voice};
+use crate::serial::report_error;
 use crate::virtio::block::{Completion, Failure, Operation};
 
 /// Between two flushes, so that there are at most 50 acknowledgement lines a second: each byte of them is an exit.
@@ -20,6 +18,7 @@ const SUMMARY_US: u64 = 1_000_000;
 const MADE_UP: u64 = 10;
 
 pub(super) struct Writing {
+    voice: Voice,
     slots: Slots,
     queue_depth: u64,
     life: Life,
@@ -45,9 +44,10 @@ pub(super) struct Writing {
 
 impl Writing {
     pub(super) fn new(settings: &Settings, recovered: &Recovered, now_us: u64) -> Self {
-        let Settings { slots, iops, queue_depth, incarnation } = *settings;
+        let Settings { voice, slots, iops, queue_depth, incarnation } = *settings;
         let due_max = if iops == 0 { u64::MAX } else { (iops / MADE_UP).max(1) };
         Writing {
+            voice,
             slots,
             queue_depth,
             life: recovered.life(incarnation),
@@ -83,7 +83,7 @@ impl Writing {
         }
         if now_us >= self.summary_us {
             self.summary_us = now_us + SUMMARY_US;
-            report(&Event::Verify { reads: self.reads, bad: self.bad });
+            self.voice.verified(self.reads, self.bad);
         }
     }
 
@@ -173,7 +173,7 @@ impl Writing {
 
     fn acknowledge(&mut self) {
         if let Some(seq) = self.window.flush_done() {
-            report(&Event::Ack { seq, tsc: tsc() });
+            self.voice.acknowledged(seq, self.bad);
         }
     }
 

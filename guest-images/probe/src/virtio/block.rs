@@ -7,9 +7,7 @@ use core::ptr::NonNull;
 use drover_probe_record::{BLOCK_BYTES, Block, MmioDevice};
 
 use super::queue::{CHAIN, QUEUES_MAX, Queue, SIZE_MAX, Segment};
-use super::transport::{Transport, VERSION_1};
-use crate::apic;
-use crate::gate::DEVICE_VECTOR;
+use super::transport::{Place, Transport, VERSION_1, places};
 use crate::ram::Ram;
 use crate::serial::report_error;
 
@@ -148,43 +146,54 @@ impl Buffer {
 }
 
 impl<Job> BlockDevice<Job> {
-    /// Starts the first disk among the announced devices, with so many queues.
+    /// Starts the first disk among the announced devices, or on the PCI bus where there are none, with so many queues.
     ///
     /// # Errors
     /// There is none, or it cannot be used or has fewer queues; the reasons of others are reported.
-    pub(crate) fn start(places: &[MmioDevice], queues: usize) -> Result<Self, &'static str> {
-        Self::start_disk(0, places, queues)
+    pub(crate) fn start(announced: &[MmioDevice], queues: usize) -> Result<Self, &'static str> {
+        Self::start_disk(0, announced, queues)
+    }
+
+    /// Starts the disk with this number on the PCI bus, as the second one and with one queue.
+    ///
+    /// # Errors
+    /// It is no disk, or cannot be used.
+    pub(crate) fn start_on_pci(number: u32) -> Result<Self, &'static str> {
+        match Transport::open_at(Place::Pci(number))? {
+            Some((transport, DEVICE_TYPE)) => Self::start_at(1, transport, 1),
+            _ => Err("it is no disk"),
+        }
+    }
+
+    /// Makes the device let go of all memory: it can be taken away.
+    pub(crate) fn reset(&self) {
+        self.transport.reset();
     }
 
     /// Starts the second disk among the announced devices, with one queue. The first one must not have all that there are.
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub(crate) fn start_second(places: &[MmioDevice]) -> Result<Self, &'static str> {
-        Self::start_disk(1, places, 1)
+    pub(crate) fn start_second(announced: &[MmioDevice]) -> Result<Self, &'static str> {
+        Self::start_disk(1, announced, 1)
     }
 
-    fn start_disk(disk: usize, places: &[MmioDevice], queues: usize) -> Result<Self, &'static str> {
+    fn start_disk(disk: usize, announced: &[MmioDevice], queues: usize) -> Result<Self, &'static str> {
         let mut disks = 0;
-        for place in places {
-            match Transport::open(place) {
+        for place in places(announced) {
+            match Transport::open_at(place) {
                 Ok(Some((transport, DEVICE_TYPE))) if disks == disk => {
-                    return Self::start_at(disk, transport, place.irq, queues);
+                    return Self::start_at(disk, transport, queues);
                 }
                 Ok(Some((_, DEVICE_TYPE))) => disks += 1,
                 Ok(_) => {}
                 Err(why) => report_error(format_args!("{place}: {why}")),
             }
         }
-        Err("no such virtio-mmio block device is announced on the command line")
+        Err("no such block device is announced on the command line, nor on the PCI bus where none is")
     }
 
-    fn start_at(
-        disk: usize,
-        transport: Transport,
-        interrupt: u32,
-        queues: usize,
-    ) -> Result<Self, &'static str> {
+    fn start_at(disk: usize, transport: Transport, queues: usize) -> Result<Self, &'static str> {
         let several = if queues > 1 { SEVERAL_QUEUES } else { 0 };
         let features = transport.negotiate(READ_ONLY | FLUSH | several | EVENT_INDEX | VERSION_1)?;
         if features & READ_ONLY != 0 {
@@ -201,7 +210,7 @@ impl<Job> BlockDevice<Job> {
         if chains == 0 {
             return Err("its queue has no room for a request");
         }
-        apic::route(interrupt, DEVICE_VECTOR)?;
+        transport.route_interrupts()?;
         let capacity = transport.config(CONFIG_CAPACITY);
         let mut set_up = [const { None }; QUEUES_MAX];
         for (number, place) in set_up.iter_mut().take(queues).enumerate() {

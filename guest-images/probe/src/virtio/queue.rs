@@ -82,7 +82,15 @@ impl Queue {
     /// The queue of this number. There is memory for [`QUEUES_MAX`], and for one of each number.
     pub(crate) fn new(number: usize, size: u16, event_index: bool) -> Self {
         assert!(number < QUEUES_MAX);
-        Queue { number, size, event_index, available: 0, announced: 0, used: 0 }
+        let queue = Queue { number, size, event_index, available: 0, announced: 0, used: 0 };
+        // What an earlier device has left there: flags, indices and wishes.
+        for word in [0, 1, 2 + usize::from(size)] {
+            store(queue.available_ring().wrapping_add(word), 0);
+        }
+        for word in [0, 1, 2 + 4 * usize::from(size)] {
+            store(queue.used_ring().wrapping_add(word), 0);
+        }
+        queue
     }
 
     /// Where its parts are.

@@ -46,7 +46,13 @@ impl SingleQueue {
     }
 
     /// Gives a buffer to the device. `slot` is below [`SIZE`] and not with the device.
-    pub(crate) fn publish(&mut self, transport: &Transport, slot: u16, (address, length): (u64, u32), write: bool) {
+    pub(crate) fn publish(
+        &mut self,
+        transport: &Transport,
+        slot: u16,
+        (address, length): (u64, u32),
+        write: bool,
+    ) {
         let descriptor = self.base + usize::from(slot) * 16;
         store(descriptor, address);
         store(descriptor + 8, length);
