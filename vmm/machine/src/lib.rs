@@ -83,6 +83,7 @@ pub use drover_hypervisor::{CpuBaseline, Hypervisor, HypervisorError, Processor}
 pub use drover_units::{Bytes, VcpuCount};
 pub use error::{BuildError, MachineError};
 pub use event::{EventSink, MachineEvent};
+pub use hotplug::Detached;
 pub use machine::Machine;
 pub use new_device::{DeviceContext, MakeError, NewDevice, VirtioShape};
 pub use panel::Panel;

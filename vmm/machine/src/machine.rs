@@ -48,7 +48,7 @@ pub(crate) struct Shared {
     pub(crate) memory: GuestMemory,
     pub(crate) vcpus: Vec<Arc<Mutex<Vcpu>>>,
     pub(crate) devices: DeviceSet,
-    pub(crate) volumes: Volumes,
+    pub(crate) volumes: Arc<Volumes>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) guest: GuestPresence,
     pub(crate) dirty: Mutex<Option<DirtyTracker>>,

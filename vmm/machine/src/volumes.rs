@@ -97,16 +97,12 @@ impl Volumes {
         self.lock().push(disk);
     }
 
-    /// Gives up one of them. Where that fails, it is still there, and still ours.
-    pub(crate) fn remove(&self, backend: &Arc<dyn Backend>) -> Result<(), Refused> {
-        let is_it = |disk: &Disk| Arc::ptr_eq(&disk.backend, backend);
-        let found = self.lock().iter().find(|disk| is_it(disk)).cloned();
-        let Some(disk) = found else { return Ok(()) };
-        if let Err(source) = disk.backend.release() {
-            return Err(Refused { disk: disk.id, attempt: "release", source });
-        }
-        self.lock().retain(|disk| !is_it(disk));
-        Ok(())
+    /// One of them has been given up.
+    pub(crate) fn forget(&self, backend: &Arc<dyn Backend>) {
+        // Closing it may take its time: nothing is locked meanwhile.
+        let gone: Vec<Disk> =
+            self.lock().extract_if(.., |disk| Arc::ptr_eq(&disk.backend, backend)).collect();
+        drop(gone);
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Disk>> {

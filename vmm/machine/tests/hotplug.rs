@@ -167,10 +167,12 @@ fn a_disk_is_owned_while_it_is_attached_and_may_be_taken_by_force() {
     other.restore(&held, &state).unwrap_err();
     other.stop(LIMIT).unwrap();
 
-    let backend: Arc<dyn drover_block::Backend> = backend;
-    assert!(machine.detach_disk(&paused, SLOT, &backend).unwrap());
+    assert!(machine.detach_device(&paused, SLOT).unwrap());
     paused.resume().unwrap();
     finds(&hears, NOTHING);
+    assert!(image.open().acquire(&owner(2)).is_err(), "it is the machine's until it is given up");
+    machine.detached("hot").unwrap().give_up().unwrap();
+    assert!(machine.detached("hot").is_none());
     image.open().acquire(&owner(2)).unwrap();
     machine.stop(LIMIT).unwrap();
 }

@@ -11,6 +11,7 @@ use drover_wire::vm::v1::StorageClient;
 use tracing::info;
 
 use crate::{
+    jail,
     order::RbdAccess,
     refused::{Refused, chain},
     status::Status,
@@ -61,6 +62,11 @@ impl Clusters {
     }
 
     fn connect(&self, source: Source) -> Result<Cluster, Refused> {
+        if !jail::reaches_clusters() {
+            let text = "this VM's process was started without a disk in Ceph, and its jail has no way to a cluster: stop the \
+                        VM, attach the volume, and start it again";
+            return Err(Refused::Precondition(text.to_owned()));
+        }
         let began = Instant::now();
         let library = Library::load().map_err(|error| Refused::Precondition(chain(&error)))?;
         let loaded = began.elapsed();

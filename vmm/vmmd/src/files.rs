@@ -24,7 +24,10 @@ use drover_tap::{Tap, TapError, TapName};
 use drover_thread_role::{Role, spawn};
 use tracing::warn;
 
-use crate::refused::chain;
+use crate::{
+    order::{DiskConfig, DiskPlace},
+    refused::chain,
+};
 
 /// Stack of the thread that takes files: it moves descriptors and short names.
 const STACK_BYTES: usize = 128 << 10;
@@ -117,6 +120,14 @@ impl Files {
             None => return Err(gone("open the owner record of")),
         };
         FileBackend::of_file(file, access, (path.to_owned(), sidecar))
+    }
+
+    /// Lets go of what was handed over for a disk that is there already.
+    pub(crate) fn discard(&self, disk: &DiskConfig) {
+        if let (Some(table), DiskPlace::File(path)) = (&self.handed, &disk.place) {
+            let name = path.to_string_lossy();
+            drop((table.take(&name), table.take(&record_name(&name))));
+        }
     }
 
     /// So many queues of a tap.

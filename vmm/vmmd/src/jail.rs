@@ -25,6 +25,8 @@ const ROOT: &str = "root";
 
 static CONFINEMENT: OnceLock<Confinement> = OnceLock::new();
 static PID: OnceLock<u32> = OnceLock::new();
+/// What librbd needs has been left outside.
+static WITHOUT_RBD: OnceLock<()> = OnceLock::new();
 
 /// This process's id as its host knows it, which a process namespace hides.
 pub(crate) fn host_pid() -> u32 {
@@ -39,6 +41,11 @@ pub(crate) fn sees_processes() -> bool {
 /// Whether the process may still open files by their names.
 pub(crate) fn sees_files() -> bool {
     CONFINEMENT.get().is_none()
+}
+
+/// Whether the process may load librbd and reach clusters: in a jail that is decided when it starts.
+pub(crate) fn reaches_clusters() -> bool {
+    WITHOUT_RBD.get().is_none()
 }
 
 /// Which layers of the jail are in force, by their names.
@@ -93,6 +100,9 @@ pub(crate) fn enter(arguments: &Arguments, socket: &Path, run_dir: &Path) -> any
         seccomp: arguments.seccomp.into(),
     };
     let confinement = confine(&plan).context("the jail")?;
+    if !arguments.jail_rbd {
+        let _ = WITHOUT_RBD.set(());
+    }
     if confinement.landlock == Enforced::Not {
         warn!("this kernel has no landlock: which files are opened is limited by the other layers only");
     }

@@ -4,7 +4,7 @@
 //! a command and a migration never pause at the same time, because one thread or one migration has the machine.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -48,7 +48,8 @@ pub(crate) struct Kvm {
     console: Arc<Console>,
     pub(super) instruments: Instruments,
     pub(super) status: Arc<Status>,
-    pub(super) clusters: Clusters,
+    /// Also a thread's that opens a volume.
+    pub(super) clusters: Arc<Mutex<Clusters>>,
     pub(super) files: Files,
     device: KvmDevice,
 }
@@ -110,7 +111,7 @@ impl Kvm {
         status: Arc<Status>,
         (files, device): (Files, KvmDevice),
     ) -> Self {
-        let clusters = Clusters::new(Arc::clone(&status));
+        let clusters = Arc::new(Mutex::new(Clusters::new(Arc::clone(&status))));
         Self { console, instruments, status, clusters, files, device }
     }
 
@@ -152,8 +153,10 @@ impl Kvm {
         })?;
         let hypervisor = self.device()?;
         let began = Instant::now();
-        self.clusters.fit(config.vcpus.get());
-        let disks = disks::open(&config.disks, &mut self.clusters, &self.files)?;
+        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        clusters.fit(config.vcpus.get());
+        let disks = disks::open(&config.disks, &mut clusters, &self.files)?;
+        drop(clusters);
         info!(took_us = began.elapsed().as_micros(), "volumes opened");
         let backends = disks.iter().map(|disk| Arc::downgrade(&disk.backend)).collect();
         if let Ownership::Take(owner) = &ownership {

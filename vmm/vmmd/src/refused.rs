@@ -22,6 +22,9 @@ pub(crate) enum Refused {
     /// The file of a suspended VM is of no use to anybody, now or later: it is damaged, or the guest has gone on without it.
     #[error("{0}")]
     Useless(String),
+    /// It has not been done, and may be soon: whoever asks again may have it.
+    #[error("{0}")]
+    NotNow(String),
     /// It was admitted and failed.
     #[error("{0}")]
     Failed(String),
@@ -51,6 +54,7 @@ impl Refused {
             },
             Self::Precondition(_) => Code::FailedPrecondition,
             Self::Useless(_) => Code::DataLoss,
+            Self::NotNow(_) => Code::Aborted,
             Self::Failed(_) => Code::Internal,
             Self::TooMany => Code::ResourceExhausted,
             Self::Gone => Code::Unavailable,

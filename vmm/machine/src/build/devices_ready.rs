@@ -115,7 +115,7 @@ impl DevicesReady {
             memory: self.memory,
             vcpus: self.vcpus,
             devices: self.devices,
-            volumes: self.volumes,
+            volumes: Arc::new(self.volumes),
             gate,
             guest,
             dirty: Mutex::new(None),

@@ -35,10 +35,10 @@ pub(super) fn lend<M: Send + 'static>(
 
 /// It was not done in time. The thread goes on with it, and ends with the process at the latest.
 #[derive(Debug)]
-pub(super) struct Overdue;
+pub(crate) struct Overdue;
 
-/// Has a thread do something with the machine, and waits for it, but not for ever.
-pub(super) fn within<M: Send + 'static, T: Send + 'static>(
+/// Has a thread do something with the machine, or a part of it, and waits for it, but not for ever.
+pub(crate) fn within<M: Send + 'static, T: Send + 'static>(
     name: &str,
     limit: Duration,
     machine: M,

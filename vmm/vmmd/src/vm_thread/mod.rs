@@ -31,11 +31,14 @@ use drover_thread_role::{Role, spawn};
 use tokio::sync::oneshot;
 use tracing::info;
 
-pub(crate) use self::handle::{INPUTS_MAX, Reply, VmHandle};
 use self::{
     handle::{Answer, Input},
     migrating::Sending,
     performing::Performed,
+};
+pub(crate) use self::{
+    handle::{INPUTS_MAX, Reply, VmHandle},
+    lending::within,
 };
 use crate::{
     boottime,

@@ -159,7 +159,8 @@ impl<H: Hypervisor> VmThread<H> {
             Machine::Here(machine) if epoch == ours && state == State::Running => {
                 self.hypervisor.change(machine, change)
             }
-            _ => Err(Refused::Precondition(format!(
+            // Nothing has become of it, and something may, once it runs again.
+            _ => Err(Refused::NotNow(format!(
                 "devices come and go of a VM that is RUNNING, by its owner: this is {state}, of epoch {ours}"
             ))),
         }
