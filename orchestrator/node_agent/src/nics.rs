@@ -89,6 +89,11 @@ fn tap_name(node: NodeId, vm: VmId, n: u32) -> TapName {
     format!("dv{end:011x}.{n}").parse().expect("15 letters, digits and a dot")
 }
 
+/// Whether an interface's tap is there: some process has it.
+pub(crate) fn is_there(nic: &vm::Nic) -> bool {
+    nic.tap.parse().is_ok_and(|tap: TapName| Interface::exists(&tap))
+}
+
 /// Puts taps that vmmd has opened into their bridges. Refused where this is not this host's root.
 pub(crate) fn connect(wiring: &[Wiring]) -> Result<(), Status> {
     let connect = |Wiring { tap, bridge, mtu }: &Wiring| -> Result<(), TapError> {

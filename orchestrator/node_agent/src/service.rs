@@ -193,9 +193,10 @@ impl NodeAgent for Service {
         let node::v1::AttachDeviceRequest { command: given, vm_id: text, device } = request.into_inner();
         let vm = vm_id("vm_id", &text)?;
         let Located { dir, vmmd, .. } = self.find(vm).await?;
-        let vmmd = vmmd.ok_or_else(|| Status::failed_precondition("this VM does not run here"))?;
-        let mut wiring = None;
-        let device = match device {
+        // It may run here in a moment: whoever asks does not learn that it cannot.
+        let vmmd = vmmd.ok_or_else(|| Status::unavailable("this VM does not run here"))?;
+        let command = self::command(given)?;
+        let (device, wiring) = match device {
             Some(Device::Volume(volume)) => {
                 let disk = machine::disk("volume", &volume, &self.offers)?;
                 let handed = disk.clone();
@@ -205,26 +206,39 @@ impl NodeAgent for Service {
                     Ok(parcel)
                 })
                 .await?;
-                vm::attach_device_request::Device::Disk(disk)
+                (vm::attach_device_request::Device::Disk(disk), None)
             }
             Some(Device::Nic(nic)) => {
                 let (nic, its) = nics::resolve_one((self.node, vm), (nic, 0), &self.offers.networks)?;
-                wiring = Some(its);
                 let handed = nic.clone();
                 handover::deliver(&dir, move || {
                     let mut parcel = Parcel::default();
-                    parcel.add_taps(&[handed])?;
+                    // One that is there is this VM's, which has it, or has been handed it and not taken it yet.
+                    if !nics::is_there(&handed) {
+                        parcel.add_taps(&[handed])?;
+                    }
                     Ok(parcel)
                 })
                 .await?;
-                vm::attach_device_request::Device::Nic(nic)
+                (vm::attach_device_request::Device::Nic(nic.clone()), Some((its, nic.mac)))
             }
             None => return Err(Status::invalid_argument("device is missing: valid is a volume or a nic")),
         };
-        let request = vm::AttachDeviceRequest { command: Some(command(given)?), device: Some(device) };
+        let request = vm::AttachDeviceRequest { command: Some(command.clone()), device: Some(device) };
         let answer = vmmd.client().attach_device(request).await?;
-        nics::connect(wiring.as_slice())?;
-        Ok(answer)
+        let Some((wiring, mac)) = wiring else { return Ok(answer) };
+        let Err(unconnected) = nics::connect(&[wiring]) else { return Ok(answer) };
+        // A refusal must leave nothing behind.
+        let device = Some(vm::detach_device_request::Device::Mac(mac));
+        let undo = vm::DetachDeviceRequest { command: Some(command), device, force: true, wait_ms: 0 };
+        match vmmd.client().detach_device(undo).await {
+            Ok(_) => Err(unconnected),
+            Err(status) => Err(Status::internal(format!(
+                "{}; the interface is there, and in no network: {}",
+                unconnected.message(),
+                status.message()
+            ))),
+        }
     }
 
     async fn detach_device(
