@@ -20,6 +20,7 @@ mod ceph;
 mod clock;
 mod config;
 mod convert;
+mod device_keeper;
 mod kernel_image;
 mod network;
 mod paging;

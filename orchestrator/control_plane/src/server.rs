@@ -26,6 +26,7 @@ use crate::{
     ceph::CephClusters,
     clock::SystemClock,
     config::Config,
+    device_keeper,
     pools::Pools,
     services::Api,
     state_dir::{StateDir, StateDirError},
@@ -110,11 +111,19 @@ impl ControlPlane {
         let leftovers = Leftovers::of(driver.state());
         let driver = tokio::spawn(driver.run(raised(stopped.clone())));
         let storage = StorageWorker::new(Fetcher::new(&config.import)?);
-        let api =
-            Api { cluster, pools, agents, timers: config.timers, state_dir: Arc::clone(&state_dir), storage };
+        let api = Api {
+            cluster,
+            pools,
+            agents,
+            timers: config.timers,
+            state_dir: Arc::clone(&state_dir),
+            storage,
+            turns: Default::default(),
+        };
         let background = api.storage.background.clone();
         background.spawn(remember_pools(api.clone()));
         background.spawn(blocklist_keeper::keep(api.cluster.clone(), api.pools.clone()));
+        background.spawn(device_keeper::keep(api.clone()));
         let server = serve(api.clone(), listener, raised(stopped)).await?;
         // Storage may be slow, or away: agents do not wait for what a predecessor left.
         background.spawn(resume(api, leftovers));

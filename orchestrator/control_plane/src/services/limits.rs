@@ -12,6 +12,7 @@ use tonic::Status;
 
 use super::{
     Api,
+    hotplug::turn,
     running::{PASS_ON_WITHIN, Running},
     vms::find,
 };
@@ -29,6 +30,8 @@ pub(super) async fn set<S: Store>(api: &Api<S>, request: SetLimitsRequest) -> Re
     };
     let limits = convert::limits("limits", request.limits)
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    // What is in force is what was said last.
+    let _turn = turn(api, request.vm.clone()).await?;
     let (text, wanted) = (request.vm, device.clone());
     let kept = api.cluster.submit(move |view| admission::set_limits(view.state, &text, (&wanted, limits)));
     let vm = kept.await.map_err(submit_failed)?;

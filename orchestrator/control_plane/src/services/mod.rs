@@ -4,7 +4,7 @@ mod balloon;
 mod console;
 mod disk_images;
 mod events;
-mod hotplug;
+pub(crate) mod hotplug;
 mod images;
 mod limits;
 mod moves;
@@ -16,6 +16,7 @@ mod registry;
 mod running;
 mod snapshots;
 mod suspend;
+mod turns;
 mod vms;
 mod volumes;
 mod watching;
@@ -41,6 +42,8 @@ pub(crate) struct Api<S> {
     pub(crate) timers: Timers,
     pub(crate) state_dir: Arc<StateDir>,
     pub(crate) storage: StorageWorker,
+    /// Whose devices are being changed.
+    pub(crate) turns: turns::Turns,
 }
 
 impl<S> Clone for Api<S> {
@@ -52,6 +55,7 @@ impl<S> Clone for Api<S> {
             timers: self.timers,
             state_dir: Arc::clone(&self.state_dir),
             storage: self.storage.clone(),
+            turns: self.turns.clone(),
         }
     }
 }

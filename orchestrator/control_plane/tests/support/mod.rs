@@ -249,6 +249,10 @@ pub(crate) struct FakeAgent {
     /// The seed disks that came with them.
     seeds: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     changed: Arc<Notify>,
+    /// How the next calls to attach a device end; then all end well.
+    pub(crate) refusals: Arc<Mutex<Vec<Code>>>,
+    /// The volumes that it has been told of, each time.
+    pub(crate) attached: Arc<Mutex<Vec<String>>>,
 }
 
 /// Ends the agent, and with it its VMs' reports, when dropped.
@@ -264,7 +268,14 @@ impl FakeAgent {
     /// Serves, registers as node number `number`, and beats.
     pub(crate) async fn start(cluster: &Cluster, number: u128) -> (Self, AgentTasks) {
         let id = drover_ids::NodeId::from_u128(number).to_string();
-        let agent = Self { id, vms: Arc::default(), seeds: Arc::default(), changed: Arc::default() };
+        let agent = Self {
+            id,
+            vms: Arc::default(),
+            seeds: Arc::default(),
+            changed: Arc::default(),
+            refusals: Arc::default(),
+            attached: Arc::default(),
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = listener.local_addr().expect("bound").to_string();
         let service = node::node_agent_server::NodeAgentServer::new(agent.clone());
@@ -344,7 +355,17 @@ impl node::node_agent_server::NodeAgent for FakeAgent {
         Ok(Response::new(vm::HoldQueuesResponse { drained_us: 1 }))
     }
 
-    async fn attach_device(&self, _: Request<node::AttachDeviceRequest>) -> Answer<vm::AttachDeviceResponse> {
+    async fn attach_device(
+        &self,
+        request: Request<node::AttachDeviceRequest>,
+    ) -> Answer<vm::AttachDeviceResponse> {
+        use node::attach_device_request::Device;
+        if let Some(code) = self.refusals.lock().expect("whole").pop() {
+            return Err(Status::new(code, "not today"));
+        }
+        if let Some(Device::Volume(volume)) = request.into_inner().device {
+            self.attached.lock().expect("whole").push(volume.volume_id);
+        }
         Ok(Response::new(vm::AttachDeviceResponse {}))
     }
     async fn detach_device(&self, _: Request<node::DetachDeviceRequest>) -> Answer<vm::DetachDeviceResponse> {

@@ -7,7 +7,7 @@ use drover_cluster_state::{
     ClusterState, Desired, Mac, NICS_MAX, Nic, Record, Right, Stored, Txn, Vm, Volume, VolumeAttachment,
     VolumeState,
 };
-use drover_ids::{VmId, VolumeId};
+use drover_ids::{OwnerEpoch, VmId, VolumeId};
 
 use super::{
     AdmissionError, DeviceName, find_vm, require_idle,
@@ -70,6 +70,9 @@ pub fn attach_volume(
 /// Admits one more interface of a VM. Again, if it has one of that address.
 pub fn attach_nic(state: &ClusterState, vm: &str, nic: &Nic) -> Result<DeviceChange, AdmissionError> {
     let vm = steady(state, vm)?;
+    if !nic.network.is_empty() {
+        parse_name("nic.network", &nic.network)?;
+    }
     let mut changed = pinned(vm);
     let devices = &mut changed.spec.devices;
     if let Some(mac) = nic.fixed_mac
@@ -84,9 +87,6 @@ pub fn attach_nic(state: &ClusterState, vm: &str, nic: &Nic) -> Result<DeviceCha
     // By its place, so that no two of one VM are alike, whatever has come and gone.
     let mac = nic.mac(vm.id, usize::from(place) - 1);
     devices.nics.push(Nic { fixed_mac: Some(mac), place, ..nic.clone() });
-    if !nic.network.is_empty() {
-        changed.spec.constraints.networks.insert(parse_name("nic.network", &nic.network)?);
-    }
     let mut txn = Txn::new();
     txn.update(vm.revision, Record::Vm(changed));
     Ok((vm.id, GuestDevice::Nic(mac), Some(txn)))
@@ -117,9 +117,24 @@ pub fn may_detach(
     Ok((vm.id, device))
 }
 
-/// Takes a device from a VM that does not have it any more.
-pub fn detached(state: &ClusterState, vm: VmId, device: GuestDevice) -> Option<Txn> {
-    let vm = state.vms.get(&vm)?;
+/// Takes a device from a VM that does not have it any more. `None`: it is not the VM's.
+///
+/// `seen` is the newest right to run that the VM had when its node was asked. A VM that has been granted another since may have
+/// been started, with the device.
+pub fn detached(
+    state: &ClusterState,
+    (vm, seen): (VmId, OwnerEpoch),
+    device: GuestDevice,
+) -> Result<Option<Txn>, AdmissionError> {
+    let Some(vm) = state.vms.get(&vm) else { return Ok(None) };
+    if vm.ownership.highest() != seen {
+        let problem = format!("VM '{}' has been started or moved meanwhile", vm.spec.name);
+        return Err(AdmissionError::wrong_state(
+            "vm",
+            problem,
+            "a VM that stays what and where it is: try again",
+        ));
+    }
     let mut changed = pinned(vm);
     let mut txn = Txn::new();
     match device {
@@ -136,10 +151,15 @@ pub fn detached(state: &ClusterState, vm: VmId, device: GuestDevice) -> Option<T
     }
     let devices = |vm: &Vm| (vm.spec.volumes.len(), vm.spec.devices.nics.len());
     if devices(&changed) == devices(&vm.value) {
-        return None;
+        return Ok(None);
     }
     txn.update(vm.revision, Record::Vm(changed));
-    Some(txn)
+    Ok(Some(txn))
+}
+
+/// The newest right to run that a VM has had.
+pub fn newest_right(state: &ClusterState, vm: VmId) -> OwnerEpoch {
+    state.vms.get(&vm).map(|vm| vm.ownership.highest()).unwrap_or_default()
 }
 
 /// The VM, if it stays what and where it is for a moment.

@@ -6,7 +6,10 @@ use drover_cluster_state::{
 };
 use drover_ids::VmId;
 
-use super::{AdmissionError, find_vm, vm::find_image};
+use super::{
+    AdmissionError, find_vm,
+    vm::{find_image, parse_name},
+};
 
 /// The devices of a new VM, as the client sent them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +79,9 @@ pub(super) fn resolve_devices(
         let problem = format!("there are {}", request.nics.len());
         return Err(AdmissionError::invalid("spec.nics", problem, format!("at most {NICS_MAX}")));
     }
+    for nic in request.nics.iter().filter(|nic| !nic.network.is_empty()) {
+        parse_name("spec.nics.network", &nic.network)?;
+    }
     let mut devices = GuestDevices { nics: request.nics.clone(), ..GuestDevices::default() };
     for (volume, limits) in &request.volume_limits {
         let named = attached.iter().find(|(id, name)| *name == volume || id.to_string() == *volume);
@@ -133,6 +139,7 @@ pub fn set_limits(
     }
     let mut changed: Vm = vm.value.clone();
     changed.spec.devices = devices;
+    changed.generation = changed.generation.next();
     let mut txn = Txn::new();
     txn.update(vm.revision, Record::Vm(changed));
     Ok((vm.id, Some(txn)))

@@ -26,7 +26,7 @@ use drover_ids::{OperationId, VmId};
 
 pub use cancel::cancel_operation;
 pub use error::{AdmissionError, Category};
-pub use hotplug::{DeviceChange, GuestDevice, attach_nic, attach_volume, detached, may_detach};
+pub use hotplug::{DeviceChange, GuestDevice, attach_nic, attach_volume, detached, may_detach, newest_right};
 pub use limits::{DeviceName, DeviceRequest, HardwareRequest, set_limits};
 pub use migrate::{MigrateVm, migrate_vm};
 pub use moves::{

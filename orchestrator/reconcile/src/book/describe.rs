@@ -1,6 +1,10 @@
 //! Nodes and VMs in the words of placement.
 
-use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+    sync::Arc,
+};
 
 use drover_cluster_state::{
     Affinity, ClusterState, CpuBaseline, Domain, LabelRule, LabelTest, Name, Node, NodeState, NumaPolicy,
@@ -100,7 +104,7 @@ pub fn request_of_spec(vm: VmId, spec: &VmSpec, created_at: WallTime) -> Request
 
 fn profile(spec: &VmSpec) -> Profile {
     let constraints = &spec.constraints;
-    let texts = |names: &std::collections::BTreeSet<Name>| names.iter().map(ToString::to_string).collect();
+    let texts = |names: &BTreeSet<Name>| names.iter().map(ToString::to_string).collect();
     let apart = spec.anti_affinity_group.iter().map(|group| placement::Affinity {
         peers: placement::Peers::Group(group.to_string()),
         direction: placement::Direction::Apart,
@@ -124,13 +128,20 @@ fn profile(spec: &VmSpec) -> Profile {
             })
             .collect(),
         pools: texts(&spec.pools()),
-        networks: texts(&constraints.networks),
+        networks: networks(spec),
         // Every host has the first level, also one whose agent does not say.
         baseline: match constraints.cpu_baseline {
             CpuBaseline::V1 => String::new(),
             level => level.name().to_owned(),
         },
     }
+}
+
+/// Those that it asks for, and those that its interfaces are in, as they come and go.
+fn networks(spec: &VmSpec) -> BTreeSet<String> {
+    let asked = spec.constraints.networks.iter().map(ToString::to_string);
+    let named = spec.devices.nics.iter().map(|nic| nic.network.clone()).filter(|network| !network.is_empty());
+    asked.chain(named).collect()
 }
 
 fn demand(spec: &VmSpec) -> placement::Demand {
@@ -192,7 +203,7 @@ fn spread(rule: &Spread) -> placement::Spread {
 }
 
 fn label_rule(rule: &LabelRule) -> placement::LabelRule {
-    let texts = |names: &std::collections::BTreeSet<Name>| names.iter().map(ToString::to_string).collect();
+    let texts = |names: &BTreeSet<Name>| names.iter().map(ToString::to_string).collect();
     placement::LabelRule {
         key: rule.key.to_string(),
         matches: match &rule.test {

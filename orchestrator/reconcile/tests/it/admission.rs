@@ -1,7 +1,8 @@
 //! What is refused, and with which words.
 
 use drover_reconcile::admission::{
-    AdmissionError, Category, DeviceName, GuestDevice, attach_volume, detached, may_detach,
+    AdmissionError, Category, DeviceName, GuestDevice, attach_nic, attach_volume, detached, may_detach,
+    newest_right,
 };
 
 use crate::world::World;
@@ -180,12 +181,35 @@ fn a_volume_is_a_vms_before_it_is_attached_and_nobodys_once_it_is_detached() {
 
     let (_, first) = may_detach(&world.view(), "web", &DeviceName::Volume("data".to_owned())).unwrap();
     let (Some(first), GuestDevice::Volume(spare)) = (first, device) else { panic!("{first:?}, {device:?}") };
-    let txn = detached(&world.view(), vm, first).expect("a change");
+    let seen = newest_right(&world.view(), vm);
+    let error = detached(&world.view(), (vm, OwnerEpoch::new(seen.get() + 1)), first).unwrap_err();
+    assert!(error.to_string().contains("started or moved meanwhile"), "{error}");
+    let txn = detached(&world.view(), (vm, seen), first).unwrap().expect("a change");
     world.accept(txn).unwrap();
     let state = world.view();
     assert_eq!(state.vms[&vm].spec.devices.disk_places[&spare], 2, "it stays where it is");
     assert_eq!(state.volume_named("data").unwrap().attached, None);
-    assert_eq!(detached(&state, vm, first), None);
+    assert_eq!(detached(&state, (vm, seen), first).unwrap(), None);
     world.run(5_000);
     assert_eq!(world.runs_on("web").as_deref(), Some("n1"), "{}", world.describe());
+}
+
+#[test]
+fn a_network_is_needed_for_as_long_as_an_interface_is_in_it() {
+    let mut world = world();
+    let needs = |world: &World| {
+        let asked = world.vm("web").spec.constraints.networks.len();
+        let explained = world.view().vms.values().next().map(|vm| vm.spec.devices.nics.len());
+        (asked, explained)
+    };
+    let nic = Nic { network: "lan".to_owned(), ..Nic::default() };
+    let (vm, device, txn) = attach_nic(&world.view(), "web", &nic).unwrap();
+    world.accept(txn.expect("a change")).unwrap();
+    assert_eq!(needs(&world), (0, Some(1)));
+    let seen = newest_right(&world.view(), vm);
+    let txn = detached(&world.view(), (vm, seen), device).unwrap().expect("a change");
+    world.accept(txn).unwrap();
+    assert_eq!(needs(&world), (0, Some(0)), "nothing of it is left to place the VM by");
+    let bad = Nic { network: "no such name!".to_owned(), ..Nic::default() };
+    assert!(attach_nic(&world.view(), "web", &bad).is_err());
 }

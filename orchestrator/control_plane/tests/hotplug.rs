@@ -1,0 +1,96 @@
+//! Devices that come and go over loopback, with agents that pretend to run VMs: what is kept where a node refuses, or does not
+//! answer, and where the control plane dies. On real VMs: `tests/e2e`.
+#![forbid(unsafe_code)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+#[allow(dead_code, reason = "shared with other tests")]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use drover_wire::control::v1 as api;
+use support::{Cluster, FakeAgent, PATIENCE, kernel};
+use tonic::{Code, Response, Status};
+
+async fn attach(cluster: &Cluster) -> Result<api::Vm, Status> {
+    let request = api::AttachVolumeRequest {
+        vm: "web".to_owned(),
+        volume: "more".to_owned(),
+        ..api::AttachVolumeRequest::default()
+    };
+    cluster.vms().await.attach_volume(request).await.map(Response::into_inner)
+}
+
+async fn volumes(cluster: &Cluster) -> usize {
+    cluster.vm("web").await.unwrap().spec.unwrap().volumes.len()
+}
+
+/// Waits until the agent has been told of a volume so often.
+async fn told(agent: &FakeAgent, volume: &str, times: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    let count = || agent.attached.lock().unwrap().iter().filter(|told| *told == volume).count();
+    while count() < times {
+        assert!(Instant::now() < deadline, "told {} times", count());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_node_refuses_is_not_kept_and_what_it_does_not_answer_is_told_again() {
+    let mut cluster = Cluster::start().await;
+    let (agent, _tasks) = FakeAgent::start(&cluster, 1).await;
+    cluster.import_image("probe", kernel()).await.unwrap();
+    cluster.create_volume("data").await;
+    let more = cluster.create_volume("more").await.id;
+    let begun = cluster.create_vm("web", &["data"]).await.unwrap();
+    cluster.done(begun).await;
+    let next = |code| agent.refusals.lock().unwrap().push(code);
+
+    for certain in [Code::FailedPrecondition, Code::Aborted] {
+        next(certain);
+        let error = attach(&cluster).await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        assert!(error.message().contains("not today"), "{error}");
+        assert_eq!(volumes(&cluster).await, 1);
+    }
+
+    next(Code::Unavailable);
+    next(Code::Unavailable);
+    let error = attach(&cluster).await.unwrap_err();
+    assert!(error.code() == Code::Unavailable && error.message().contains("it is kept"), "{error}");
+    assert_eq!(volumes(&cluster).await, 2);
+    told(&agent, &more, 1).await;
+    // Whoever has lost the answer asks again, and a refusal does not take away what is there.
+    next(Code::FailedPrecondition);
+    attach(&cluster).await.unwrap_err();
+    assert_eq!(volumes(&cluster).await, 2);
+    attach(&cluster).await.unwrap();
+
+    let before = agent.attached.lock().unwrap().iter().filter(|told| **told == more).count();
+    cluster.stop().await;
+    cluster.start_again().await;
+    let (next_agent, _next_tasks) = FakeAgent::start(&cluster, 1).await;
+    next_agent.vms().clone_from(&agent.vms());
+    told(&next_agent, &more, 1).await;
+    assert!(before >= 2, "{before}");
+
+    let request = api::DetachVolumeRequest {
+        vm: "web".to_owned(),
+        volume: "more".to_owned(),
+        ..api::DetachVolumeRequest::default()
+    };
+    let refused = cluster
+        .volumes()
+        .await
+        .delete_volume(api::DeleteVolumeRequest { volume: "more".to_owned(), ..Default::default() })
+        .await;
+    assert_eq!(refused.unwrap_err().code(), Code::FailedPrecondition);
+    cluster.vms().await.detach_volume(request).await.unwrap();
+    assert_eq!(volumes(&cluster).await, 1);
+    cluster
+        .volumes()
+        .await
+        .delete_volume(api::DeleteVolumeRequest { volume: "more".to_owned(), ..Default::default() })
+        .await
+        .unwrap();
+}
