@@ -6,6 +6,7 @@ use drover_units::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use uuid::Uuid;
 
 use crate::{
     Client, Error, PAGE_SIZE, PAGES_MAX, Result,
@@ -13,8 +14,7 @@ use crate::{
         AttachNicRequest, AttachVolumeRequest, ConsoleRequest, CreateVmRequest, DeleteVmRequest,
         DetachNicRequest, DetachVolumeRequest, GetBalloonRequest, GetVmRequest, ListVmsRequest, LogsRequest,
         MigrateVmRequest, Operation, PressPowerButtonRequest, ReclaimFreeMemoryRequest, SetBalloonRequest,
-        SetLimitsRequest, StartVmRequest, StopVmRequest, SuspendVmRequest, Vm, VmPhase, VmSpec,
-        vms_client::VmsClient,
+        SetLimitsRequest, StartVmRequest, StopVmRequest, SuspendVmRequest, Vm, VmSpec, vms_client::VmsClient,
     },
     connect::{Repeat, request_id},
     vm_api::{BalloonStatus, ConsoleOutput, ReclaimFreeMemoryResponse},
@@ -22,9 +22,6 @@ use crate::{
 
 /// Keystrokes that wait for a slow connection before the typist is held up.
 const CONSOLE_INPUT_DEPTH: usize = 64;
-
-/// Between two looks at a VM whose guest shuts down.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// Longest time for the answer to a suspension, which comes when the VM is in its file: what the control plane gives its
 /// node, and some more.
@@ -106,10 +103,14 @@ impl Client {
         /// Starts a stopped VM.
         start_vm, StartVmRequest
     }
-    vm_operation! {
-        /// Stops a VM; its definition and its volumes stay.
-        stop_vm, StopVmRequest
+    /// Stops a VM; its definition and its volumes stay.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Refused`], and see [`Error`].
+    pub async fn stop_vm(&self, vm: &str) -> Result<Operation> {
+        self.stop_within(vm, 0).await
     }
+
     vm_operation! {
         /// Stops and forgets a VM; its volumes stay.
         delete_vm, DeleteVmRequest
@@ -190,11 +191,15 @@ impl Client {
         .await
     }
 
-    /// Attaches a network interface to a VM, running or not.
+    /// Attaches a network interface to a VM, running or not. One without an address is given one here, so that a call that is
+    /// repeated attaches one interface.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Refused`], and see [`Error`].
-    pub async fn attach_nic(&self, request: AttachNicRequest) -> Result<Vm> {
+    pub async fn attach_nic(&self, mut request: AttachNicRequest) -> Result<Vm> {
+        if let Some(nic) = request.nic.as_mut().filter(|nic| nic.mac.is_empty()) {
+            nic.mac = random_mac();
+        }
         self.call(Repeat::Safe, |channel| {
             let request = request.clone();
             async move { VmsClient::new(channel).attach_nic(request).await }
@@ -239,24 +244,23 @@ impl Client {
         .await
     }
 
-    /// Presses a VM's power button and gives its guest `limit` to shut itself down, then stops the VM. The operation
-    /// that this returns ends at once where the guest has done its part.
+    /// Presses a VM's power button and gives its guest `limit`, an hour at most, to shut itself down, then stops the VM. Once
+    /// this has returned, it needs nobody who waits for it.
     ///
     /// # Errors
     /// Those of [`stop_vm`](Self::stop_vm). A button that cannot be pressed is no error: the VM is stopped.
     pub async fn stop_vm_gracefully(&self, vm: &str, limit: Duration) -> Result<Operation> {
-        if self.press_power_button(vm).await.is_ok() {
-            let ended = async {
-                while self.get_vm(vm).await?.phase() == VmPhase::Running {
-                    tokio::time::sleep(LOOK).await;
-                }
-                Result::Ok(())
-            };
-            if let Ok(Err(error)) = tokio::time::timeout(limit, ended).await {
-                return Err(error);
-            }
-        }
-        self.stop_vm(vm).await
+        // Zero is at once; what is shorter than a millisecond is nearly that.
+        self.stop_within(vm, u32::try_from(limit.as_millis()).unwrap_or(u32::MAX).max(1)).await
+    }
+
+    async fn stop_within(&self, vm: &str, graceful_ms: u32) -> Result<Operation> {
+        let request = StopVmRequest { request_id: request_id(), vm: vm.to_owned(), graceful_ms };
+        self.call(Repeat::Safe, |channel| {
+            let request = request.clone();
+            async move { VmsClient::new(channel).stop_vm(request).await }
+        })
+        .await
     }
 
     /// Changes what one of a VM's devices may do.
@@ -339,4 +343,10 @@ impl Client {
         })
         .await
     }
+}
+
+/// An address that is administered locally, of one station (IEEE 802).
+fn random_mac() -> String {
+    let [a, b, c, d, e, ..] = *Uuid::new_v4().as_bytes();
+    format!("52:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}")
 }

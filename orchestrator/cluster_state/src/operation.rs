@@ -14,7 +14,11 @@ pub enum OperationKind {
     /// Start a VM.
     VmStart,
     /// Stop a VM.
-    VmStop,
+    VmStop {
+        /// How long its guest has to shut itself down once its power button has been pressed, milliseconds. 0: it is not
+        /// asked.
+        graceful_ms: u32,
+    },
     /// Move a running VM.
     VmMigrate {
         /// Where to. `None`: placement chooses.
@@ -97,7 +101,7 @@ impl OperationKind {
         match self {
             Self::VmCreate => "vm.create",
             Self::VmStart => "vm.start",
-            Self::VmStop => "vm.stop",
+            Self::VmStop { .. } => "vm.stop",
             Self::VmMigrate { .. } => "vm.migrate",
             Self::VmDelete => "vm.delete",
             Self::VolumeImport => "volume.import",

@@ -13,7 +13,8 @@ use drover_wire::{
     MAX_MESSAGE_BYTES,
     node::v1::{
         CancelMigrationRequest, EnsureVmRequest, GrantEpochRequest, MigrateOutRequest,
-        PrepareIncomingRequest, StopVmRequest, VmStatus, node_agent_client::NodeAgentClient,
+        PrepareIncomingRequest, PressPowerButtonRequest, StopVmRequest, VmStatus,
+        node_agent_client::NodeAgentClient,
     },
     vm::v1::Command,
 };
@@ -87,6 +88,10 @@ impl NodeAgents for AgentConnections {
             }
             AgentCommand::StopVm => {
                 agent.stop_vm(StopVmRequest { command, vm_id }).await.map(|_| AgentAnswer::Stopped)
+            }
+            AgentCommand::PressPowerButton => {
+                let request = PressPowerButtonRequest { command, vm_id };
+                agent.press_power_button(request).await.map(|_| AgentAnswer::Pressed)
             }
             AgentCommand::PrepareIncoming { migration, spec } => {
                 let spec = Some(convert::vm_spec(call.vm, &spec, &call.pools));

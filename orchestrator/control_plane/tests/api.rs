@@ -213,7 +213,7 @@ async fn a_vm_lives_from_its_creation_to_its_end() {
 
     let mut vms = cluster.vms().await;
     let by_name = |vm: &str| vm.to_owned();
-    let stop = api::StopVmRequest { request_id: String::new(), vm: by_name("web") };
+    let stop = api::StopVmRequest { vm: by_name("web"), ..api::StopVmRequest::default() };
     cluster.done(vms.stop_vm(stop).await.unwrap().into_inner()).await;
     assert_eq!(cluster.vm("web").await.unwrap().phase(), api::VmPhase::Stopped);
     assert!(agent.vms().is_empty());

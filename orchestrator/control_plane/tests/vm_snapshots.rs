@@ -68,7 +68,7 @@ impl World {
     }
 
     async fn stop(&self) {
-        let request = api::StopVmRequest { request_id: String::new(), vm: "web".to_owned() };
+        let request = api::StopVmRequest { vm: "web".to_owned(), ..api::StopVmRequest::default() };
         let begun = self.cluster.vms().await.stop_vm(request).await.unwrap().into_inner();
         self.cluster.done(begun).await;
     }

@@ -37,6 +37,7 @@ pub(crate) struct Slot {
 pub(crate) enum Verb {
     Ensure,
     Stop,
+    Press,
     Prepare,
     MigrateOut(MigrationId),
     Cancel(MigrationId),
@@ -48,6 +49,7 @@ impl Verb {
         match command {
             AgentCommand::EnsureVm { .. } => Self::Ensure,
             AgentCommand::StopVm => Self::Stop,
+            AgentCommand::PressPowerButton => Self::Press,
             AgentCommand::PrepareIncoming { .. } => Self::Prepare,
             AgentCommand::MigrateOut { migration, .. } => Self::MigrateOut(*migration),
             AgentCommand::CancelMigration { migration } => Self::Cancel(*migration),
@@ -60,7 +62,7 @@ impl Verb {
     pub(crate) fn timeout(self) -> Duration {
         match self {
             Self::Ensure | Self::Stop | Self::Prepare => Duration::from_secs(10),
-            Self::MigrateOut(_) | Self::Cancel(_) | Self::Grant => Duration::from_secs(5),
+            Self::Press | Self::MigrateOut(_) | Self::Cancel(_) | Self::Grant => Duration::from_secs(5),
         }
     }
 }

@@ -260,7 +260,7 @@ impl Planner {
             OperationKind::VmMigrate { .. } => {
                 (OperationState::Failed, "the VM ended before it was moved".to_owned())
             }
-            OperationKind::VmStop => (OperationState::Done, String::new()),
+            OperationKind::VmStop { .. } => (OperationState::Done, String::new()),
             _ => return,
         };
         txn.update(operation.revision, Record::Operation(operation.ended(state, reason, self.now.wall)));

@@ -191,6 +191,8 @@ pub enum AgentCommand {
     },
     /// End it, up to this epoch, and prove it.
     StopVm,
+    /// Ask its guest to shut itself down.
+    PressPowerButton,
     /// Wait for a migration.
     PrepareIncoming {
         /// Which.
@@ -224,6 +226,7 @@ impl AgentCommand {
         match self {
             Self::EnsureVm { .. } => "EnsureVm",
             Self::StopVm => "StopVm",
+            Self::PressPowerButton => "PressPowerButton",
             Self::PrepareIncoming { .. } => "PrepareIncoming",
             Self::MigrateOut { .. } => "MigrateOut",
             Self::CancelMigration { .. } => "CancelMigration",
@@ -243,6 +246,8 @@ pub enum AgentAnswer {
     Status(VmReport),
     /// To StopVm: no process up to the command's epoch is left.
     Stopped,
+    /// To PressPowerButton: it has been.
+    Pressed,
     /// To PrepareIncoming: where the migration is awaited, host:port.
     Incoming {
         /// host:port.

@@ -100,6 +100,9 @@ impl Planner {
             return next;
         }
         if vm.desired != Desired::Running {
+            if let Some(next) = self.await_shutdown(vm, owner) {
+                return next;
+            }
             self.progress_operation(vm, 50, format!("stopping on node {name}"));
             return self.release(vm, Cause::Unwanted);
         }
@@ -123,6 +126,28 @@ impl Planner {
                 Claim::Taken => self.await_vanished(vm, owner),
             },
         }
+    }
+
+    /// Asks the guest of a VM that is to be stopped to shut itself down, and gives it time. `None`: it has done so, or has had
+    /// its time, or nobody has asked for it. A planner that takes over gives it its time anew.
+    fn await_shutdown(&mut self, vm: &Stored<Vm>, owner: Candidate) -> Option<Next> {
+        let OperationKind::VmStop { graceful_ms } = self.running_operation(vm)?.kind else { return None };
+        let limit = Duration::from_millis(graceful_ms.into());
+        let report = self.state.report(vm.id, owner.node).filter(|report| report.epoch == owner.epoch)?;
+        if limit.is_zero() || has_ended(report) || report.state != RunState::Running {
+            return None;
+        }
+        let book =
+            self.calls.book(Slot { vm: vm.id, node: owner.node, epoch: owner.epoch, verb: Verb::Press });
+        // It has no button: there is nothing to wait for.
+        if book.refused > 0 || self.waited(vm.id, Wait::Grace, owner.epoch) >= limit {
+            return None;
+        }
+        if book.answer.is_none() {
+            self.call(owner.node, vm.id, owner.epoch, AgentCommand::PressPowerButton);
+        }
+        self.progress_operation(vm, 25, "its guest shuts itself down".to_owned());
+        Some(Next::wait("its guest shuts itself down"))
     }
 
     /// A node that is heard does not list the process that it should have. Its news may be older than the process (a

@@ -51,6 +51,8 @@ pub(crate) enum Wait {
     Priority,
     /// A node that is heard does not list a process that it should have.
     Vanished,
+    /// A guest shuts itself down.
+    Grace,
 }
 
 /// Where one VM's planning ended.

@@ -95,7 +95,7 @@ impl StoredForm for OperationKind {
         let kind = match self {
             Self::VmCreate => Kind::VmCreate(stored::Empty {}),
             Self::VmStart => Kind::VmStart(stored::Empty {}),
-            Self::VmStop => Kind::VmStop(stored::Empty {}),
+            Self::VmStop { graceful_ms } => Kind::VmStop(stored::VmStop { graceful_ms: *graceful_ms }),
             Self::VmMigrate { target, downtime_target_ms, migration } => Kind::VmMigrate(stored::VmMigrate {
                 target_id: target.map(|id| id_bytes(id.as_u128())).unwrap_or_default(),
                 downtime_target_ms: *downtime_target_ms,
@@ -115,7 +115,7 @@ impl StoredForm for OperationKind {
         Ok(match required("operation.kind", message.kind)? {
             Kind::VmCreate(_) => Self::VmCreate,
             Kind::VmStart(_) => Self::VmStart,
-            Kind::VmStop(_) => Self::VmStop,
+            Kind::VmStop(stop) => Self::VmStop { graceful_ms: stop.graceful_ms },
             Kind::VmMigrate(migrate) => Self::VmMigrate {
                 target: optional_id("vm_migrate.target_id", &migrate.target_id, NodeId::from_u128)?,
                 downtime_target_ms: migrate.downtime_target_ms,

@@ -123,9 +123,10 @@ impl<S: Store> Vms for Api<S> {
     }
 
     async fn stop_vm(&self, request: Request<StopVmRequest>) -> Result<Response<wire::Operation>, Status> {
-        let StopVmRequest { request_id, vm } = request.into_inner();
+        let StopVmRequest { request_id, vm, graceful_ms } = request.into_inner();
         let identity = identity(request_id);
-        self.operate(move |view| admission::stop_vm(view.state, &vm, &identity, view.now.wall)).await
+        self.operate(move |view| admission::stop_vm(view.state, (&vm, graceful_ms), &identity, view.now.wall))
+            .await
     }
 
     async fn migrate_vm(

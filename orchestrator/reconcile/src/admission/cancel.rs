@@ -28,7 +28,7 @@ pub fn cancel_operation(state: &ClusterState, id: &str) -> Result<Admitted, Admi
         | OperationKind::VmSetCreate { .. }
         | OperationKind::Moves(_) => {}
         OperationKind::Storage(ref work) if work.can_be_cancelled() => {}
-        OperationKind::VmStop
+        OperationKind::VmStop { .. }
         | OperationKind::VmDelete
         | OperationKind::VolumeImport
         | OperationKind::ImageImport

@@ -91,15 +91,6 @@ pub fn create_vm(
     Ok(Admitted { operation, txn: Some(txn) })
 }
 
-/// Where it may run: where the networks of its interfaces are, too.
-fn with_networks(request: &CreateVm) -> Result<Constraints, AdmissionError> {
-    let mut constraints = request.constraints.clone();
-    for nic in request.devices.nics.iter().filter(|nic| !nic.network.is_empty()) {
-        constraints.networks.insert(parse_name("spec.nics.network", &nic.network)?);
-    }
-    Ok(constraints)
-}
-
 /// What a request's names mean. Nothing else is checked of them than that they are there.
 pub(super) fn resolve_spec(
     state: &ClusterState,
@@ -133,7 +124,7 @@ pub(super) fn resolve_spec(
             let hardware = resolve_hardware(state, &request.devices.hardware, &image.pool, txn)?;
             GuestDevices { hardware, ..resolve_devices(&request.devices, &attached)? }
         },
-        constraints: with_networks(request)?,
+        constraints: request.constraints.clone(),
         stall: request.stall,
     })
 }
@@ -201,19 +192,33 @@ pub fn start_vm(
     Ok(admitted)
 }
 
-/// Admits the stop of a VM. Takes the place of an operation that would have it run.
+/// Longest that a guest may be waited for.
+const GRACEFUL_MS_MAX: u32 = 3_600_000;
+
+/// Admits the stop of a VM, whose guest has so many milliseconds to shut itself down. Takes the place of an operation that
+/// would have it run.
 pub fn stop_vm(
     state: &ClusterState,
-    vm: &str,
+    (vm, graceful_ms): (&str, u32),
     identity: &RequestIdentity,
     now: WallTime,
 ) -> Result<Admitted, AdmissionError> {
     let vm = find_vm(state, "vm", vm)?;
-    if let Some(earlier) = repeated(state, identity, |o| is_about(o, &OperationKind::VmStop, vm.id))? {
+    let kind = OperationKind::VmStop { graceful_ms };
+    if let Some(earlier) = repeated(state, identity, |o| is_about(o, &kind, vm.id))? {
         return Ok(earlier);
     }
+    if graceful_ms > GRACEFUL_MS_MAX {
+        let valid = format!("at most {GRACEFUL_MS_MAX}, or 0 for at once");
+        return Err(AdmissionError::invalid("graceful_ms", format!("it is {graceful_ms}"), valid));
+    }
     require_not_deleted(vm)?;
-    if vm.desired == Desired::Stopped {
+    // Whoever has no more time for its guest takes the place of who had.
+    let graceful =
+        |operation: &Operation| matches!(operation.kind, OperationKind::VmStop { graceful_ms: 1.. });
+    let hastened =
+        graceful_ms == 0 && running_operation(state, vm).is_some_and(|operation| graceful(operation));
+    if vm.desired == Desired::Stopped && !hastened {
         require_idle(state, vm)?;
         if vm.suspended_on.is_some() {
             return Ok(discard_memory(state, vm, identity, now));
@@ -221,7 +226,7 @@ pub fn stop_vm(
         let problem = format!("VM '{}' is already to be stopped", vm.spec.name);
         return Err(AdmissionError::wrong_state("vm", problem, "a running VM"));
     }
-    Ok(admit(state, vm, OperationKind::VmStop, Desired::Stopped, identity, now))
+    Ok(admit(state, vm, kind, Desired::Stopped, identity, now))
 }
 
 /// A suspended VM is stopped by forgetting its memory.
@@ -233,7 +238,7 @@ fn discard_memory(
 ) -> Admitted {
     let forgotten = Vm { suspended_on: None, ..vm.value.clone() };
     let forgotten = Stored { value: forgotten, ..vm.clone() };
-    admit(state, &forgotten, OperationKind::VmStop, Desired::Stopped, identity, now)
+    admit(state, &forgotten, OperationKind::VmStop { graceful_ms: 0 }, Desired::Stopped, identity, now)
 }
 
 /// Refuses what would leave a suspended VM's memory with devices, or contents of disks, that it does not know.

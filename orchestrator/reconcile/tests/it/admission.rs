@@ -182,7 +182,8 @@ fn a_volume_is_a_vms_before_it_is_attached_and_nobodys_once_it_is_detached() {
     let (_, first) = may_detach(&world.view(), "web", &DeviceName::Volume("data".to_owned())).unwrap();
     let (Some(first), GuestDevice::Volume(spare)) = (first, device) else { panic!("{first:?}, {device:?}") };
     let seen = newest_right(&world.view(), vm);
-    let error = detached(&world.view(), (vm, OwnerEpoch::new(seen.get() + 1)), first).unwrap_err();
+    let error =
+        detached(&world.view(), (vm, drover_ids::OwnerEpoch::new(seen.get() + 1)), first).unwrap_err();
     assert!(error.to_string().contains("started or moved meanwhile"), "{error}");
     let txn = detached(&world.view(), (vm, seen), first).unwrap().expect("a change");
     world.accept(txn).unwrap();
@@ -196,6 +197,7 @@ fn a_volume_is_a_vms_before_it_is_attached_and_nobodys_once_it_is_detached() {
 
 #[test]
 fn a_network_is_needed_for_as_long_as_an_interface_is_in_it() {
+    use drover_cluster_state::Nic;
     let mut world = world();
     let needs = |world: &World| {
         let asked = world.vm("web").spec.constraints.networks.len();

@@ -233,6 +233,42 @@ fn a_resumed_vm_waits_for_the_node_that_has_its_memory_while_nobody_knows_of_it(
 }
 
 #[test]
+fn a_guest_that_is_asked_to_shut_itself_down_is_waited_for_and_not_for_ever() {
+    let asked = |world: &World| world.pressed.len();
+    let mut world = one_vm();
+    let stop = world.stop_within("web", 3_000).unwrap();
+    world.until("it is asked", SOON, |w| asked(w) == 1);
+    world.run(500);
+    assert_eq!((world.ended(stop), asked(&world)), (None, 1), "once, and it has time");
+    world.shut_down_guest("n1", "web");
+    world.until("stopped", SOON, |w| w.ended(stop) == Some(OperationState::Done));
+    assert_eq!(world.vm("web").restarts.count, 0);
+
+    // One that does not listen, while the control plane dies: its time begins anew, and ends.
+    let start = world.start("web").unwrap();
+    world.until("it runs", SOON, |w| w.ended(start).is_some());
+    let stop = world.stop_within("web", 3_000).unwrap();
+    world.until("it is asked", SOON, |w| asked(w) == 2);
+    world.kill_planner();
+    world.run(500);
+    world.start_planner();
+    world.run(1_000);
+    assert_eq!(world.runs_on("web").as_deref(), Some("n1"));
+    let took = world.until("stopped", SOON, |w| w.ended(stop) == Some(OperationState::Done));
+    assert!(took >= 1_000 && world.runs_on("web").is_none(), "{took} ms");
+
+    // Whoever loses patience has it stopped at once.
+    let start = world.start("web").unwrap();
+    world.until("it runs", SOON, |w| w.ended(start).is_some());
+    let patient = world.stop_within("web", 600_000).unwrap();
+    world.run(2_000);
+    assert!(world.stop_within("web", 1).is_err(), "that would change nothing");
+    let stop = world.stop("web").unwrap();
+    world.until("stopped", SOON, |w| w.ended(stop) == Some(OperationState::Done));
+    assert_eq!(world.ended(patient), Some(OperationState::Cancelled));
+}
+
+#[test]
 fn stop_and_delete_end_the_process_and_free_the_volume() {
     let mut world = one_vm();
     let stop = world.stop("web").unwrap();

@@ -464,7 +464,7 @@ pub(super) fn operation() -> impl Strategy<Value = Operation> {
     let kind = prop_oneof![
         Just(OperationKind::VmCreate),
         Just(OperationKind::VmStart),
-        Just(OperationKind::VmStop),
+        any::<u32>().prop_map(|graceful_ms| OperationKind::VmStop { graceful_ms }),
         Just(OperationKind::VmDelete),
         Just(OperationKind::VolumeImport),
         Just(OperationKind::ImageImport),

@@ -24,6 +24,10 @@ impl World {
                 self.ensure(node, vm, epoch, spec)
             }
             AgentCommand::StopVm => self.stop_vm(node, vm, epoch),
+            AgentCommand::PressPowerButton => {
+                self.pressed.push(vm);
+                Ok(AgentAnswer::Pressed)
+            }
             AgentCommand::PrepareIncoming { spec, .. } => self.prepare(node, vm, epoch, spec),
             AgentCommand::MigrateOut { migration, target_address, target_epoch, .. } => {
                 self.migrate_out(node, vm, epoch, *migration, target_address, *target_epoch)

@@ -52,6 +52,8 @@ pub(crate) struct World {
     requests: u128,
     watch_busy_until: u64,
     heartbeat_answer: Option<HeartbeatAnswer>,
+    /// VMs whose power button has been pressed.
+    pub(crate) pressed: Vec<drover_ids::VmId>,
     /// A move's Commit is lost on its way.
     pub(crate) lose_commits: bool,
     /// The answers to StopVm are lost.
@@ -79,6 +81,7 @@ impl World {
             queued: 0,
             history: History::new(),
             events: Vec::new(),
+            pressed: Vec::new(),
             requests: 1 << 64,
             watch_busy_until: 0,
             heartbeat_answer: None,
@@ -297,8 +300,13 @@ impl World {
     }
 
     pub(crate) fn stop(&mut self, vm: &str) -> Result<OperationId, AdmissionError> {
+        self.stop_within(vm, 0)
+    }
+
+    /// By its power button first.
+    pub(crate) fn stop_within(&mut self, vm: &str, graceful_ms: u32) -> Result<OperationId, AdmissionError> {
         let identity = self.identity();
-        let result = admission::stop_vm(&self.view(), vm, &identity, self.instant().wall);
+        let result = admission::stop_vm(&self.view(), (vm, graceful_ms), &identity, self.instant().wall);
         self.admit(result)
     }
 
