@@ -40,7 +40,19 @@ impl World {
     /// # Errors
     /// If a process does not start.
     pub async fn start(nodes: usize, memory_per_node: Bytes) -> anyhow::Result<Self> {
-        Self::start_on(nodes, memory_per_node, None).await
+        Self::start_on(nodes, memory_per_node, (None, Vec::new())).await
+    }
+
+    /// The same with agents that are told something more.
+    ///
+    /// # Errors
+    /// If a process does not start.
+    pub async fn start_with(
+        nodes: usize,
+        memory_per_node: Bytes,
+        agent_arguments: Vec<String>,
+    ) -> anyhow::Result<Self> {
+        Self::start_on(nodes, memory_per_node, (None, agent_arguments)).await
     }
 
     /// The same with volumes in a Ceph cluster of its own.
@@ -52,13 +64,13 @@ impl World {
         memory_per_node: Bytes,
         ceph: &CephOptions,
     ) -> anyhow::Result<Self> {
-        Self::start_on(nodes, memory_per_node, Some(CephCluster::start(ceph)?)).await
+        Self::start_on(nodes, memory_per_node, (Some(CephCluster::start(ceph)?), Vec::new())).await
     }
 
     async fn start_on(
         nodes: usize,
         memory_per_node: Bytes,
-        ceph: Option<CephCluster>,
+        (ceph, agent_arguments): (Option<CephCluster>, Vec<String>),
     ) -> anyhow::Result<Self> {
         let alone = ALONE.lock().await;
         let folder = tempfile::Builder::new().prefix("drover-e2e-").tempdir()?;
@@ -68,6 +80,7 @@ impl World {
             nodes,
             vcpus_per_node: 4,
             memory_per_node,
+            agent_arguments,
         };
         let cluster = match ceph {
             Some(ceph) => TestCluster::start_on_ceph(options, ceph).await?,

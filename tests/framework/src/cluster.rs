@@ -43,6 +43,8 @@ pub struct ClusterOptions {
     pub vcpus_per_node: u32,
     /// Memory that each node offers.
     pub memory_per_node: Bytes,
+    /// What else each agent is told on its command line.
+    pub agent_arguments: Vec<String>,
 }
 
 /// A running cluster. Dropping it ends every process of it; [`TestCluster::keep`] leaves them.
@@ -151,7 +153,8 @@ impl TestCluster {
             .args(["--vcpus", &self.options.vcpus_per_node.to_string()])
             .args(["--memory", &self.options.memory_per_node.get().to_string()])
             .arg("--vmmd")
-            .arg(self.options.binaries.vmmd());
+            .arg(self.options.binaries.vmmd())
+            .args(&self.options.agent_arguments);
         let log = self.folder().join(format!("{}.log", node_name(node)));
         self.agents[node] = Some(Process::spawn(&node_name(node), command, &log)?);
         Ok(())

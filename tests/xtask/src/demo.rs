@@ -88,6 +88,7 @@ async fn demo(options: &Options, binaries: Binaries) -> anyhow::Result<()> {
         nodes: 3,
         vcpus_per_node: 4,
         memory_per_node: Bytes::gib(2),
+        agent_arguments: Vec::new(),
     };
     let mut cluster = match options.storage {
         Storage::Dir => TestCluster::start(cluster_options).await?,

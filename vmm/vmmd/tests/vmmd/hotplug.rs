@@ -231,6 +231,7 @@ async fn devices_come_to_a_jail_and_go_from_it() {
         mon_hosts: "127.0.0.1:1".to_owned(),
         ceph_pool: "pool".to_owned(),
         user: "vms".to_owned(),
+        key: "QUJD".to_owned(),
         ..wire::RbdAccess::default()
     };
     let rbd = Some(wire::RbdImage { access: Some(access), image: "image".to_owned() });
