@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     image::{SHELL, wanted},
-    session::{self, Session},
+    session::{self, COMMAND_DEADLINE, Session},
 };
 use crate::hosts::Progress;
 
@@ -66,6 +66,17 @@ async fn fio_mkfs_and_fsck_find_every_byte_through_every_kind_of_request() -> an
     debian.run("echo 3 > /proc/sys/vm/drop_caches; diff -r /usr/sbin /data/sbin && umount /data").await?;
     debian.run(&format!("fsck.ext4 -f -n {disk}")).await?;
     progress.say("mkfs and fsck");
+
+    host.shell("truncate -s 64M /disk/more.raw", Duration::from_secs(60))?;
+    debian.vmmd.attach_disk("/disk/more.raw", 3).await?;
+    debian
+        .run("until [ -b /dev/vdc ]; do sleep 0.2; done; mkfs.ext4 -q /dev/vdc && mount /dev/vdc /data")
+        .await?;
+    debian.run("cp /usr/sbin/mke2fs /data/ && umount /data && mount /dev/vdc /data").await?;
+    debian.run("cmp /usr/sbin/mke2fs /data/mke2fs && umount /data").await?;
+    debian.vmmd.detach_disk(3, COMMAND_DEADLINE).await?;
+    debian.run("[ ! -e /sys/block/vdc ]").await?;
+    progress.say("a disk came, was written, and went");
     debian.power_off_by_button().await?;
     progress.say("the power button ended the VM");
     Ok(())
