@@ -106,7 +106,7 @@ impl Story {
         self.writes_more(LIMIT * 3 / 2).await?;
         let (took, last) = (began.elapsed(), self.console().await?.visitor_kept_max());
         let rate = (last - first) as f64 / took.as_secs_f64();
-        println!(
+        eprintln!(
             "the limited disk takes {rate:.0} writes in a second of {LIMIT} allowed and {WRITES} wanted"
         );
         // A twentieth of a second's may come at once, and what was written before it was acknowledged.
@@ -162,7 +162,7 @@ impl Story {
         for log in agents.chain([cluster.folder().join("control-plane.log")]).chain(vms) {
             let text = fs::read_to_string(&log).unwrap_or_default();
             let lines: Vec<_> = text.lines().filter(|line| !line.contains("\"hb\"")).collect();
-            println!("---- {}\n{}", log.display(), lines[lines.len().saturating_sub(25)..].join("\n"));
+            eprintln!("---- {}\n{}", log.display(), lines[lines.len().saturating_sub(25)..].join("\n"));
         }
     }
 
