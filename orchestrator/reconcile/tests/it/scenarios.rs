@@ -223,6 +223,8 @@ fn a_resumed_vm_waits_for_the_node_that_has_its_memory_while_nobody_knows_of_it(
     // A new leader has heard of no node yet; its node's agent is late.
     world.kill_planner();
     world.kill_node("n1");
+    // What it had said before comes to nobody.
+    world.run(100);
     world.start_planner();
     let start = world.start("web").unwrap();
     world.run(1_000);
