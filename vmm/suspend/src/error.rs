@@ -22,6 +22,14 @@ pub enum WriteError {
         #[source]
         source: io::Error,
     },
+    /// Its file system is about to be full.
+    #[error("no room for {}: {free} are left, and {} stay free", path.display(), crate::write::ROOM_LEFT)]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// What is left of its file system.
+        free: Bytes,
+    },
     /// The last step failed, and so did taking it back: the file may hold the VM or not.
     #[error("cannot tell whether {} is written", path.display())]
     Doubtful {

@@ -10,11 +10,18 @@ use std::{
 use drover_guest_memory::{DirtyPages, GuestMemory, PageRun};
 use drover_saved_state::{Envelope, encode_list};
 use drover_units::{Bytes, Gpa, PAGE_SIZE, Pages};
+use nix::sys::statvfs::fstatvfs;
 
 use crate::{
     WriteError,
     format::{CHUNK, CLAIM_LEN, CLAIM_OFFSET, Chunk, DATA_OFFSET, Header, Identity},
 };
+
+/// What is left free of the file's file system: others of its host keep records and logs there, and a VM that runs on is
+/// better than one that takes them their place.
+pub(crate) const ROOM_LEFT: Bytes = Bytes::mib(64);
+/// RAM that is written between two looks at what is free.
+const LOOK_EVERY: Bytes = Bytes::mib(16);
 
 /// What goes into the file.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +119,15 @@ impl SuspendWriter {
         move |source| WriteError::Io { attempt, path, source }
     }
 
+    fn require_room(&self) -> Result<(), WriteError> {
+        let free = fstatvfs(&self.file).map_err(|error| self.failed("look at")(error.into()))?;
+        let free = Bytes::new(free.blocks_available().saturating_mul(free.fragment_size()));
+        if free < ROOM_LEFT {
+            return Err(WriteError::NoRoom { path: self.path.clone(), free });
+        }
+        Ok(())
+    }
+
     /// Writes the pages that are not zero. Returns the index.
     fn fill_ram(&mut self, memory: &GuestMemory) -> Result<Vec<u8>, WriteError> {
         let populated = memory.populated()?;
@@ -119,6 +135,7 @@ impl SuspendWriter {
         let size = memory.size().get();
         let mut index = Vec::with_capacity(usize::try_from(size.div_ceil(CHUNK) * 8).unwrap_or_default());
         let mut buffer = vec![0; CHUNK as usize];
+        let mut look_at = Bytes::ZERO;
         for range in memory.layout().ranges() {
             let (first, end) = (range.file_offset.get(), range.file_offset.get() + range.len.get());
             // Ranges begin at multiples of a piece: the hole between them does.
@@ -138,6 +155,10 @@ impl SuspendWriter {
                     self.file
                         .write_all_at(&piece[from..to], DATA_OFFSET + offset + from as u64)
                         .map_err(self.failed("write"))?;
+                }
+                if self.written.ram >= look_at {
+                    self.require_room()?;
+                    look_at = self.written.ram.saturating_add(LOOK_EVERY);
                 }
                 let there = u64::from(chunk.pages.count_ones()) * PAGE_SIZE;
                 self.written.ram = self.written.ram.saturating_add(Bytes::new(there));

@@ -15,6 +15,10 @@ use drover_ids::{OwnerEpoch, VmId};
 use drover_saved_state::{Envelope, PayloadReader, PayloadWriter, SavedState, StateError};
 use drover_suspend::{Contents, Identity, LoadError, ReadError, SuspendFile, SuspendWriter};
 use drover_units::{Bytes, Gpa, PAGE_SIZE};
+use nix::{
+    mount::{MsFlags, mount, umount},
+    sched::{CloneFlags, unshare},
+};
 
 const RAM: Bytes = Bytes::mib(32);
 const LIMIT: Duration = Duration::from_secs(60);
@@ -104,6 +108,43 @@ fn load(file: SuspendFile, into: &GuestMemory) -> Option<Result<(), LoadError>> 
             Some(Ok(()))
         }
     }
+}
+
+/// A file system of this size, for this thread alone. `None` where that takes a privilege.
+fn small_file_system(size: &str) -> Option<tempfile::TempDir> {
+    let dir = tempfile::tempdir().unwrap();
+    let private = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| {
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+    });
+    let options = format!("size={size}");
+    let mounted = private
+        .and_then(|()| mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(&*options)));
+    match mounted {
+        Ok(()) => Some(dir),
+        Err(error) => {
+            drover_test_prerequisites::skipped(&format!("left out: no file system of its own: {error}"));
+            None
+        }
+    }
+}
+
+#[test]
+fn a_file_system_that_would_be_full_is_left_as_it_was() {
+    // A thread of its own: what it mounts goes with it.
+    let test = || {
+        let Some(dir) = small_file_system("66m") else { return };
+        let path = dir.path().join("suspended");
+        // More than what may be taken, and less than there is.
+        let memory = GuestMemory::anonymous(RAM);
+        memory.write(Gpa::ZERO, &vec![7; 24 << 20]).unwrap();
+        let identity = Identity { vm: VmId::from_u128(5), epoch: epoch(3) };
+        let contents = Contents { identity, memory: &memory, shape: b"", states: &states() };
+        let error = SuspendWriter::write(new_file(&path), &path, contents).unwrap_err();
+        assert!(error.to_string().contains("64 MiB stay free"), "{error}");
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0, "and its room is free again");
+        umount(dir.path()).unwrap();
+    };
+    std::thread::spawn(test).join().unwrap();
 }
 
 #[test]
