@@ -4,7 +4,6 @@
 use drover_probe_record::MmioDevice;
 
 use crate::ram::Ram;
-use crate::serial::report_error;
 use crate::virtio::single::{Page, SingleQueue};
 use crate::virtio::transport::Transport;
 
@@ -47,15 +46,8 @@ impl Balloon {
     /// # Errors
     /// Why there will be no balloon.
     pub(crate) fn start(places: &[MmioDevice], mib: u64, ram: &mut Ram) -> Result<Self, &'static str> {
-        let find = |place: &MmioDevice| match Transport::open(place) {
-            Ok(Some((transport, DEVICE_TYPE))) => Some(transport),
-            Ok(_) => None,
-            Err(why) => {
-                report_error(format_args!("{place}: {why}"));
-                None
-            }
-        };
-        let transport = places.iter().find_map(find).ok_or("no balloon is announced on the command line")?;
+        let transport =
+            Transport::find(places, DEVICE_TYPE).ok_or("no balloon is announced on the command line")?;
         let wanted = STATISTICS | HINTS | REPORTS;
         if transport.negotiate(wanted)? & wanted != wanted {
             return Err("it has no statistics, or no reports of free pages");

@@ -4,7 +4,6 @@
 use drover_probe_record::MmioDevice;
 
 use crate::ram::Ram;
-use crate::serial::report_error;
 use crate::virtio::single::{Page, SingleQueue};
 use crate::virtio::transport::Transport;
 
@@ -59,15 +58,8 @@ impl Sockets {
     /// # Errors
     /// Why there will be no sockets.
     pub(crate) fn start(places: &[MmioDevice], port: u64, ram: &mut Ram) -> Result<Self, &'static str> {
-        let find = |place: &MmioDevice| match Transport::open(place) {
-            Ok(Some((transport, DEVICE_TYPE))) => Some(transport),
-            Ok(_) => None,
-            Err(why) => {
-                report_error(format_args!("{place}: {why}"));
-                None
-            }
-        };
-        let transport = places.iter().find_map(find).ok_or("no sockets are announced on the command line")?;
+        let transport =
+            Transport::find(places, DEVICE_TYPE).ok_or("no sockets are announced on the command line")?;
         transport.negotiate(0)?;
         let cid = transport.config(0);
         let mut queue = |number| SingleQueue::set_up(&transport, number, ram);

@@ -9,6 +9,7 @@ use super::pci;
 use crate::apic;
 use crate::gate::DEVICE_VECTOR;
 use crate::instructions::{read_register, write_register};
+use crate::serial::report_error;
 
 const MAGIC: usize = 0x000;
 const VERSION: usize = 0x004;
@@ -107,7 +108,19 @@ impl Transport {
         Ok((kind != 0).then_some((Transport { bus }, kind)))
     }
 
-    /// The same for a device wherever it may be.
+    /// The first announced device of a type; those that cannot be opened are reported.
+    pub(crate) fn find(places: &[MmioDevice], device_type: u32) -> Option<Transport> {
+        places.iter().find_map(|place| match Self::open(place) {
+            Ok(Some((transport, kind))) if kind == device_type => Some(transport),
+            Ok(_) => None,
+            Err(why) => {
+                report_error(format_args!("{place}: {why}"));
+                None
+            }
+        })
+    }
+
+    /// What is at a place of either kind, with its type.
     ///
     /// # Errors
     /// As [`open`](Self::open).
