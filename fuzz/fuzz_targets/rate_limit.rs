@@ -121,7 +121,7 @@ impl World {
 fn run(data: &[u8]) {
     let limiter = Limiter::new(Limits::default(), Duration::ZERO);
     let mut world =
-        World { limiter, ledgers: [None; 6], waiting: [Waiting::default(); 2], now: Duration::ZERO };
+        World { limiter, ledgers: [None; 6], waiting: Default::default(), now: Duration::ZERO };
     for step in data.chunks_exact(6).take(STEPS_MAX) {
         let &[action, what, a, b, c, d] = step else { unreachable!("six bytes") };
         let direction = if what & 1 == 0 { Direction::Inbound } else { Direction::Outbound };

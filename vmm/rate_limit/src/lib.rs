@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!            total          inbound           outbound
-//!         requests bytes  requests bytes   requests bytes     each a Bucket, or no limit
+//!         requests bytes  requests bytes   requests bytes     each a bucket, or no limit
 //!              \____|________|______|_________/______/
 //!                   take: all that concern it, or none, and then the exact instant from which it may
 //! ```
@@ -11,6 +11,9 @@
 //! Everything here is arithmetic: time comes in as a [`Duration`] since any fixed moment, and the driver owns clock and
 //! timer. Tokens are counted in billionths, so that what accrues in a nanosecond is a whole number at every rate:
 //! nothing is ever rounded, and over any time a limit gives exactly its rate.
+//!
+//! A device's queues ask at the same time, each from its own thread. None waits for another: a bucket is one number that
+//! a compare-and-swap changes, and only a change of the limits takes a lock, once at each queue.
 //!
 //! Deliberately not here: which of several waiting queues goes first (the one whose timer fires first), and pacing
 //! inside a burst.
@@ -22,6 +25,5 @@ mod bucket;
 mod limiter;
 mod rate;
 
-pub use bucket::Bucket;
 pub use limiter::{Cost, Counters, Direction, Limiter, Throttled, Waiting};
 pub use rate::{Limit, Limits, Rate, RateError};

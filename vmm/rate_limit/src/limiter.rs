@@ -1,8 +1,17 @@
 //! All buckets of one device, and what they have held back.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use crate::{Bucket, Limit, Limits, Rate};
+use crate::{
+    Limit, Limits, Rate,
+    bucket::{Bucket, Refusal},
+};
 
 /// Which way data moves, as the guest sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +49,12 @@ pub struct Counters {
     pub time: Duration,
 }
 
-/// One queue's place before the limiter: whether its next request has been refused, and when first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// One queue's place before a limiter: the buckets it asks, and whether its next request has been refused.
+#[derive(Debug, Default)]
 pub struct Waiting {
+    /// Those of the last time. Whoever changes the limits closes them, so that there is no need to look for others as
+    /// long as they answer.
+    buckets: Option<Arc<Buckets>>,
     since: Option<Duration>,
 }
 
@@ -51,19 +63,39 @@ impl Waiting {
     pub fn forget(&mut self) {
         self.since = None;
     }
+
+    /// Whether the request at the head has been refused, and has not passed since.
+    pub fn is_refused(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// Whether the limits are still those by which it was answered last.
+    pub fn is_current(&self) -> bool {
+        self.buckets.as_ref().is_some_and(|buckets| !buckets.replaced.load(Ordering::SeqCst))
+    }
 }
 
-/// The buckets of one device, shared by its queues.
-#[derive(Clone, Debug)]
+/// The limits of one device, shared by its queues, which take no lock for a request.
+#[derive(Debug)]
 pub struct Limiter {
+    limited: AtomicBool,
+    /// Taken to change the limits, and by each queue once after that.
+    current: Mutex<Arc<Buckets>>,
+    held_back: HeldBack,
+}
+
+/// What is set, and the buckets that keep it.
+#[derive(Debug)]
+struct Buckets {
     limits: Limits,
+    /// There are others.
+    replaced: AtomicBool,
     total: Pair,
     inbound: Pair,
     outbound: Pair,
-    counters: Counters,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Pair {
     requests: Option<Bucket>,
     bytes: Option<Bucket>,
@@ -72,42 +104,42 @@ struct Pair {
 impl Limiter {
     /// Full buckets.
     pub fn new(limits: Limits, now: Duration) -> Self {
-        Self {
-            limits,
-            total: Pair::new(limits.total, now),
-            inbound: Pair::new(limits.inbound, now),
-            outbound: Pair::new(limits.outbound, now),
-            counters: Counters::default(),
-        }
+        let limited = AtomicBool::new(!limits.is_unlimited());
+        let current = Mutex::new(Arc::new(Buckets::new(limits, now)));
+        Self { limited, current, held_back: HeldBack::default() }
+    }
+
+    /// Whether anything is limited.
+    pub fn is_limited(&self) -> bool {
+        self.limited.load(Ordering::Relaxed)
     }
 
     /// What is set.
     pub fn limits(&self) -> Limits {
-        self.limits
+        self.lock().limits
     }
 
     /// What has been held back.
     pub fn counters(&self) -> Counters {
-        self.counters
+        self.held_back.counters()
     }
 
     /// Changes the limits from `now` on. A bucket that stays keeps what is in it, one that is new starts full. Whoever
     /// waits asks again after this: the instants they were told are those of the old limits.
-    pub fn set_limits(&mut self, limits: Limits, now: Duration) {
-        self.limits = limits;
-        self.total.set(limits.total, now);
-        self.inbound.set(limits.inbound, now);
-        self.outbound.set(limits.outbound, now);
+    pub fn set_limits(&self, limits: Limits, now: Duration) {
+        let mut current = self.lock();
+        *current = Arc::new(current.successor(limits, now));
+        self.limited.store(!limits.is_unlimited(), Ordering::Relaxed);
     }
 
     /// Lets one request pass and takes its cost, or takes nothing. `waiting` is its queue's, whose requests come in
-    /// order.
+    /// order; it asks no other limiter.
     ///
     /// # Errors
     /// [`Throttled`] with the instant at which to ask again.
-    pub fn take(&mut self, cost: Cost, waiting: &mut Waiting, now: Duration) -> Result<(), Throttled> {
-        self.check(cost, waiting, now)?;
-        self.charge(cost, waiting, now);
+    pub fn take(&self, cost: Cost, waiting: &mut Waiting, now: Duration) -> Result<(), Throttled> {
+        self.ask(waiting, now, |buckets| buckets.take(cost, now))?;
+        self.pass(cost, waiting, now);
         Ok(())
     }
 
@@ -116,36 +148,132 @@ impl Limiter {
     ///
     /// # Errors
     /// As [`take`](Self::take).
-    pub fn check(&mut self, cost: Cost, waiting: &mut Waiting, now: Duration) -> Result<(), Throttled> {
-        let pairs = self.pairs(cost.direction);
-        // Every bucket is asked, so that each that refuses knows that someone waits for it.
-        match pairs.into_iter().filter_map(|pair| pair.check(cost.bytes, now)).max() {
-            None => Ok(()),
-            Some(until) => {
-                waiting.since.get_or_insert(now);
-                Err(Throttled { until })
+    pub fn check(&self, cost: Cost, waiting: &mut Waiting, now: Duration) -> Result<(), Throttled> {
+        self.ask(waiting, now, |buckets| buckets.check(cost, now))
+    }
+
+    /// Takes the cost of a request that passes, into debt where it is not there.
+    pub fn charge(&self, cost: Cost, waiting: &mut Waiting, now: Duration) {
+        // One after the other: what a bucket has taken before it was replaced its successor knows.
+        for at in 0..BUCKETS_EACH {
+            let charged = self.ask(waiting, now, |buckets| match buckets.of(cost)[at] {
+                Some((bucket, cost)) => bucket.charge(cost, now),
+                None => Ok(()),
+            });
+            charged.expect("a charge is never told to wait");
+        }
+        self.pass(cost, waiting, now);
+    }
+
+    fn ask(
+        &self,
+        waiting: &mut Waiting,
+        now: Duration,
+        ask: impl Fn(&Buckets) -> Result<(), Refusal>,
+    ) -> Result<(), Throttled> {
+        loop {
+            let buckets = waiting.buckets.get_or_insert_with(|| Arc::clone(&self.lock()));
+            let answer =
+                if buckets.replaced.load(Ordering::Relaxed) { Err(Refusal::Replaced) } else { ask(buckets) };
+            match answer {
+                Ok(()) => return Ok(()),
+                Err(Refusal::Until(until)) => {
+                    waiting.since.get_or_insert(now);
+                    return Err(Throttled { until });
+                }
+                Err(Refusal::Replaced) => *buckets = self.newer(buckets, now),
             }
         }
     }
 
-    /// Takes the cost of a request that passes, into debt where it is not there.
-    pub fn charge(&mut self, cost: Cost, waiting: &mut Waiting, now: Duration) {
-        for pair in self.pairs(cost.direction) {
-            pair.take(cost.bytes);
+    /// The buckets that have replaced these; they are replaced now where they have served their time.
+    #[cold]
+    fn newer(&self, than: &Arc<Buckets>, now: Duration) -> Arc<Buckets> {
+        let mut current = self.lock();
+        if Arc::ptr_eq(&current, than) {
+            *current = Arc::new(current.successor(current.limits, now));
         }
+        Arc::clone(&current)
+    }
+
+    /// A request passes: is it one that had to wait?
+    fn pass(&self, cost: Cost, waiting: &mut Waiting, now: Duration) {
         if let Some(since) = waiting.since.take() {
-            self.counters.requests += 1;
-            self.counters.bytes = self.counters.bytes.saturating_add(cost.bytes);
-            self.counters.time = self.counters.time.saturating_add(now.saturating_sub(since));
+            self.held_back.add(cost.bytes, now.saturating_sub(since));
         }
     }
 
-    fn pairs(&mut self, direction: Direction) -> [&mut Pair; 2] {
-        let own = match direction {
-            Direction::Inbound => &mut self.inbound,
-            Direction::Outbound => &mut self.outbound,
+    fn lock(&self) -> MutexGuard<'_, Arc<Buckets>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// So many buckets may have a say in a request.
+const BUCKETS_EACH: usize = 4;
+
+impl Buckets {
+    fn new(limits: Limits, now: Duration) -> Self {
+        let pair = |limit| Pair::new(limit, now);
+        Self {
+            limits,
+            replaced: AtomicBool::new(false),
+            total: pair(limits.total),
+            inbound: pair(limits.inbound),
+            outbound: pair(limits.outbound),
+        }
+    }
+
+    /// Closes these and makes others of what is in them.
+    fn successor(&self, limits: Limits, now: Duration) -> Self {
+        self.replaced.store(true, Ordering::SeqCst);
+        Self {
+            limits,
+            replaced: AtomicBool::new(false),
+            total: self.total.successor(limits.total, now),
+            inbound: self.inbound.successor(limits.inbound, now),
+            outbound: self.outbound.successor(limits.outbound, now),
+        }
+    }
+
+    fn check(&self, cost: Cost, now: Duration) -> Result<(), Refusal> {
+        let mut ready = None;
+        // Every bucket is asked, so that each that refuses knows that someone waits for it.
+        for (bucket, cost) in self.of(cost).into_iter().flatten() {
+            match bucket.check(cost, now) {
+                Ok(()) => {}
+                Err(Refusal::Until(until)) => ready = ready.max(Some(until)),
+                Err(Refusal::Replaced) => return Err(Refusal::Replaced),
+            }
+        }
+        ready.map_or(Ok(()), |ready| Err(Refusal::Until(ready)))
+    }
+
+    fn take(&self, cost: Cost, now: Duration) -> Result<(), Refusal> {
+        // A look first: what is taken and put back is for a moment missing to others.
+        self.check(cost, now)?;
+        let buckets = self.of(cost);
+        for (at, (bucket, cost)) in buckets.iter().enumerate().filter_map(|(at, asked)| Some((at, (*asked)?)))
+        {
+            if let Err(refusal) = bucket.take(cost, now) {
+                // Another queue was faster.
+                for (bucket, cost) in buckets[..at].iter().flatten() {
+                    bucket.put_back(*cost);
+                }
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
+    /// The buckets that have a say, and what each is asked for.
+    fn of(&self, cost: Cost) -> [Option<(&Bucket, u64)>; BUCKETS_EACH] {
+        let own = match cost.direction {
+            Direction::Inbound => &self.inbound,
+            Direction::Outbound => &self.outbound,
         };
-        [&mut self.total, own]
+        let [requests, bytes] = self.total.of(cost.bytes);
+        let [own_requests, own_bytes] = own.of(cost.bytes);
+        [requests, bytes, own_requests, own_bytes]
     }
 }
 
@@ -155,28 +283,48 @@ impl Pair {
         Self { requests: bucket(limit.requests), bytes: bucket(limit.bytes) }
     }
 
-    fn set(&mut self, limit: Limit, now: Duration) {
-        for (bucket, rate) in [(&mut self.requests, limit.requests), (&mut self.bytes, limit.bytes)] {
-            match (bucket.as_mut(), rate) {
-                (Some(bucket), Some(rate)) => bucket.set_rate(rate, now),
-                (_, rate) => *bucket = rate.map(|rate| Bucket::new(rate, now)),
+    fn successor(&self, limit: Limit, now: Duration) -> Self {
+        let successor = |bucket: &Option<Bucket>, rate: Option<Rate>| match (bucket, rate) {
+            (Some(bucket), Some(rate)) => Some(bucket.successor(rate, now)),
+            (Some(bucket), None) => {
+                bucket.close();
+                None
             }
+            (None, rate) => rate.map(|rate| Bucket::new(rate, now)),
+        };
+        Self {
+            requests: successor(&self.requests, limit.requests),
+            bytes: successor(&self.bytes, limit.bytes),
         }
     }
 
-    /// When both would admit it; nothing where that is now.
-    fn check(&mut self, bytes: u64, now: Duration) -> Option<Duration> {
-        let requests = self.requests.as_mut().and_then(|bucket| bucket.check(1, now).err());
-        let bytes = self.bytes.as_mut().and_then(|bucket| bucket.check(bytes, now).err());
-        requests.max(bytes)
+    fn of(&self, bytes: u64) -> [Option<(&Bucket, u64)>; 2] {
+        [self.requests.as_ref().map(|bucket| (bucket, 1)), self.bytes.as_ref().map(|bucket| (bucket, bytes))]
+    }
+}
+
+/// [`Counters`] that many queues add to.
+#[derive(Debug, Default)]
+struct HeldBack {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+impl HeldBack {
+    fn add(&self, bytes: u64, time: Duration) {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        for (counter, more) in [(&self.requests, 1), (&self.bytes, bytes), (&self.nanoseconds, nanoseconds)] {
+            let add = |count: u64| Some(count.saturating_add(more));
+            let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        }
     }
 
-    fn take(&mut self, bytes: u64) {
-        if let Some(bucket) = &mut self.requests {
-            bucket.take(1);
-        }
-        if let Some(bucket) = &mut self.bytes {
-            bucket.take(bytes);
+    fn counters(&self) -> Counters {
+        Counters {
+            requests: self.requests.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            time: Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed)),
         }
     }
 }
@@ -198,7 +346,7 @@ mod tests {
 
     #[test]
     fn without_limits_everything_passes_and_nothing_is_counted() {
-        let mut limiter = Limiter::new(Limits::default(), ms(0));
+        let limiter = Limiter::new(Limits::default(), ms(0));
         for _ in 0..1000 {
             limiter.take(WRITE, &mut Waiting::default(), ms(0)).unwrap();
         }
@@ -212,7 +360,7 @@ mod tests {
             total: Limit { requests: rate(100, 3), bytes: None },
             ..Limits::default()
         };
-        let mut limiter = Limiter::new(limits, ms(0));
+        let limiter = Limiter::new(limits, ms(0));
         let mut waiting = Waiting::default();
         limiter.take(READ, &mut waiting, ms(0)).unwrap();
         limiter.take(READ, &mut waiting, ms(0)).unwrap();
@@ -229,7 +377,7 @@ mod tests {
     fn the_later_of_two_limits_decides() {
         let both = Limit { requests: rate(100, 1), bytes: rate(8192, 4096) };
         let limits = Limits { outbound: both, ..Limits::default() };
-        let mut limiter = Limiter::new(limits, ms(0));
+        let limiter = Limiter::new(limits, ms(0));
         limiter.take(WRITE, &mut Waiting::default(), ms(0)).unwrap();
         let flush = Cost { bytes: 0, ..WRITE };
         assert_eq!(limiter.take(flush, &mut Waiting::default(), ms(0)), Err(Throttled { until: ms(10) }));
@@ -239,7 +387,7 @@ mod tests {
     #[test]
     fn a_request_that_waited_is_counted_once_with_its_time() {
         let limits = Limits { total: Limit { requests: rate(1000, 1), bytes: None }, ..Limits::default() };
-        let mut limiter = Limiter::new(limits, ms(0));
+        let limiter = Limiter::new(limits, ms(0));
         let mut waiting = Waiting::default();
         limiter.take(READ, &mut waiting, ms(0)).unwrap();
         for _ in 0..3 {
@@ -254,7 +402,7 @@ mod tests {
     #[test]
     fn a_limit_that_is_lifted_lets_the_next_one_pass() {
         let limits = Limits { total: Limit { requests: rate(1, 1), bytes: None }, ..Limits::default() };
-        let mut limiter = Limiter::new(limits, ms(0));
+        let limiter = Limiter::new(limits, ms(0));
         let mut waiting = Waiting::default();
         limiter.take(READ, &mut waiting, ms(0)).unwrap();
         limiter.take(READ, &mut waiting, ms(0)).unwrap_err();
@@ -267,7 +415,7 @@ mod tests {
     fn bytes_known_afterwards_are_paid_by_the_next() {
         let limits =
             Limits { inbound: Limit { requests: None, bytes: rate(1000, 100) }, ..Limits::default() };
-        let mut limiter = Limiter::new(limits, ms(0));
+        let limiter = Limiter::new(limits, ms(0));
         let packet = |bytes| Cost { direction: Direction::Inbound, bytes };
         let mut waiting = Waiting::default();
         limiter.check(packet(1), &mut waiting, ms(0)).unwrap();
@@ -277,5 +425,70 @@ mod tests {
         limiter.check(packet(1), &mut waiting, ms(1001)).unwrap();
         limiter.charge(packet(60), &mut waiting, ms(1001));
         assert_eq!(limiter.counters(), Counters { requests: 1, bytes: 60, time: ms(1001) });
+    }
+
+    /// Queues on threads of their own, an artificial clock, and the lock that changes take held by somebody else.
+    fn hammer(limits: Limits, threads: u64, end: Duration) -> (Arc<Limiter>, u64) {
+        let limiter = Arc::new(Limiter::new(limits, Duration::ZERO));
+        let (clock, passed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (ready, started) = std::sync::mpsc::channel();
+        let (go, gone): (Vec<_>, Vec<_>) = (0..threads).map(|_| std::sync::mpsc::channel::<()>()).unzip();
+        let queues: Vec<_> = gone
+            .into_iter()
+            .map(|gone| {
+                let (limiter, clock, passed) =
+                    (Arc::clone(&limiter), Arc::clone(&clock), Arc::clone(&passed));
+                let ready = ready.clone();
+                std::thread::spawn(move || {
+                    let mut waiting = Waiting::default();
+                    limiter.check(READ, &mut waiting, Duration::ZERO).unwrap();
+                    ready.send(()).unwrap();
+                    gone.recv().unwrap();
+                    loop {
+                        let now = Duration::from_nanos(clock.load(Ordering::SeqCst));
+                        match limiter.take(READ, &mut waiting, now) {
+                            Ok(()) => drop(passed.fetch_add(1, Ordering::SeqCst)),
+                            Err(Throttled { until }) if until <= end => {
+                                let until = u64::try_from(until.as_nanos()).unwrap();
+                                clock.fetch_max(until, Ordering::SeqCst);
+                            }
+                            Err(_) => return,
+                        }
+                    }
+                })
+            })
+            .collect();
+        (0..threads).for_each(|_| started.recv().unwrap());
+        let changing = limiter.lock();
+        go.iter().for_each(|go| go.send(()).unwrap());
+        queues.into_iter().for_each(|queue| queue.join().unwrap());
+        drop(changing);
+        let passed = passed.load(Ordering::SeqCst);
+        (limiter, passed)
+    }
+
+    #[test]
+    fn queues_that_share_limits_share_no_lock_and_together_get_the_rate() {
+        let both = Limit { requests: rate(100_000, 7), bytes: rate(100_000 * 4096, 7 * 4096) };
+        let limits = Limits { total: both, inbound: both, ..Limits::default() };
+        // Each of them would wait for ever for a lock: the test holds it.
+        let (limiter, passed) = hammer(limits, 4, ms(200));
+        assert!(limiter.counters().requests > 0);
+        // What was put back when another queue was faster may have been what the last one waited for in vain.
+        assert!((20_003..=20_007).contains(&passed), "{passed} passed instead of 20,007");
+    }
+
+    #[test]
+    fn a_bucket_that_has_served_its_time_goes_on_as_another() {
+        let limits = Limits { total: Limit { requests: rate(10, 3), bytes: None }, ..Limits::default() };
+        let limiter = Limiter::new(limits, ms(0));
+        let (mut early, mut late) = (Waiting::default(), Waiting::default());
+        limiter.take(READ, &mut early, ms(0)).unwrap();
+        let day = Duration::from_secs(86_400);
+        for _ in 0..3 {
+            limiter.take(READ, &mut late, day).unwrap();
+        }
+        assert!(!early.is_current() && late.is_current());
+        assert_eq!(limiter.take(READ, &mut early, day), Err(Throttled { until: day + ms(100) }));
     }
 }
