@@ -97,7 +97,7 @@ pub struct Workload {
     pub balloon_mib: Option<u64>,
     /// Drive the sockets to the host: connect to this port of it, greet, and say back whatever comes, `1..=`[`VSOCK_PORT_MAX`].
     pub vsock_port: Option<u64>,
-    /// Stop the machine so many milliseconds after start, `0..=`[`HALT_MS_MAX`].
+    /// Stop the machine so many milliseconds after start, and not before a measurement has been told, `0..=`[`HALT_MS_MAX`].
     pub halt_after_ms: Option<u64>,
     /// vCPUs to expect, `1..=`[`VCPUS_MAX`]. Unset, the probe asks CPUID and gives the others 20 ms to show up.
     pub vcpus: Option<u64>,

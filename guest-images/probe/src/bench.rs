@@ -123,6 +123,11 @@ impl Bench {
         self.phase = Phase::Over;
     }
 
+    /// Whether nothing more will be reported.
+    pub(crate) fn has_reported(&self) -> bool {
+        matches!(self.phase, Phase::Over)
+    }
+
     /// Whether nothing is in flight after [`stop`](Self::stop), or after the end.
     pub(crate) fn is_stopped(&self) -> bool {
         matches!(self.phase, Phase::Over) && self.device.in_flight() == 0

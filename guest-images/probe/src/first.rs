@@ -178,6 +178,7 @@ impl FirstVcpu {
     fn wake_us(&self) -> u64 {
         let halt = match self.halt {
             Halt::Never => u64::MAX,
+            Halt::At(_) if self.measures() => u64::MAX,
             Halt::At(at) | Halt::Settling(at) => at,
         };
         let heartbeat = self.heartbeat.as_ref().map_or(u64::MAX, Heartbeat::wake_us);
@@ -200,7 +201,7 @@ impl FirstVcpu {
 
     fn approach_halt(&mut self, now: u64) {
         match self.halt {
-            Halt::At(at) if now >= at => {
+            Halt::At(at) if now >= at && !self.measures() => {
                 if let Some(disk) = &mut self.disk {
                     disk.stop();
                 }
@@ -218,6 +219,11 @@ impl FirstVcpu {
             Halt::Settling(limit) if now >= limit || self.is_settled() => self.halt_now(),
             _ => {}
         }
+    }
+
+    /// Whether a measurement is under way: it is told before the machine ends, however late a busy host has made it.
+    fn measures(&self) -> bool {
+        self.bench.as_ref().is_some_and(|bench| !bench.has_reported())
     }
 
     fn is_settled(&self) -> bool {
