@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{bail, ensure};
+use drover_bench_vmms::ensure_uninterrupted;
 use drover_probe_record::{
     BenchFigures, Event, Workload,
     bench::{WARM_UP_MS, Wait},
@@ -51,6 +52,7 @@ pub(crate) fn measure(
     let mut start = None;
     let mut seen = 0;
     loop {
+        ensure_uninterrupted()?;
         let lives = alive();
         let text = fs::read(log).unwrap_or_default();
         while let Some(end) = text[seen..].iter().position(|byte| *byte == b'\n') {

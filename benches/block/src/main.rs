@@ -28,6 +28,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use drover_bench_report::{ROUNDS, Report, exit_code};
+use drover_bench_vmms::{ensure_uninterrupted, heed_interruptions};
 use drover_probe_record::bench::Wait;
 use drover_test_prerequisites::workspace_root;
 
@@ -107,6 +108,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    heed_interruptions()?;
     let root = workspace_root();
     let (rounds, length) = if arguments.quick {
         (1, Duration::from_millis(400))
@@ -133,9 +135,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 if !contender.can(case) {
                     continue;
                 }
-                let figures = contender
-                    .run(case, length)
-                    .with_context(|| format!("{} with {}", case.name, contender.name()))?;
+                let figures = contender.run(case, length);
+                // fio is only waited for, and a VMM may have been interrupted with us: that is no failure of theirs.
+                ensure_uninterrupted()?;
+                let figures = figures.with_context(|| format!("{} with {}", case.name, contender.name()))?;
                 reached[index].push(figures);
             }
         }
@@ -155,6 +158,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
          'CPU without vCPU' leaves out the vCPU's thread.",
         length.as_millis()
     ));
+    if cases.iter().any(|case| case.queues > 1) {
+        report.note(
+            "2Q: the disk has two queues; those of Firecracker have one, and fio is one thread.".to_owned(),
+        );
+    }
     let leaks = target.finish(contenders)?;
     print!("{}", report.table());
     let path = report.write(&root)?;

@@ -15,7 +15,7 @@ use std::{fs::File, io::Write as _, path::PathBuf, process::ExitCode, time::Dura
 use anyhow::Context as _;
 use clap::Parser;
 use drover_bench_report::{Better, Report, Row, exit_code};
-use drover_bench_vmms::{DiskLimit, Launcher, Peers};
+use drover_bench_vmms::{DiskLimit, Launcher, Peers, heed_interruptions};
 use drover_test_prerequisites::workspace_root;
 
 use crate::run::{Contender, Load, Reached};
@@ -50,6 +50,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    heed_interruptions()?;
     let vmmd = match &arguments.vmmd {
         Some(path) => path.clone(),
         None => drover_bench_vmms::build()?,

@@ -17,6 +17,8 @@ use nix::{
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
 
+use crate::ensure_uninterrupted;
+
 /// Longest wait between two looks at whether the VMM lives, milliseconds.
 const LOOK_MS: u8 = 100;
 
@@ -56,7 +58,7 @@ impl Console {
     /// Waits until what has been said is as `wanted`, and returns when that was seen.
     ///
     /// # Errors
-    /// If the VMM ends, or the limit is over, before that.
+    /// If the VMM ends, the limit is over, or the bench is interrupted, before that.
     pub fn wait(
         &self,
         limit: Duration,
@@ -65,6 +67,7 @@ impl Console {
     ) -> anyhow::Result<Instant> {
         let deadline = Instant::now() + limit;
         loop {
+            ensure_uninterrupted()?;
             let lives = alive();
             if wanted(&self.text()) {
                 return Ok(Instant::now());
