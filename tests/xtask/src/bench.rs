@@ -3,11 +3,13 @@
 //! A bench is a program in `benches/<name>`: it prints its table and writes `target/bench/<name>.json` below the
 //! workspace's root, which is the folder it runs in. Adding one takes nothing here.
 
-use std::{env, fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use drover_test_prerequisites::workspace_root;
+
+use crate::cargo;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -34,8 +36,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !known.contains(name) {
         bail!("there is no bench '{name}'; there are: {}", known.join(", "));
     }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = cargo::command();
     command.args(["run", "--release", "--locked", "--package"]).arg(format!("drover-bench-{name}")).arg("--");
     if options.quick {
         command.arg("--quick");

@@ -9,7 +9,7 @@ use std::{
     env, fs,
     io::IsTerminal as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -19,7 +19,7 @@ use drover_test_prerequisites::{build_probe, workspace_root};
 use drover_units::Bytes;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::setup::check_kvm;
+use crate::{cargo, setup::check_kvm};
 use report::Timeline;
 
 #[derive(Debug, Args)]
@@ -154,8 +154,7 @@ impl State {
 
 /// Builds Drover's programs, optimised, and says where they are.
 fn build(quiet: bool) -> anyhow::Result<Binaries> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = cargo::command();
     command
         .args(["build", "--release", "--locked"])
         .args(["--package", "drover-cli", "--package", "drover-control-plane"])

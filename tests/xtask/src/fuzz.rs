@@ -5,7 +5,7 @@
 //! it goes wrong. `cargo fuzz run <target>` in the same folder works as well; nothing here needs it installed.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::{
@@ -19,6 +19,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use drover_test_prerequisites::workspace_root;
+
+use crate::cargo;
 
 /// A target that needs more for one input hangs (libFuzzer counts it as a finding). More than the minute after which the
 /// targets themselves say of a device that it does not become quiet.
@@ -162,7 +164,7 @@ fn build(root: &Path, address_sanitizer: bool) -> anyhow::Result<PathBuf> {
         command.env("RUSTFLAGS", format!("{FLAGS} -Zsanitizer=address"));
         command
     } else {
-        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut command = cargo::command();
         command.env("RUSTFLAGS", FLAGS);
         command
     };

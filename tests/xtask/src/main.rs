@@ -13,6 +13,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 mod bench;
+mod cargo;
 mod ceph;
 mod demo;
 mod fuzz;

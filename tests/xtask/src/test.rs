@@ -1,18 +1,17 @@
 //! `cargo xtask test`: everything that is tested, counted.
 
 use std::{
-    env,
     ffi::OsString,
     fs,
     io::{BufRead as _, BufReader},
-    process::{Command, Stdio},
+    process::Stdio,
     time::Instant,
 };
 
 use anyhow::{Context as _, bail};
 use drover_test_prerequisites::{PROBE_VARIABLE, SKIPPED_VARIABLE, build_probe, workspace_root};
 
-use crate::{fuzz, leftovers::Watch, setup, tidy};
+use crate::{cargo, fuzz, leftovers::Watch, setup, tidy};
 
 /// Makes tests that break and move things on Ceph do so for longer: fifty moves, outages of a minute.
 const LONG_VARIABLE: &str = "DROVER_CEPH_LONG";
@@ -86,7 +85,7 @@ fn run_tests(selections: &[&[&str]], more: &[(OsString, OsString)], fuzz: Fuzz) 
     // The programs that end-to-end tests start are built with their own packages' tests.
     let everything = ["test", "--workspace", "--locked", "--no-fail-fast"];
     for selection in selections {
-        cargo(&[&everything, *selection].concat(), &environment, &mut total)?;
+        run_cargo(&[&everything, *selection].concat(), &environment, &mut total)?;
     }
 
     let skipped = fs::read_to_string(&skips).unwrap_or_default();
@@ -140,8 +139,8 @@ fn run_fuzz_targets(total: &mut Count) {
 /// Formatting, lints, tests.
 pub(crate) fn ci() -> anyhow::Result<()> {
     let mut total = Count::default();
-    cargo(&["fmt", "--all", "--check"], &[], &mut total)?;
-    cargo(
+    run_cargo(&["fmt", "--all", "--check"], &[], &mut total)?;
+    run_cargo(
         &["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"],
         &[],
         &mut total,
@@ -182,10 +181,13 @@ impl Count {
 }
 
 /// Runs cargo, shows its output and counts its tests.
-fn cargo(arguments: &[&str], environment: &[(OsString, OsString)], total: &mut Count) -> anyhow::Result<()> {
+fn run_cargo(
+    arguments: &[&str],
+    environment: &[(OsString, OsString)],
+    total: &mut Count,
+) -> anyhow::Result<()> {
     eprintln!("test: cargo {}", arguments.join(" "));
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut child = Command::new(cargo)
+    let mut child = cargo::command()
         .args(arguments)
         .current_dir(workspace_root())
         .envs(environment.iter().map(|(name, value)| (name, value)))
