@@ -163,11 +163,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             "2Q: the disk has two queues; those of Firecracker have one, and fio is one thread.".to_owned(),
         );
     }
-    let leaks = target.finish(contenders)?;
     print!("{}", report.table());
     let path = report.write(&root)?;
     eprintln!("block: {} written", path.display());
-    if let Some(leaks) = leaks {
+    if let Some(leaks) = target.finish(contenders)? {
         ensure!(leaks.is_empty(), "left in the cluster: {leaks}");
     }
     Ok(())

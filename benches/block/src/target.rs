@@ -4,6 +4,8 @@ use std::{
     fs::File,
     io::Write as _,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use drover_test_ceph_cluster::{CephCluster, CephOptions, LeakReport};
@@ -17,6 +19,9 @@ const IMAGE: &str = "volume-0b10c000-0000-4000-8000-000000000001";
 /// The user whose key a VM's process has.
 const USER: &str = "drover-bench";
 const IMAGE_SIZE: &str = "1G";
+/// How long the image may be in use after the last one has ended: less than the half minute for which a cluster keeps a place for
+/// a client that has died.
+const REMOVAL_MAX: Duration = Duration::from_secs(10);
 /// Small enough for any machine's page cache.
 const FILE_MIB: usize = 512;
 
@@ -162,7 +167,20 @@ impl Target {
     ) -> anyhow::Result<Option<LeakReport>> {
         drop(contenders);
         let Self::Rbd(RbdTarget { cluster, .. }) = self else { return Ok(None) };
-        cluster.rbd(&["rm", "--no-progress", &format!("{}/{IMAGE}", cluster.pool())])?;
+        remove(cluster)?;
         Ok(Some(cluster.leaks()?))
+    }
+}
+
+/// The cluster may need a moment to forget whoever closed the image last; whoever ended without closing it, it keeps for longer.
+fn remove(cluster: &CephCluster) -> anyhow::Result<()> {
+    let image = format!("{}/{IMAGE}", cluster.pool());
+    let deadline = Instant::now() + REMOVAL_MAX;
+    loop {
+        match cluster.rbd(&["rm", "--no-progress", &image]) {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => thread::sleep(Duration::from_millis(500)),
+        }
     }
 }
