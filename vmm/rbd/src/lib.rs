@@ -32,6 +32,7 @@ mod error;
 mod ffi;
 mod image;
 mod load;
+mod open_images;
 mod pool;
 mod queue;
 mod secret;
@@ -47,6 +48,7 @@ pub use image::{
     UpdateWatch, Watcher,
 };
 pub use load::{Library, LoadError, Version};
+pub use open_images::wait_until_closed;
 pub use pool::{Attribute, CreateOptions, Pool};
 pub use queue::{ImageQueue, QueueOperation};
 pub use secret::Secret;

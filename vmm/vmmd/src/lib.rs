@@ -56,7 +56,7 @@ use clap::Parser as _;
 use drover_handover::SOCKET;
 use drover_thread_role::Role;
 use tokio_stream::wrappers::UnixListenerStream;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     cli::Arguments,
@@ -144,7 +144,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let (console, _log) =
         Console::start(log, move |at| publish.publish_first_byte(at)).context("cannot start a thread")?;
     info!(socket = %socket.display(), pid = jail::host_pid(), "serving");
-    runtime.block_on(serve(listener, (status, console), (files, kvm)))
+    let served = runtime.block_on(serve(listener, (status, console), (files, kvm)));
+    // The VM has ended, and who looked at one of its disks at that moment may still hold it.
+    let open = drover_rbd::wait_until_closed(lifetime::CLOSE_MAX);
+    if open > 0 {
+        warn!(
+            images = open,
+            "the process ends with disk images open: the cluster takes note in half a minute"
+        );
+    }
+    served
 }
 
 async fn serve(

@@ -29,6 +29,9 @@ const SIGNALLED_MAX: Duration = Duration::from_secs(20);
 /// How long calls under way may take when the process ends.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
+/// How long disk images may take to close when the process ends. A cluster that answers takes milliseconds.
+pub(crate) const CLOSE_MAX: Duration = Duration::from_secs(2);
+
 /// Exit status of a process that was signalled and could not end its VM in time.
 pub(crate) const EXIT_NOT_QUIET: i32 = 4;
 /// Exit status of a process with a bug, as for any Rust program.

@@ -20,7 +20,7 @@ use super::{
     queue::Hub,
     split_texts,
 };
-use crate::{LinkedImage, Progress, Watcher};
+use crate::{LinkedImage, Progress, Watcher, open_images::OpenImage};
 
 /// An open image.
 pub(crate) struct RawImage {
@@ -29,6 +29,7 @@ pub(crate) struct RawImage {
     handle: Handle,
     /// Made with the first queue. Closed after the image: librbd writes its eventfd until then.
     hub: OnceLock<Result<Hub, Errno>>,
+    _open: OpenImage,
 }
 
 // SAFETY: an image may be used by any thread, and by several at once (librbd takes its own locks). Closing is the
@@ -75,7 +76,7 @@ impl RawImage {
         if answer < 0 {
             Err(answer)
         } else {
-            Ok(Self { pool: Arc::clone(pool), handle, hub: OnceLock::new() })
+            Ok(Self { pool: Arc::clone(pool), handle, hub: OnceLock::new(), _open: OpenImage::new() })
         }
     }
 
