@@ -66,13 +66,14 @@ pub(crate) struct GuestPresence {
 }
 
 impl GuestPresence {
-    /// A kernel is loaded.
-    pub(crate) fn booted() -> Self {
-        Self { present: AtomicBool::new(true), restored: AtomicBool::new(false) }
-    }
     /// A guest is to come.
     pub(crate) fn awaited() -> Self {
         Self { present: AtomicBool::new(false), restored: AtomicBool::new(false) }
+    }
+
+    /// A kernel is loaded.
+    pub(crate) fn booted(&self) {
+        self.present.store(true, Ordering::SeqCst);
     }
 }
 

@@ -50,12 +50,16 @@ impl DevicesReady {
         initrd: Option<&Initrd>,
     ) -> Result<(Machine, PauseGuard), BuildError> {
         let boot = self.boot_source(kernel, initrd)?;
-        let entry = boot.load(&self.memory)?;
-        if let Some(first) = self.vcpus.first() {
-            entry.apply(&first.lock().unwrap_or_else(PoisonError::into_inner))?;
+        // The threads of the vCPUs wait at the gate for the guard to be dropped. That they come to it takes as long as loading a
+        // small kernel, and happens meanwhile.
+        self.ender.restart.set_boot(boot.clone());
+        let (machine, guard) = self.finish()?;
+        if let Err(error) = load(&boot, &machine) {
+            // Before the guard, which would let it run.
+            drop(machine);
+            return Err(error);
         }
-        self.ender.restart.set_boot(boot);
-        self.finish(GuestPresence::booted())
+        Ok((machine, guard))
     }
 
     /// Waits for a guest: fill its RAM, then [`Machine::restore`]. Resuming before is an error. A guest that resets itself
@@ -64,7 +68,7 @@ impl DevicesReady {
     /// # Errors
     /// [`BuildError::Thread`] where the host gives none.
     pub fn receive(self) -> Result<(Machine, PauseGuard), BuildError> {
-        self.finish(GuestPresence::awaited())
+        self.finish()
     }
 
     /// As [`receive`](Self::receive), and with what the guest was booted with, so that it can reset itself here too.
@@ -77,7 +81,7 @@ impl DevicesReady {
         initrd: Option<&Initrd>,
     ) -> Result<(Machine, PauseGuard), BuildError> {
         self.ender.restart.set_boot(self.boot_source(kernel, initrd)?);
-        self.finish(GuestPresence::awaited())
+        self.finish()
     }
 
     fn boot_source(&self, kernel: &KernelImage, initrd: Option<&Initrd>) -> Result<Boot, BuildError> {
@@ -89,7 +93,8 @@ impl DevicesReady {
         Ok(Boot { kernel: kernel.clone(), initrd: initrd.cloned(), cmdline, platform })
     }
 
-    fn finish(self, guest: GuestPresence) -> Result<(Machine, PauseGuard), BuildError> {
+    /// Starts the threads of a machine that has no guest yet.
+    fn finish(self) -> Result<(Machine, PauseGuard), BuildError> {
         let buses = Arc::new(self.buses);
         let gate = Arc::clone(&self.ender.gate);
         let mut threads = Vec::with_capacity(self.vcpus.len());
@@ -117,7 +122,7 @@ impl DevicesReady {
             devices: self.devices,
             volumes: Arc::new(self.volumes),
             gate,
-            guest,
+            guest: GuestPresence::awaited(),
             dirty: Mutex::new(None),
             restart: Arc::clone(&self.ender.restart),
             ender: Arc::clone(&self.ender),
@@ -140,4 +145,15 @@ impl DevicesReady {
             None => Ok((machine, guard)),
         }
     }
+}
+
+/// Puts the guest into a machine that has none.
+fn load(boot: &Boot, machine: &Machine) -> Result<(), BuildError> {
+    let shared = &machine.shared;
+    let entry = boot.load(&shared.memory)?;
+    if let Some(first) = shared.vcpus.first() {
+        entry.apply(&first.lock().unwrap_or_else(PoisonError::into_inner))?;
+    }
+    shared.guest.booted();
+    Ok(())
 }
