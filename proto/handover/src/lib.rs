@@ -11,6 +11,9 @@
 //!
 //! The socket is a file in the VM's run directory that only the agent may open. What arrives is bounded in size and
 //! number, and a name that is handed over again replaces what was there: the agent may repeat itself.
+//!
+//! What a process is to do first can be handed over before it is there, on a socket that it is born with ([`send_ahead`]): the
+//! files, and the first calls themselves, each as a file ([`call_file`]). Nobody waits for an answer then.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -18,18 +21,22 @@ use std::{
     fs::File,
     io::{self, IoSlice, IoSliceMut, Read, Write},
     mem::MaybeUninit,
+    net::Shutdown,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::net::UnixStream,
+        unix::{fs::FileExt as _, net::UnixStream},
     },
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, recvmsg, sendmsg,
+    },
 };
 
 /// Name of the socket in the run directory. Shorter than `vmmd.sock`: paths of sockets are short.
@@ -46,6 +53,11 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const TAKEN: u8 = 1;
 /// "There is no room for it."
 const REFUSED: u8 = 2;
+
+/// The name of the file with an encoded `drover.vm.v1.CreateRequest` that comes ahead of all calls.
+pub const CREATE: &str = "call:Create";
+/// The same for a `drover.vm.v1.StartRequest`, to be carried out once the VM has been created.
+pub const START: &str = "call:Start";
 
 /// The name of the file with a volume's owner record.
 pub fn record_name(volume: &str) -> String {
@@ -90,6 +102,33 @@ pub fn hand_over<'a>(
     Ok(())
 }
 
+/// Hands files over to a process that will be born with the other end of `stream`, or has just been. They are all there is: the
+/// stream ends behind them.
+///
+/// # Errors
+/// Where the process ends without having taken them, or does not take them within seconds.
+pub fn send_ahead<'a>(
+    stream: &UnixStream,
+    files: impl IntoIterator<Item = (&'a str, BorrowedFd<'a>)>,
+) -> io::Result<()> {
+    stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+    for (name, file) in files {
+        send_with(stream, &message(name)?, file)?;
+    }
+    stream.shutdown(Shutdown::Write)
+}
+
+/// A file with nothing in it but an encoded call.
+///
+/// # Errors
+/// Where the system gives none.
+pub fn call_file(call: &[u8]) -> io::Result<OwnedFd> {
+    let file = File::from(memfd_create("call", MemfdFlags::CLOEXEC)?);
+    // Whoever gets the descriptor reads from where this one stands.
+    file.write_all_at(call, 0)?;
+    Ok(file.into())
+}
+
 fn message(name: &str) -> io::Result<Vec<u8>> {
     let length = u16::try_from(name.len()).ok().filter(|length| usize::from(*length) <= NAME_BYTES_MAX);
     let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the name is too long"))?;
@@ -132,6 +171,19 @@ impl Incoming {
         while let Some((name, file)) = self.receive()? {
             let answer = if table.put(name, file) { TAKEN } else { REFUSED };
             self.stream.write_all(&[answer])?;
+        }
+        Ok(())
+    }
+
+    /// Puts everything into the table that was [sent ahead](send_ahead).
+    ///
+    /// # Errors
+    /// What does not follow the protocol, or has no room.
+    pub fn take_ahead(&mut self, table: &Table) -> io::Result<()> {
+        while let Some((name, file)) = self.receive()? {
+            if !table.put(name, file) {
+                return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many files wait to be taken"));
+            }
         }
         Ok(())
     }
@@ -238,6 +290,22 @@ mod tests {
         assert_eq!(text, "two");
         assert!(table.take("b").is_none());
         assert!(table.duplicate("a").is_some() && table.take("a").is_some());
+    }
+
+    #[test]
+    fn what_is_sent_ahead_waits_for_who_is_to_take_it_and_has_an_end() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let (file, call) = (file_with("one"), call_file(b"a call").expect("a file"));
+        send_ahead(&ours, [("a", file.as_fd()), (CREATE, call.as_fd())]).expect("sent");
+        drop((ours, file, call));
+        let table = Table::default();
+        Incoming::new(theirs).expect("a stream").take_ahead(&table).expect("all of it");
+        let read = |name| {
+            let mut text = String::new();
+            table.take(name).expect("there").read_to_string(&mut text).expect("readable");
+            text
+        };
+        assert_eq!((read("a"), read(CREATE)), ("one".to_owned(), "a call".to_owned()));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::ffi::OsStrExt,
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use drover_guest_memory::GuestMemory;
@@ -42,6 +42,8 @@ pub struct Hypervisor {
 pub(crate) struct Device {
     pub(crate) kvm: Kvm,
     cpuid: OnceLock<CpuId>,
+    /// Held by who asks for the above: it takes as long as making a virtual machine, and others had better wait for the answer.
+    asking: Mutex<()>,
     msr_indices: OnceLock<Vec<u32>>,
 }
 
@@ -79,7 +81,8 @@ impl Hypervisor {
             return Err(HypervisorError::MissingCapability { what });
         }
         kick::install_handler()?;
-        let device = Device { kvm, cpuid: OnceLock::new(), msr_indices: OnceLock::new() };
+        let device =
+            Device { kvm, cpuid: OnceLock::new(), asking: Mutex::new(()), msr_indices: OnceLock::new() };
         Ok(Self { device: Arc::new(device) })
     }
 
@@ -89,6 +92,13 @@ impl Hypervisor {
     /// [`HypervisorError::Call`] where KVM refuses.
     pub fn create_vm(&self, memory: &GuestMemory, options: VmOptions) -> Result<Vm, HypervisorError> {
         Vm::new(Arc::clone(&self.device), memory, options)
+    }
+
+    /// Finds out what a machine will have to know of this host, so that one that is being made elsewhere meanwhile does not wait
+    /// for it: KVM takes longer over it than over a virtual machine.
+    pub fn learn(&self) {
+        // Who needs it asks again, and is told why not.
+        let _ = self.device.supported_cpuid();
     }
 
     /// The processor that guests see on this host.
@@ -112,6 +122,7 @@ impl Hypervisor {
 impl Device {
     /// The processor features that KVM can give a guest on this host.
     pub(crate) fn supported_cpuid(&self) -> Result<&CpuId, HypervisorError> {
+        let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = self.cpuid.get() {
             return Ok(known);
         }

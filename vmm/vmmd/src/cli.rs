@@ -27,6 +27,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", value_parser = boot_time)]
     pub spawned_at_boottime_ns: Option<BootTime>,
 
+    /// Standard input is a socket on which the spawner hands over what the VM is made of, and the calls Create and Start
+    /// themselves: they are carried out before anybody can call
+    #[arg(long)]
+    pub calls_ahead: bool,
+
     /// Give up everything that a VM does not need: files are handed over by the agent, system calls are filtered by the
     /// purpose of each thread
     #[arg(long)]

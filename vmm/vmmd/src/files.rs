@@ -41,16 +41,17 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// What is handed over on this socket from now on, and nothing else.
-    pub(crate) fn handed_over(
-        listener: UnixListener,
-        faults: Option<Result<FaultSource, String>>,
-    ) -> io::Result<Self> {
-        let table = Arc::new(Table::default());
-        let kept = Arc::clone(&table);
+    /// What has been handed over and will be, and nothing else.
+    pub(crate) fn handed_over(table: Table, faults: Option<Result<FaultSource, String>>) -> Self {
+        Self { handed: Some(Arc::new(table)), faults: Arc::new(Mutex::new(faults)) }
+    }
+
+    /// Takes what is handed over on this socket from now on.
+    pub(crate) fn take_on(&self, listener: UnixListener) -> io::Result<()> {
+        let Some(table) = self.handed.clone() else { return Ok(()) };
         let builder = Builder::new().name("handover".to_owned()).stack_size(STACK_BYTES);
-        spawn(Role::Main, builder, move || take_all(&listener, &kept))?;
-        Ok(Self { handed: Some(table), faults: Arc::new(Mutex::new(faults)) })
+        spawn(Role::Main, builder, move || take_all(&listener, &table))?;
+        Ok(())
     }
 
     /// A file to read: an image, an initial RAM disk.

@@ -65,6 +65,21 @@ pub(crate) enum KvmDevice {
     Missing(String),
 }
 
+impl KvmDevice {
+    /// Opened for a machine that is about to be built. Where that fails, the machine's builder says why.
+    pub(crate) fn now_or_when_needed() -> Self {
+        drover_machine::Hypervisor::open().map_or(Self::WhenNeeded, Self::Open)
+    }
+
+    /// The device, if it is open.
+    pub(crate) fn device(&self) -> Option<&drover_machine::Hypervisor> {
+        match self {
+            Self::Open(device) => Some(device),
+            Self::WhenNeeded | Self::Missing(_) => None,
+        }
+    }
+}
+
 /// A machine and whether it is held back.
 #[derive(Debug)]
 pub(crate) struct KvmVm {
@@ -157,9 +172,13 @@ impl Kvm {
         clusters.fit(config.vcpus.get());
         let disks = disks::open(&config.disks, &mut clusters, &self.files)?;
         drop(clusters);
-        info!(took_us = began.elapsed().as_micros(), "volumes opened");
+        if !disks.is_empty() {
+            info!(took_us = began.elapsed().as_micros(), "volumes opened");
+        }
         let backends = disks.iter().map(|disk| Arc::downgrade(&disk.backend)).collect();
-        if let Ownership::Take(owner) = &ownership {
+        if let Ownership::Take(owner) = &ownership
+            && !disks.is_empty()
+        {
             let began = Instant::now();
             disks::acquire(&disks, owner)?;
             info!(took_us = began.elapsed().as_micros(), "volumes acquired");

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "the binary owns the clock and the waits")]
 
+mod ahead;
 mod balloon;
 mod boottime;
 mod capabilities;
@@ -53,7 +54,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
-use drover_handover::SOCKET;
+use drover_handover::{SOCKET, Table};
 use drover_thread_role::Role;
 use tokio_stream::wrappers::UnixListenerStream;
 use tracing::{error, info, warn};
@@ -63,12 +64,13 @@ use crate::{
     console::{Console, LogFile},
     files::Files,
     hosted::Instruments,
-    kvm::{Kvm, KvmDevice},
+    kvm::{Kvm, KvmDevice, KvmVm},
     lifetime::Lifetime,
     refused::chain,
     service::Service,
     socket::SocketClaim,
     status::Status,
+    vm_thread::VmHandle,
 };
 
 /// Calls at once on one connection, streams included (B9). An agent has a watch, a few consoles, and a command.
@@ -130,21 +132,40 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     // Whoever can call finds this one as well.
     let handover = arguments.jail.then(|| socket::listen_privately(&run_dir.join(SOCKET))).transpose()?;
     let listener = claim.listen()?;
-    let (files, kvm, log) = if let Some(handover) = handover {
+    let table = Table::default();
+    let (files, kvm, log, calls) = if arguments.jail {
         let jail::Prepared { log, kvm, faults } = jail::enter(arguments, socket, run_dir)?;
+        let calls = ahead::take(arguments, &table)?;
         let kvm = kvm.map_or_else(|error| KvmDevice::Missing(chain(&error)), KvmDevice::Open);
-        (Files::handed_over(handover, faults).context("cannot start a thread")?, kvm, log)
+        (Files::handed_over(table, faults), kvm, log, calls)
     } else {
         let log = LogFile::open(run_dir)
             .with_context(|| format!("--run-dir {}: cannot keep console.log there", run_dir.display()))?;
-        (Files::default(), KvmDevice::WhenNeeded, log)
+        let calls = ahead::take(arguments, &table)?;
+        let kvm = if calls.is_empty() { KvmDevice::WhenNeeded } else { KvmDevice::now_or_when_needed() };
+        (Files::default(), kvm, log, calls)
     };
     let status = Arc::new(Status::new(arguments.spawned_at_boottime_ns));
     let publish = Arc::clone(&status);
-    let (console, _log) =
-        Console::start(log, move |at| publish.publish_first_byte(at)).context("cannot start a thread")?;
+    let console = Console::new(move |at| publish.publish_first_byte(at));
+    let instruments = Instruments::default();
+    let busy = kvm.device().filter(|_| !calls.is_empty()).cloned();
+    let hypervisor =
+        Kvm::new(Arc::clone(&console), instruments.clone(), Arc::clone(&status), (files.clone(), kvm));
+    let no_thread = "cannot start a thread";
+    let vm = vm_thread::start(hypervisor, status, Arc::clone(&console), (files.clone(), calls))
+        .context(no_thread)?;
+    // That thread is building a machine: it will want to know this next, and should have the other processor to itself until
+    // then.
+    if let Some(hypervisor) = busy {
+        hypervisor.learn();
+    }
+    let _log = console.log_to(log).context(no_thread)?;
+    if let Some(socket) = handover {
+        files.take_on(socket).context(no_thread)?;
+    }
     info!(socket = %socket.display(), pid = jail::host_pid(), "serving");
-    let served = runtime.block_on(serve(listener, (status, console), (files, kvm)));
+    let served = runtime.block_on(serve(listener, vm, (console, instruments)));
     // The VM has ended, and who looked at one of its disks at that moment may still hold it.
     let open = drover_rbd::wait_until_closed(lifetime::CLOSE_MAX);
     if open > 0 {
@@ -158,16 +179,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 async fn serve(
     listener: UnixListener,
-    (status, console): (Arc<Status>, Arc<Console>),
-    (files, kvm): (Files, KvmDevice),
+    vm: VmHandle<KvmVm>,
+    (console, instruments): (Arc<Console>, Instruments),
 ) -> anyhow::Result<ExitCode> {
     let lifetime = Lifetime::new().context("cannot catch signals")?;
     let incoming = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener)?);
-    let instruments = Instruments::default();
-    let hypervisor =
-        Kvm::new(Arc::clone(&console), instruments.clone(), Arc::clone(&status), (files.clone(), kvm));
-    let vm =
-        vm_thread::start(hypervisor, status, Arc::clone(&console), files).context("cannot start a thread")?;
     if let Some(misbehave) = MISBEHAVIOUR.get() {
         misbehave();
     }

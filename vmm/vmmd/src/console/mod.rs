@@ -82,25 +82,26 @@ impl fmt::Debug for Console {
 }
 
 impl Console {
-    /// A console whose log is kept in `file`. `on_first_byte` is called once, by a vCPU.
-    ///
-    /// The console works without its log: a failure to write it is a warning.
-    pub(crate) fn start(
-        file: LogFile,
-        on_first_byte: impl Fn(BootTime) + Send + Sync + 'static,
-    ) -> std::io::Result<(Arc<Self>, ConsoleLog)> {
-        let console = Arc::new(Self {
+    /// A console of which nobody keeps a log yet. `on_first_byte` is called once, by a vCPU.
+    pub(crate) fn new(on_first_byte: impl Fn(BootTime) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
             inner: Mutex::new(Inner { ring: Ring::default(), log: LogThread::Writing, closed: false }),
             grown: Condvar::new(),
             announced: watch::Sender::new(0),
             owner: AtomicU64::new(0),
             first_byte: OnceLock::new(),
             on_first_byte: Box::new(on_first_byte),
-        });
-        let follow = Arc::clone(&console);
+        })
+    }
+
+    /// Keeps the console's log in `file`, from its first byte on.
+    ///
+    /// The console works without its log: a failure to write it is a warning.
+    pub(crate) fn log_to(self: &Arc<Self>, file: LogFile) -> std::io::Result<ConsoleLog> {
+        let follow = Arc::clone(self);
         let builder = thread::Builder::new().name("console-log".to_owned());
         let thread = spawn(Role::Console, builder, move || follow.keep_log(file))?;
-        Ok((Arc::clone(&console), ConsoleLog { console, thread: Some(thread) }))
+        Ok(ConsoleLog { console: Arc::clone(self), thread: Some(thread) })
     }
 
     /// Takes what the guest wrote. Never blocks on I/O.
@@ -258,8 +259,8 @@ mod tests {
 
     fn console() -> (tempfile::TempDir, Arc<Console>, ConsoleLog) {
         let dir = tempfile::tempdir().expect("a directory");
-        let (console, log) =
-            Console::start(LogFile::open(dir.path()).expect("a log"), |_| {}).expect("started");
+        let console = Console::new(|_| {});
+        let log = console.log_to(LogFile::open(dir.path()).expect("a log")).expect("started");
         (dir, console, log)
     }
 
@@ -310,8 +311,8 @@ mod tests {
         static CALLS: AtomicU32 = AtomicU32::new(0);
         let dir = tempfile::tempdir().expect("a directory");
         let count = |_| _ = CALLS.fetch_add(1, Ordering::Relaxed);
-        let (console, _log) =
-            Console::start(LogFile::open(dir.path()).expect("a log"), count).expect("started");
+        let console = Console::new(count);
+        let _log = console.log_to(LogFile::open(dir.path()).expect("a log")).expect("started");
         console.append(b"a");
         console.append(b"b");
         assert_eq!(CALLS.load(Ordering::Relaxed), 1);

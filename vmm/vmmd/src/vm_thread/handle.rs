@@ -31,6 +31,8 @@ pub(crate) const INPUTS_MAX: usize = 16;
 /// What happens to the VM.
 pub(super) enum Input<M> {
     Order(Box<Order>, oneshot::Sender<Answer>),
+    /// One that came before its caller.
+    Ahead(Box<Order>),
     /// A device comes or goes, under this epoch.
     Change(OwnerEpoch, Box<Change>, oneshot::Sender<Result<(), Refused>>),
     /// Reclaim free memory, under this epoch.

@@ -41,6 +41,7 @@ pub(crate) use self::{
     lending::within,
 };
 use crate::{
+    ahead::RefusedAhead,
     boottime,
     console::Console,
     files::Files,
@@ -85,32 +86,36 @@ struct VmThread<H: Hypervisor> {
     resumed: Option<LoadProgress>,
     /// At most [`INPUTS_MAX`].
     waiting: Vec<Waiting>,
+    refused_ahead: Option<RefusedAhead>,
 }
 
-/// Starts the thread of a VM that is empty. It ends when the process does.
+/// Starts the thread of a VM that is empty, and has it carry out what came ahead. It ends when the process does.
 pub(crate) fn start<H: Hypervisor>(
     hypervisor: H,
     status: Arc<Status>,
     console: Arc<Console>,
-    files: Files,
+    (files, ahead): (Files, Vec<Order>),
 ) -> io::Result<VmHandle<H::Machine>> {
     let (sender, inputs) = mpsc::sync_channel(INPUTS_MAX);
     let watchdog = Watchdog::new()?;
     let handle = VmHandle::new(sender, status, watchdog.clone());
-    watchdog.start(handle.clone())?;
     let vm = VmThread {
         inputs,
         handle: handle.clone(),
         hypervisor,
         console,
-        watchdog,
+        watchdog: watchdog.clone(),
         files,
         lifecycle: Lifecycle::new(),
         machine: Machine::None,
         resumed: None,
         waiting: Vec::new(),
+        refused_ahead: None,
     };
+    ahead.into_iter().for_each(|order| handle.send(Input::Ahead(Box::new(order))));
+    // First of all: it may have a machine to build, which takes longest.
     spawn(Role::Vm, thread::Builder::new().name("vm".to_owned()), move || vm.run())?;
+    watchdog.start(handle.clone())?;
     Ok(handle)
 }
 
@@ -132,6 +137,7 @@ impl<H: Hypervisor> VmThread<H> {
         }
         match input {
             Input::Order(order, answer) => self.order(*order, answer),
+            Input::Ahead(order) => self.order_ahead(&order),
             Input::Change(epoch, change, answer) => _ = answer.send(self.change(epoch, &change)),
             Input::Reclaim(epoch, limit, answer) => _ = answer.send(self.reclaim(epoch, limit)),
             Input::SendEnded(ended) => self.send_ended(*ended),
@@ -142,6 +148,10 @@ impl<H: Hypervisor> VmThread<H> {
     }
 
     fn order(&mut self, order: Order, answer: oneshot::Sender<Answer>) {
+        if let Some(why) = RefusedAhead::answer(&mut self.refused_ahead, &order) {
+            let _ = answer.send(Err(why));
+            return;
+        }
         let verb = order.task.request().verb();
         match self.carry_out(&order) {
             None if self.waiting.len() < INPUTS_MAX => self.waiting.push(Waiting { order, answer }),
@@ -152,6 +162,18 @@ impl<H: Hypervisor> VmThread<H> {
                     Err(error) => info!(%verb, operation = %order.command.operation, %error, "refused"),
                 }
                 let _ = answer.send(result);
+            }
+        }
+    }
+
+    /// Carries out what came ahead. What is refused is kept for its caller: the first, of which others are a consequence.
+    fn order_ahead(&mut self, order: &Order) {
+        let verb = order.task.request().verb();
+        match self.carry_out(order) {
+            None | Some(Ok(_)) => info!(%verb, operation = %order.command.operation, "carried out ahead"),
+            Some(Err(why)) => {
+                info!(%verb, operation = %order.command.operation, %why, "refused ahead");
+                self.refused_ahead.get_or_insert_with(|| RefusedAhead::new(order, why));
             }
         }
     }

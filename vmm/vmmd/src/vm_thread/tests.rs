@@ -185,13 +185,17 @@ struct Process {
 
 impl Process {
     fn empty() -> Self {
+        Self::told(Bench::default(), Vec::new())
+    }
+
+    /// One whose first calls came ahead.
+    fn told(bench: Bench, ahead: Vec<Order>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let (console, log) =
-            Console::start(crate::console::LogFile::open(dir.path()).expect("a log"), |_| {})
-                .expect("a console");
-        let bench = Bench::default();
-        let vm =
-            start(bench.clone(), Arc::new(Status::new(None)), console, Files::default()).expect("a thread");
+        let console = Console::new(|_| {});
+        let log =
+            console.log_to(crate::console::LogFile::open(dir.path()).expect("a log")).expect("a thread");
+        let status = Arc::new(Status::new(None));
+        let vm = start(bench.clone(), status, console, (Files::default(), ahead)).expect("a thread");
         Self { bench, vm, _log: log, _dir: dir }
     }
 
@@ -203,8 +207,7 @@ impl Process {
     }
 
     async fn ask(&self, operation: u128, epoch: u64, task: Task) -> Answer {
-        let command = Command { operation: OperationId::from_u128(operation), epoch: OwnerEpoch::new(epoch) };
-        let answer = self.vm.order(Order { command, task });
+        let answer = self.vm.order(order(operation, epoch, task));
         tokio::time::timeout(10 * SECOND, answer).await.expect("every order is answered")
     }
 
@@ -218,6 +221,15 @@ impl Process {
         let reached = tokio::time::timeout(10 * SECOND, reached).await;
         reached.unwrap_or_else(|_| panic!("{state:?} is never reached")).expect("the status lives").clone()
     }
+}
+
+fn order(operation: u128, epoch: u64, task: Task) -> Order {
+    let command = Command { operation: OperationId::from_u128(operation), epoch: OwnerEpoch::new(epoch) };
+    Order { command, task }
+}
+
+fn create() -> Task {
+    Task::Create { config: config(), lease: None, resume: None }
 }
 
 fn config() -> VmConfig {
@@ -289,6 +301,30 @@ async fn a_machine_that_cannot_be_built_leaves_the_process_empty() {
     assert_eq!(process.vm.status().info().state(), wire::VmState::Empty);
     process.bench.fail(None);
     process.ok(1, 5, create).await;
+}
+
+#[tokio::test]
+async fn calls_that_come_ahead_are_carried_out_once_and_their_callers_hear_so() {
+    let process = Process::told(Bench::default(), vec![order(1, 5, create()), order(1, 5, Task::Start)]);
+    process.reaches(wire::VmState::Running).await;
+    process.ok(1, 5, create()).await;
+    process.ok(1, 5, Task::Start).await;
+    assert_eq!(process.bench.done(), "build start");
+}
+
+#[tokio::test]
+async fn who_makes_a_call_that_was_refused_ahead_hears_why_once() {
+    let bench = Bench::default();
+    bench.fail(Some("build"));
+    let process = Process::told(bench, vec![order(1, 5, create()), order(1, 5, Task::Start)]);
+    let other = process.ask(2, 5, Task::Pause).await.expect_err("there is no VM");
+    process.bench.fail(None);
+    assert!(!other.to_string().contains("no build today"), "{other}");
+    let refused = process.ask(1, 5, create()).await.expect_err("refused ahead");
+    assert_eq!(refused.to_string(), "no build today");
+    process.ok(1, 5, create()).await;
+    process.ok(1, 5, Task::Start).await;
+    assert_eq!(process.bench.done(), "build start");
 }
 
 #[tokio::test]

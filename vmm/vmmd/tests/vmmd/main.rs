@@ -1,6 +1,7 @@
 //! The real binary, the real probe, real KVM: each test starts its own processes in its own directory.
 #![allow(clippy::disallowed_methods, reason = "tests wait for processes, with deadlines")]
 
+mod ahead;
 mod ceph;
 mod ceph_faults;
 mod ceph_owners;

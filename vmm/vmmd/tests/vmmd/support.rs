@@ -4,7 +4,7 @@ use std::{
     fs,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
+        unix::{fs::MetadataExt as _, net::UnixStream as StdUnixStream},
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -12,7 +12,7 @@ use std::{
 };
 
 use drover_dir_volume::{DirPool, fence};
-use drover_handover::{hand_over, record_name};
+use drover_handover::{CREATE, START, call_file, hand_over, record_name, send_ahead};
 use drover_ids::{NodeId, OperationId, OwnerEpoch, VmId, VolumeId};
 use drover_probe_record::{
     Claim, ConsoleLog, DirtyWork, DiskWork, ImageReport, Workload, stamp::Slots, verify_image,
@@ -25,6 +25,7 @@ use nix::{
     sched::CloneFlags,
     time::{ClockId, clock_gettime},
 };
+use prost::Message as _;
 use tokio::net::UnixStream;
 use tonic::{
     Code, Status,
@@ -74,6 +75,11 @@ impl Host {
 
     /// A process in as much of its jail as this user can make.
     pub(crate) async fn spawn_jailed(&self, name: &str, with: &[&str]) -> Vmmd {
+        self.spawn_jailed_on(name, with, Stdio::null()).await
+    }
+
+    /// The same, with this standard input.
+    async fn spawn_jailed_on(&self, name: &str, with: &[&str], input: Stdio) -> Vmmd {
         let run_dir = self.dir.path().join(name);
         let mut arguments = vec!["--jail".to_owned()];
         arguments.extend(with.iter().map(|argument| (*argument).to_owned()));
@@ -89,9 +95,30 @@ impl Host {
         // A thread of its own: what it leaves, it does not come back to.
         let child = std::thread::spawn(move || {
             nix::sched::unshare(namespaces).expect("root may");
-            Vmmd::launch_with(&place, &arguments)
+            Vmmd::launch_with(&place, &arguments, input)
         });
         Vmmd::serving(child.join().expect("started"), &run_dir).await
+    }
+
+    /// A process that is told of its VM when it is born, jailed or not: by these calls of one operation, and these files.
+    pub(crate) async fn spawn_told(
+        &self,
+        (name, jailed): (&str, bool),
+        files: Vec<(String, OwnedFd)>,
+        (create, start): (&wire::CreateRequest, &wire::StartRequest),
+    ) -> Vmmd {
+        let (ours, theirs) = StdUnixStream::pair().expect("a pair");
+        let calls = [(CREATE, create.encode_to_vec()), (START, start.encode_to_vec())];
+        let calls = calls.map(|(name, call)| (name.to_owned(), call_file(&call).expect("a file")));
+        let all: Vec<_> = files.into_iter().chain(calls).collect();
+        send_ahead(&ours, all.iter().map(|(name, file)| (name.as_str(), file.as_fd()))).expect("room");
+        let input = Stdio::from(OwnedFd::from(theirs));
+        if jailed {
+            return self.spawn_jailed_on(name, &["--calls-ahead"], input).await;
+        }
+        let run_dir = self.dir.path().join(name);
+        let child = Vmmd::launch_with(&run_dir, &["--calls-ahead".to_owned()], input);
+        Vmmd::serving(child, &run_dir).await
     }
 
     /// The disk's files, as the agent hands them over.
@@ -250,10 +277,10 @@ impl Vmmd {
 
     /// Starts a process as the agent does.
     pub(crate) fn launch(run_dir: &Path) -> Child {
-        Self::launch_with(run_dir, &[])
+        Self::launch_with(run_dir, &[], Stdio::null())
     }
 
-    fn launch_with(run_dir: &Path, with: &[String]) -> Child {
+    fn launch_with(run_dir: &Path, with: &[String], input: Stdio) -> Child {
         fs::create_dir_all(run_dir).expect("a run dir");
         let log = run_dir.join("vmmd.log");
         let log = fs::OpenOptions::new().append(true).create(true).open(log).expect("a log");
@@ -264,7 +291,7 @@ impl Vmmd {
             .arg(run_dir)
             .args(["--spawned-at-boottime-ns", &boottime_ns().to_string()])
             .args(with)
-            .stdin(Stdio::null())
+            .stdin(input)
             .stderr(log)
             .spawn()
             .expect("spawned")
