@@ -22,7 +22,10 @@ pub(crate) struct Contender {
 }
 
 enum Vmm {
+    /// Told of its guest when it is born, as the others are.
     Ours(Launcher, Runtime),
+    /// Born empty, and called.
+    Called(Launcher, Runtime),
     Peer(Peer),
 }
 
@@ -42,6 +45,11 @@ impl Contender {
         Ok(Self { name, vmm: Vmm::Ours(launcher, runtime) })
     }
 
+    pub(crate) fn called(name: String, launcher: Launcher) -> anyhow::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { name, vmm: Vmm::Called(launcher, runtime) })
+    }
+
     pub(crate) fn of_peer(peer: Peer) -> Self {
         Self { name: peer.name().to_owned(), vmm: Vmm::Peer(peer) }
     }
@@ -49,7 +57,7 @@ impl Contender {
     /// Whether the probe finds a disk of its.
     pub(crate) fn has_mmio_disks(&self) -> bool {
         match &self.vmm {
-            Vmm::Ours(..) => true,
+            Vmm::Ours(..) | Vmm::Called(..) => true,
             Vmm::Peer(peer) => peer.has_mmio_disks(),
         }
     }
@@ -65,12 +73,27 @@ impl Contender {
         }
         match &self.vmm {
             Vmm::Ours(launcher, runtime) => boot_ours(launcher, runtime, &guest),
+            Vmm::Called(launcher, runtime) => boot_called(launcher, runtime, &guest),
             Vmm::Peer(peer) => boot_peer(peer, &guest),
         }
     }
 }
 
 fn boot_ours(launcher: &Launcher, runtime: &Runtime, guest: &Guest) -> anyhow::Result<Booted> {
+    let run_dir = launcher.run_dir()?;
+    let console = Console::watch(&run_dir.join("console.log"))?;
+    let config = guest.config();
+    let began = Instant::now();
+    let mut born = launcher.boot_ahead(&run_dir, EPOCH, config)?;
+    let log = born.log();
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    let seen = watch(&console, || born.is_alive(), (began, guest.disk.as_deref())).with_context(said)?;
+    runtime.block_on(async { born.serves().await?.stop(EPOCH).await }).with_context(said)?;
+    std::fs::remove_dir_all(&run_dir).ok();
+    Ok(seen)
+}
+
+fn boot_called(launcher: &Launcher, runtime: &Runtime, guest: &Guest) -> anyhow::Result<Booted> {
     let run_dir = launcher.run_dir()?;
     let console = Console::watch(&run_dir.join("console.log"))?;
     let config = guest.config();

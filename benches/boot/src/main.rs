@@ -2,8 +2,9 @@
 //!
 //! The guest is the probe: a kernel of some ten KiB that writes its first byte as soon as its serial port is set up. Time runs
 //! from the spawn of the VMM's process until the byte can be read outside of it, in the file that the serial port goes to; for
-//! all alike. Our vmmd is spawned empty, called (Create, Start), and given its files, as the node agent does; the others have
-//! it all on their command lines. Disk ready: the guest has found its disk, read its first blocks through it, and said so.
+//! all alike. Each is told of its guest when it is started: ours on the socket that it is born with, as the node agent does it,
+//! in a jail and without one; the others on their command lines. `drover-called` is ours started empty, connected to and called
+//! (Create, Start). Disk ready: the guest has found its disk, read its first blocks through it, and said so.
 //!
 //! Where the host emulates a guest's kernel mode, firmware counts: QEMU's machines run some before the kernel.
 #![forbid(unsafe_code)]
@@ -125,6 +126,10 @@ fn ours(arguments: &Arguments) -> anyhow::Result<Vec<Contender>> {
         }
         if arguments.peers.wants(name) {
             ours.push(Contender::ours(name.to_owned(), Launcher::new(path.clone())?)?);
+        }
+        let called = format!("{name}-called");
+        if arguments.peers.wants(&called) {
+            ours.push(Contender::called(called, Launcher::new(path.clone())?)?);
         }
     }
     Ok(ours)

@@ -33,7 +33,7 @@ pub(crate) fn spawn(command: &mut Command) -> io::Result<Child> {
 }
 
 /// Opens what a machine of this configuration is made of, for a process that may open nothing.
-pub(crate) fn hand_over(run_dir: &Path, config: &VmConfig) -> io::Result<()> {
+pub(crate) fn files(config: &VmConfig) -> io::Result<Vec<(String, OwnedFd)>> {
     let mut files: Vec<(String, OwnedFd)> = Vec::new();
     files.push((config.kernel_path.clone(), File::open(&config.kernel_path)?.into()));
     for disk in config.disks.iter().filter(|disk| disk.rbd.is_none()) {
@@ -42,5 +42,11 @@ pub(crate) fn hand_over(run_dir: &Path, config: &VmConfig) -> io::Result<()> {
         let record = drover_handover::record_name(&disk.path);
         files.push((record, open_record(&DirPool::sidecar_of(path))?.into()));
     }
+    Ok(files)
+}
+
+/// Hands that over.
+pub(crate) fn hand_over(run_dir: &Path, config: &VmConfig) -> io::Result<()> {
+    let files = files(config)?;
     drover_handover::hand_over(run_dir, files.iter().map(|(name, file)| (name.as_str(), file.as_fd())))
 }

@@ -20,4 +20,4 @@ pub use ended::Ended;
 pub use guest::{DiskLimit, Guest};
 pub use interruption::{ensure_uninterrupted, heed_interruptions};
 pub use peers::{Peer, Peers, Prepared, Running};
-pub use vmmd::{Launcher, Vmmd, build, command};
+pub use vmmd::{Born, Launcher, Vmmd, build, command};

@@ -3,12 +3,15 @@
 use std::{
     env,
     fs::{self, File},
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
+use drover_handover::{CREATE, START, call_file, send_ahead};
 use drover_ids::OperationId;
 use drover_test_prerequisites::{probe_image, workspace_root};
 use drover_wire::vm::v1::{self as wire, vm_client::VmClient};
@@ -18,6 +21,7 @@ use nix::{
     time::{ClockId, clock_gettime},
     unistd::Pid,
 };
+use prost::Message as _;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -28,6 +32,9 @@ use crate::{Console, Ended, Guest, jail};
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Between two looks at something that cannot be waited for: well below what is measured.
 const LOOK: Duration = Duration::from_micros(200);
+/// In a process's folder.
+const SOCKET: &str = "vmmd.sock";
+const LOG: &str = "vmmd.log";
 
 /// Starts processes, each in a folder of its own.
 #[derive(Debug)]
@@ -35,6 +42,14 @@ pub struct Launcher {
     vmmd: PathBuf,
     jailed: bool,
     folder: TempDir,
+}
+
+/// A vmmd that has been started and may not serve yet. Dropping it kills it.
+#[derive(Debug)]
+pub struct Born {
+    child: Ended,
+    run_dir: PathBuf,
+    jailed: bool,
 }
 
 /// A running vmmd. Dropping it kills it.
@@ -102,6 +117,34 @@ impl Launcher {
         Ok((vmmd, console))
     }
 
+    /// As [`boot`](Self::boot), and the process is told of its guest when it is born, as it is by the node agent: it makes and
+    /// starts it before anybody can call. Returns as soon as there is a process, which may not serve yet.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn boot_ahead(&self, run_dir: &Path, epoch: u64, config: wire::VmConfig) -> anyhow::Result<Born> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        let mut command = self.command(run_dir)?;
+        command.arg("--calls-ahead").stdin(OwnedFd::from(theirs));
+        let child = self.start(&mut command)?;
+        // The command keeps its end of the socket open.
+        drop(command);
+        let mut files = if self.jailed { jail::files(&config)? } else { Vec::new() };
+        let first = self::command(epoch);
+        let create = wire::CreateRequest {
+            command: first.clone(),
+            config: Some(config),
+            ..wire::CreateRequest::default()
+        };
+        let start = wire::StartRequest { command: first };
+        for (name, call) in [(CREATE, create.encode_to_vec()), (START, start.encode_to_vec())] {
+            files.push((name.to_owned(), call_file(&call)?));
+        }
+        send_ahead(&ours, files.iter().map(|(name, file)| (name.as_str(), file.as_fd())))
+            .context("cannot hand over to vmmd")?;
+        Ok(Born { child, run_dir: run_dir.to_owned(), jailed: self.jailed })
+    }
+
     /// A folder for one process.
     ///
     /// # Errors
@@ -115,34 +158,66 @@ impl Launcher {
     /// # Errors
     /// If the process does not serve.
     pub async fn spawn_in(&self, run_dir: &Path) -> anyhow::Result<Vmmd> {
-        let run_dir = run_dir.to_owned();
+        let mut command = self.command(run_dir)?;
+        let child = self.start(&mut command)?;
+        Born { child, run_dir: run_dir.to_owned(), jailed: self.jailed }.serves().await
+    }
+
+    /// The program and its arguments.
+    fn command(&self, run_dir: &Path) -> anyhow::Result<Command> {
         let now = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
         let now_ns = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
-        let socket = run_dir.join("vmmd.sock");
         let mut command = Command::new(&self.vmmd);
         command
             .arg("--socket")
-            .arg(&socket)
+            .arg(run_dir.join(SOCKET))
             .arg("--run-dir")
-            .arg(&run_dir)
+            .arg(run_dir)
             .args(["--spawned-at-boottime-ns", &now_ns.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(run_dir.join("vmmd.log"))?);
-        let started = if self.jailed { jail::spawn(&mut command) } else { command.spawn() };
-        let mut child = Ended(started.with_context(|| format!("cannot start {}", self.vmmd.display()))?);
+            .stderr(File::create(run_dir.join(LOG))?);
+        Ok(command)
+    }
+
+    fn start(&self, command: &mut Command) -> anyhow::Result<Ended> {
+        let started = if self.jailed { jail::spawn(command) } else { command.spawn() };
+        Ok(Ended(started.with_context(|| format!("cannot start {}", self.vmmd.display()))?))
+    }
+}
+
+impl Born {
+    /// Whether it runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.is_alive()
+    }
+
+    /// What it logs.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.run_dir.join(LOG)
+    }
+
+    /// Waits until it serves.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn serves(self) -> anyhow::Result<Vmmd> {
+        let Self { mut child, run_dir, jailed } = self;
+        let socket = run_dir.join(SOCKET);
         let deadline = Instant::now() + DEADLINE;
         let channel = loop {
             match connect(&socket).await {
                 Ok(channel) => break channel,
                 Err(error) if Instant::now() > deadline || !child.is_alive() => {
-                    let log = fs::read_to_string(run_dir.join("vmmd.log")).unwrap_or_default();
+                    let log = fs::read_to_string(run_dir.join(LOG)).unwrap_or_default();
                     bail!("vmmd does not serve: {error}: {log}");
                 }
-                Err(_) => tokio::time::sleep(LOOK).await,
+                // tokio's timer counts in milliseconds.
+                Err(_) => thread::sleep(LOOK),
             }
         };
-        Ok(Vmmd { child, client: VmClient::new(channel), run_dir, jailed: self.jailed })
+        Ok(Vmmd { child, client: VmClient::new(channel), run_dir, jailed })
     }
 }
 
@@ -161,7 +236,7 @@ impl Vmmd {
     /// What it logs.
     #[must_use]
     pub fn log(&self) -> PathBuf {
-        self.run_dir.join("vmmd.log")
+        self.run_dir.join(LOG)
     }
 
     /// What its guest says.
