@@ -88,6 +88,12 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Has the kernel allocate what the first byte is in: a huge page, where it has those.
+    fn populate_first(&self) {
+        // SAFETY: a page of this mapping, whose content stays as it is. A kernel that does not know the advice does nothing.
+        let _ = unsafe { madvise(self.start, PAGE_SIZE as usize, MmapAdvise::MADV_POPULATE_WRITE) };
+    }
+
     /// Gives the memory of a range of whole pages back: they read as zeros from now on. The caller has checked that
     /// they are inside.
     fn discard(&self, offset: usize, len: usize) -> nix::Result<()> {
@@ -138,6 +144,11 @@ impl RamRegion {
 
     pub(crate) fn range(&self) -> RamRange {
         self.range
+    }
+
+    /// Has the host allocate the region's first page.
+    pub(crate) fn populate_first(&self) {
+        self.mapping.populate_first();
     }
 
     /// Gives the memory of whole pages back. The caller has checked that they are inside.

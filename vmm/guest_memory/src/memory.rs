@@ -118,6 +118,14 @@ impl GuestMemory {
         Self::allocate(size).expect("a test machine has memory for its guests")
     }
 
+    /// Has the host allocate the first page, which every guest that is booted has: where that is a huge one, it takes as long as
+    /// loading a small kernel into it, and can be done before. For RAM that nothing will be brought into as it is touched.
+    pub fn populate_first(&self) {
+        if let Some(region) = self.shared.regions.first() {
+            region.populate_first();
+        }
+    }
+
     /// All RAM.
     pub fn size(&self) -> Bytes {
         self.shared.layout.size()
@@ -350,6 +358,16 @@ mod tests {
         let memory = GuestMemory::anonymous(Bytes::mib(1));
         memory.write(Gpa::new(0x5000), &[1; 4097]).unwrap();
         assert_eq!(memory.populated().unwrap().runs(), [run(0x5000, 2)]);
+    }
+
+    #[test]
+    fn the_first_page_is_there_when_it_was_asked_for_and_reads_as_zeros() {
+        let memory = GuestMemory::anonymous(Bytes::mib(4));
+        memory.populate_first();
+        assert!(populated_around(&memory, &[run(0, 1)]));
+        let mut byte = [1];
+        memory.read(Gpa::ZERO, &mut byte).unwrap();
+        assert_eq!(byte, [0]);
     }
 
     #[test]
