@@ -64,6 +64,7 @@ mod tests {
             clients: Vec::new(),
             stalled: BTreeSet::new(),
             exit: exit.map(str::to_owned),
+            has_file: false,
         }
     }
 

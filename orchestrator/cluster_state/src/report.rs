@@ -153,6 +153,8 @@ pub struct VmReport {
     pub stalled: BTreeSet<VolumeId>,
     /// The agent has seen the process end, and how. `None`: a process is there.
     pub exit: Option<String>,
+    /// The node has a file into which the VM's memory was being written, to the end or not.
+    pub has_file: bool,
 }
 
 impl VmReport {

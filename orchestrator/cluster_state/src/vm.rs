@@ -138,7 +138,7 @@ pub struct Vm {
     pub desired: Desired,
     /// Why it is not wanted to run.
     pub stop_cause: Option<StopCause>,
-    /// The node that has its memory in a file, until it has run again.
+    /// The node that has its memory in a file, or may have where it was lost before it could say, until it has run again.
     pub suspended_on: Option<NodeId>,
     /// Who may run it.
     pub ownership: Ownership,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use drover_cluster_state::{
     Blocklisting, Candidate, Desired, Evidence, Liveness, NodeFence, OperationKind, OperationState, Record,
-    Right, RunState, StopCause, Stored, Txn, Vm, VolumeFence, event_kind,
+    Right, RunState, StopCause, StopReason, Stored, Txn, Vm, VolumeFence, event_kind,
 };
 use drover_ids::{NodeId, OwnerEpoch};
 
@@ -177,6 +177,7 @@ impl Planner {
         // What is not wanted to run does not fail.
         let cause = if vm.desired == Desired::Running { cause } else { Cause::Unwanted };
         let mut changed = after_end(vm, &cause).unwrap_or_else(|| vm.value.clone());
+        changed.suspended_on = self.may_have_memory(vm, &cause).or(changed.suspended_on);
         changed.ownership = ownership;
         let (kind, message) = match &cause {
             Cause::Unwanted => match &vm.stop_cause {
@@ -213,6 +214,24 @@ impl Planner {
         memory.given_up = None;
         memory.next_try = (failures > 0).then(|| moment.after(backoff(failures)));
         self.submit_for(vm.id, txn)
+    }
+
+    /// The node that may have the memory of a VM which was being suspended when it, or its node, was heard of last. The
+    /// file there says, when somebody resumes it, whether it was written to the end and nobody has run the VM since.
+    fn may_have_memory(&self, vm: &Vm, cause: &Cause) -> Option<NodeId> {
+        let mut candidates = vm.ownership.candidates();
+        // One that is being moved is not suspended.
+        let (Some(owner), None) = (candidates.next(), candidates.next()) else { return None };
+        let report = self.state.report(vm.id, owner.node).filter(|report| report.epoch == owner.epoch);
+        let has = match cause {
+            Cause::Failure(_) => report.is_some_and(|report| {
+                report.has_file && report.exit.is_some() && report.stop_reason == StopReason::Unknown
+            }),
+            // It has not said, and may come back with it.
+            Cause::NodeLost(_) => true,
+            Cause::Unwanted | Cause::GuestShutdown | Cause::Suspended(_) => false,
+        };
+        has.then_some(owner.node)
     }
 
     /// Ends, with the release, the operation that it decides.
@@ -279,7 +298,6 @@ pub(crate) fn after_end(vm: &Vm, cause: &Cause) -> Option<Vm> {
 
 /// What the end of a process on this node means for its VM.
 pub(crate) fn cause_of_end(node: NodeId, report: &drover_cluster_state::VmReport) -> Cause {
-    use drover_cluster_state::StopReason;
     match report.stop_reason {
         StopReason::GuestShutdown => Cause::GuestShutdown,
         StopReason::Suspended => Cause::Suspended(node),

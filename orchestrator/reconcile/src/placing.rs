@@ -12,7 +12,7 @@ use drover_placement::{Decision, Policy, Refusal, Request};
 use crate::{
     book::{explain, rejections, request_of},
     planner::{Next, Planner, Standing, Wait},
-    restart::{backoff, preferred_node},
+    restart::{START_ATTEMPTS, backoff, preferred_node},
 };
 
 /// How long a restart lets others of higher priority go first.
@@ -48,13 +48,14 @@ impl Planner {
             return next;
         }
         // Its memory is worth the moments until that node is heard, or given up.
-        if let Some(node) = vm.suspended_on.filter(|node| self.state.nodes.contains_key(node))
+        let memory = vm.suspended_on.filter(|_| failures < START_ATTEMPTS);
+        if let Some(node) = memory.filter(|node| self.state.nodes.contains_key(node))
             && self.standing(node) == Standing::Silent
         {
             return Next::wait(format!("node {} has its memory, and is silent", self.state.node_name(node)));
         }
         let last = || preferred_node(failures, vm.ownership.evidence());
-        let request = Request { preferred: vm.suspended_on.or_else(last), ..request_of(vm) };
+        let request = Request { preferred: memory.or_else(last), ..request_of(vm) };
         let policy = self.policy_for_start(vm);
         let (decision, took) = self.decide(&request, &policy);
         match decision {

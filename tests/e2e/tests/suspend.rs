@@ -149,6 +149,97 @@ async fn a_snapshot_of_a_suspended_vm_has_what_its_guest_was_promised_and_does_n
     Ok(())
 }
 
+/// What came of a suspension whose agent died while the VM was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unseen {
+    /// The VM is in its file, and nobody knows.
+    InItsFile,
+    /// The agent was quicker, and has told.
+    Told,
+    /// The host was so slow that the lease ran out before the file was written.
+    Ended,
+}
+
+async fn suspend_unseen(world: &mut World, vm: &ProbeVm) -> anyhow::Result<Unseen> {
+    let client = world.cluster.client().await?;
+    let name = vm.name().to_owned();
+    let path = file(world, vm);
+    let suspending = tokio::spawn(async move {
+        let answer = tokio::time::timeout(Duration::from_secs(5), client.suspend_vm(&name)).await;
+        eprintln!("suspending, while the agent goes away: {answer:?}");
+    });
+    eventually("a file that is being written", STEP_DEADLINE, || {
+        Ok(std::fs::metadata(&path).ok().filter(|file| file.len() > 0).map(|_| ()))
+    })?;
+    world.cluster.kill_agent(0)?;
+    let written = eventually("the file, or the end", STEP_DEADLINE, || {
+        let mut magic = [0; 8];
+        File::open(&path)?.read_exact_at(&mut magic, 0)?;
+        let written = magic != [0; 8];
+        Ok((written || world.cluster.vmmds(0).is_empty()).then_some(written))
+    })?;
+    suspending.await?;
+    let now = world.client.get_vm(vm.name()).await?;
+    Ok(match written {
+        _ if now.phase() == VmPhase::Stopped => Unseen::Told,
+        true => Unseen::InItsFile,
+        false => Unseen::Ended,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_suspended_while_its_agent_was_away_is_found_however_long_that_was() -> anyhow::Result<()> {
+    if !drover_test_prerequisites::kvm() {
+        return Ok(());
+    }
+    let mut world = World::start(1, Bytes::gib(1)).await?;
+    let workload = Workload {
+        seed: 5,
+        heartbeat_ms: Some(10),
+        disk: Some(DiskWork { slots: 4096, iops: 200, queue_depth: 4 }),
+        dirty: Some(DirtyWork { mib: 64, mib_per_s: 1000 }),
+        ..Workload::default()
+    };
+    let launch = Launch { name: "sleeper".to_owned(), workload, group: String::new(), vcpus: 1 };
+    let vm = ProbeVm::launch(&world.cluster, &world.client, launch).await?;
+    let observer = OwnershipObserver::start(world.cluster.folder())?;
+    vm.wait_for_writes(&world.cluster, WRITES)?;
+    let (mut lives, mut tries) = (1, 0);
+    for is_given_up in [false, true] {
+        loop {
+            tries += 1;
+            assert!(tries <= 8, "the host is too slow or too fast for this test");
+            let outcome = suspend_unseen(&mut world, &vm).await?;
+            if !is_given_up {
+                // As if it had waited in vain for somebody to read its last words.
+                world.cluster.vmmds(0).iter().for_each(|vmmd| _ = vmmd.kill_9());
+            }
+            // Otherwise it waits longer than it takes until the node is given up.
+            eventually("the process's end", STEP_DEADLINE, || {
+                Ok(world.cluster.vmmds(0).is_empty().then_some(()))
+            })?;
+            world.cluster.start_agent(0)?;
+            let enough = ledger::console(&world.cluster, &vm.subject.vm_id)?.acked_max() + WRITES;
+            eventually_async("a VM that writes again", STEP_DEADLINE, || async {
+                if world.client.get_vm(vm.name()).await?.phase() == VmPhase::Stopped {
+                    finish(&world.client, world.client.start_vm(vm.name()).await?).await?;
+                }
+                let acked = ledger::console(&world.cluster, &vm.subject.vm_id)?.acked_max();
+                Ok((acked >= enough).then_some(()))
+            })
+            .await?;
+            match outcome {
+                Unseen::InItsFile => break,
+                Unseen::Told => {}
+                Unseen::Ended => lives += 1,
+            }
+        }
+    }
+    assert_eq!(observer.double_owners(), 0);
+    gone(&world, &vm)?;
+    stop_and_judge(&world, &vm, lives).await
+}
+
 /// Who dies while a VM is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {

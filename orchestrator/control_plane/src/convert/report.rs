@@ -44,6 +44,8 @@ pub(crate) fn vm_report(status: node::VmStatus) -> Result<(VmId, VmReport), Wire
         clients: clients(info.storage_clients)?,
         stalled: stalled(&info.stalls)?,
         exit: status.process_ended.then(|| bounded(status.exit)),
+        // The heartbeat names the files.
+        has_file: false,
     };
     Ok((vm, report))
 }

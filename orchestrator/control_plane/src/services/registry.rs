@@ -54,8 +54,13 @@ impl<S: Store> NodeRegistry for Api<S> {
         // A node has no more of them than the cluster has VMs; what is no id is not looked at.
         let held = std::mem::take(&mut request.suspended);
         let held: Vec<VmId> = held.iter().take(SUSPENDED_MAX).filter_map(|vm| vm.parse().ok()).collect();
-        let heartbeat =
+        let mut heartbeat =
             convert::heartbeat(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        for vm in &held {
+            if let Some(report) = heartbeat.vms.get_mut(vm) {
+                report.has_file = true;
+            }
+        }
         match self.cluster.heartbeat(heartbeat).await.map_err(gone)? {
             HeartbeatAnswer::Unknown { node, .. } => {
                 let problem = format!("node_id: node {node} is not registered with this incarnation");

@@ -121,6 +121,7 @@ fn report(epoch: OwnerEpoch) -> VmReport {
         clients: Vec::new(),
         stalled: std::collections::BTreeSet::new(),
         exit: None,
+        has_file: false,
     }
 }
 

@@ -221,24 +221,22 @@ pub fn stop_vm(
     if vm.desired == Desired::Stopped && !hastened {
         require_idle(state, vm)?;
         if vm.suspended_on.is_some() {
-            return Ok(discard_memory(state, vm, identity, now));
+            let kind = OperationKind::VmStop { graceful_ms: 0 };
+            return Ok(admit(state, &without_memory(vm), kind, Desired::Stopped, identity, now));
         }
         let problem = format!("VM '{}' is already to be stopped", vm.spec.name);
         return Err(AdmissionError::wrong_state("vm", problem, "a running VM"));
+    }
+    // Unless somebody resumes it at this moment.
+    if vm.suspended_on.is_some_and(|node| vm.ownership.candidates().all(|owner| owner.node != node)) {
+        return Ok(admit(state, &without_memory(vm), kind, Desired::Stopped, identity, now));
     }
     Ok(admit(state, vm, kind, Desired::Stopped, identity, now))
 }
 
 /// A suspended VM is stopped by forgetting its memory.
-fn discard_memory(
-    state: &ClusterState,
-    vm: &Stored<Vm>,
-    identity: &RequestIdentity,
-    now: WallTime,
-) -> Admitted {
-    let forgotten = Vm { suspended_on: None, ..vm.value.clone() };
-    let forgotten = Stored { value: forgotten, ..vm.clone() };
-    admit(state, &forgotten, OperationKind::VmStop { graceful_ms: 0 }, Desired::Stopped, identity, now)
+fn without_memory(vm: &Stored<Vm>) -> Stored<Vm> {
+    Stored { value: Vm { suspended_on: None, ..vm.value.clone() }, ..vm.clone() }
 }
 
 /// Refuses what would leave a suspended VM's memory with devices, or contents of disks, that it does not know.

@@ -191,6 +191,49 @@ fn a_suspended_vm_goes_on_where_its_memory_is_and_that_is_forgotten_once_it_runs
 }
 
 #[test]
+fn a_vm_that_was_suspended_while_nobody_looked_goes_on_where_its_memory_may_be() {
+    let mut world = one_vm();
+    let n1 = world.host("n1").id;
+    world.suspend_unseen("n1", "web");
+    world.until("it has ended", SOON, |w| w.runs_on("web").is_none());
+    world.until("it runs", SOON, runs_on("n1"));
+    assert_eq!(world.ensured.last(), Some(&(n1, true)));
+    world.until("that is known", SOON, |w| w.vm("web").suspended_on.is_none());
+    // A process that dies and leaves no file has no memory.
+    world.kill_process("n1", "web");
+    world.until("it has ended", SOON, |w| w.runs_on("web").is_none());
+    world.until("it runs", SOON, runs_on("n1"));
+    assert_eq!(world.ensured.last(), Some(&(n1, false)));
+}
+
+#[test]
+fn a_vm_whose_only_node_was_given_up_goes_on_with_the_memory_that_it_may_come_back_with() {
+    let mut world = World::new(1, &[4]);
+    world.volume("data");
+    let operation = world.create("web", |vm| vm.volumes = vec!["data".to_owned()]).unwrap();
+    world.until("the VM runs", SOON, |w| w.ended(operation).is_some());
+    let n1 = world.host("n1").id;
+    world.kill_node("n1");
+    world.until("it is given up", LONG, |w| w.owner("web").is_none());
+    assert_eq!((world.vm("web").desired, world.vm("web").suspended_on), (Desired::Running, Some(n1)));
+    world.boot_node("n1");
+    world.until("it runs", LONG, runs_on("n1"));
+    assert_eq!(world.ensured.last(), Some(&(n1, true)));
+    world.until("that is known", SOON, |w| w.vm("web").suspended_on.is_none());
+
+    // Who stops it meanwhile wants none of that.
+    world.kill_node("n1");
+    world.until("it is given up", LONG, |w| w.owner("web").is_none());
+    let stop = world.stop("web").unwrap();
+    world.until("stopped", SOON, |w| w.ended(stop) == Some(OperationState::Done));
+    assert_eq!(world.vm("web").suspended_on, None);
+    world.start("web").unwrap();
+    world.boot_node("n1");
+    world.until("it runs", LONG, runs_on("n1"));
+    assert_eq!(world.ensured.last(), Some(&(n1, false)));
+}
+
+#[test]
 fn how_a_vm_ended_is_kept_before_its_process_is_told_to_go() {
     for suspends in [false, true] {
         let mut world = one_vm();

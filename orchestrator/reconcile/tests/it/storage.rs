@@ -165,6 +165,7 @@ fn report(exit: Option<&str>) -> VmReport {
         clients: vec![StorageClient { cluster: "fsid".to_owned(), addresses: [CLIENT.to_owned()].into() }],
         stalled: BTreeSet::new(),
         exit: exit.map(str::to_owned),
+        has_file: false,
     }
 }
 

@@ -32,6 +32,7 @@ impl Process {
             clients: Vec::new(),
             stalled: std::collections::BTreeSet::new(),
             exit: None,
+            has_file: false,
         };
         Self { report, volumes, seen: 0, peer: None }
     }

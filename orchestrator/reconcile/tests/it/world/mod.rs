@@ -451,6 +451,20 @@ impl World {
         self.end_process(node, id, drover_cluster_state::StopReason::Suspended, "exit status 0");
     }
 
+    /// The same, and nobody was there to see it.
+    pub(crate) fn suspend_unseen(&mut self, node: &str, vm: &str) {
+        let id = self.vm(vm).id;
+        let host = self.host(node);
+        host.processes.get_mut(&id).expect("it is there").report.has_file = true;
+        let node = host.id;
+        self.end_process(
+            node,
+            id,
+            drover_cluster_state::StopReason::Unknown,
+            "ended while no agent was watching",
+        );
+    }
+
     /// The same, said by a process that is still there.
     pub(crate) fn say_suspended(&mut self, node: &str, vm: &str) {
         self.say_ended(node, vm, drover_cluster_state::StopReason::Suspended);
