@@ -78,6 +78,21 @@ pub fn add(image: &Path, file: &Path, path: &str) -> anyhow::Result<()> {
     read(image, path).map(drop)
 }
 
+/// Makes the folder `path` on the ext4 file system in `image`, where its own folder exists.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn make_folder(image: &Path, path: &str) -> anyhow::Result<()> {
+    let debugfs =
+        |command: &str| output_of(Command::new(e2fsprogs("debugfs")).args(["-w", "-R", command]).arg(image));
+    debugfs(&format!("mkdir {path}"))?;
+    // debugfs ends well whatever happens.
+    let said = debugfs(&format!("stat {path}"))?;
+    let is_folder = String::from_utf8_lossy(&said).contains("Type: directory");
+    anyhow::ensure!(is_folder, "cannot make {path} on {}", image.display());
+    Ok(())
+}
+
 /// Checks the file system in `image` and repairs nothing.
 ///
 /// # Errors
@@ -91,4 +106,32 @@ pub fn check(image: &Path) -> anyhow::Result<()> {
 fn e2fsprogs(program: &str) -> String {
     let sbin = format!("/usr/sbin/{program}");
     if Path::new(&sbin).exists() { sbin } else { program.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use drover_test_prerequisites::skipped;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_found_in_a_folder_that_was_made() {
+        if output_of(Command::new(e2fsprogs("debugfs")).arg("-V")).is_err() {
+            return skipped("e2fsprogs are not installed");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (image, file, empty) =
+            (folder.path().join("image"), folder.path().join("file"), folder.path().join("empty"));
+        fs::create_dir(&empty).unwrap();
+        fs::write(&file, "said").unwrap();
+        make(&image, &empty, 1 << 20).unwrap();
+        assert!(add(&image, &file, "/made/file").is_err(), "there is no such folder yet");
+        make_folder(&image, "/made").unwrap();
+        add(&image, &file, "/made/file").unwrap();
+        assert_eq!(read(&image, "/made/file").unwrap(), b"said");
+        check(&image).unwrap();
+        assert!(make_folder(&image, "/not/there").is_err());
+    }
 }

@@ -15,7 +15,7 @@ use drover_test_emulated_host::{
 use drover_test_prerequisites::workspace_root;
 
 /// No host lives longer, whatever becomes of the test.
-const LIFETIME: Duration = Duration::from_secs(3000);
+const LIFETIME: Duration = Duration::from_secs(10_000);
 
 /// What a host is given.
 #[derive(Default)]

@@ -26,6 +26,9 @@ const SHELL_UNIT: &str = "[Unit]\nDescription=A root shell on the console\nAfter
 Environment=HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin\nWorkingDirectory=/root\n\
 StandardInput=tty-force\nStandardOutput=tty\nStandardError=tty\nTTYPath=/dev/ttyS0\nTTYReset=yes\nSendSIGHUP=yes\n\
 UtmpIdentifier=ttyS0\n";
+/// What systemd waits for as long as it takes: 90 s are over on a busy machine before a guest has seen its console, and then
+/// it never asks anybody to log in.
+const PATIENCE: &str = "[Manager]\nDefaultDeviceTimeoutSec=30min\nDefaultTimeoutStartSec=30min\n";
 /// Starts it in place of the login prompt and of most services, cloud-init before all. What stays besides systemd itself is
 /// what these tests ask for: the network, and who hears the power button.
 pub(super) const SHELL: &str = "systemd.unit=basic.target systemd.wants=test-shell.service \
@@ -50,7 +53,7 @@ pub(super) fn host_disk() -> anyhow::Result<PathBuf> {
     let _one = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let recipe = workspace_root().join("guest-images/linux");
     let sizes = format!("{ROOT_BYTES} {HOST_DISK_BYTES}");
-    let mut text = [&PACKAGES[..], &[SHELL_UNIT, &sizes]].concat().concat();
+    let mut text = [&PACKAGES[..], &[SHELL_UNIT, PATIENCE, &sizes]].concat().concat();
     for name in ["packages", "before-packages.sh", "after-packages.sh", "pack.sh"] {
         text += &fs::read_to_string(recipe.join(name))?;
     }
@@ -70,15 +73,22 @@ pub(super) fn host_disk() -> anyhow::Result<PathBuf> {
     let recipe = Recipe { packages, disk_bytes: ROOT_BYTES, ..Recipe::default() };
     let progress = |step: &str| eprintln!("        {step}");
     let built = build(&Order { recipe, output, progress: &progress, cancelled: &AtomicBool::new(false) })?;
-    add_shell(&built, work.path())?;
+    add_files(&built, work.path())?;
     let made = work.path().join("disk.img");
     ext4::make(&made, &work.path().join("guest"), HOST_DISK_BYTES)?;
     fs::rename(made, &disk)?;
     Ok(disk)
 }
 
-fn add_shell(built: &Built, folder: &Path) -> anyhow::Result<()> {
-    let unit = folder.join("test-shell.service");
-    fs::write(&unit, SHELL_UNIT)?;
-    ext4::add(&built.root, &unit, "/etc/systemd/system/test-shell.service")
+fn add_files(built: &Built, folder: &Path) -> anyhow::Result<()> {
+    ext4::make_folder(&built.root, "/etc/systemd/system.conf.d")?;
+    for (path, content) in [
+        ("/etc/systemd/system/test-shell.service", SHELL_UNIT),
+        ("/etc/systemd/system.conf.d/patience.conf", PATIENCE),
+    ] {
+        let file = folder.join("added");
+        fs::write(&file, content)?;
+        ext4::add(&built.root, &file, path)?;
+    }
+    Ok(())
 }

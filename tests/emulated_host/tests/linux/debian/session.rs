@@ -12,9 +12,9 @@ use crate::{
 };
 
 /// systemd's boot with cloud-init's first run: about a minute of a processor here, and others may have it.
-pub(super) const BOOT_DEADLINE: Duration = Duration::from_secs(900);
+pub(super) const BOOT_DEADLINE: Duration = Duration::from_secs(1800);
 /// For one command in the guest.
-pub(super) const COMMAND_DEADLINE: Duration = Duration::from_secs(400);
+pub(super) const COMMAND_DEADLINE: Duration = Duration::from_secs(900);
 
 /// The address of a Debian's first interface, which is in the last slot of its bus and named after that. By its name alone:
 /// what cloud-init of Debian 12 writes for networkd knows no patterns.
