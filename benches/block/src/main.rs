@@ -58,7 +58,7 @@ struct Arguments {
     /// A Firecracker (1.12 or newer) to measure too, on a file
     #[arg(long, value_name = "PATH")]
     firecracker: Option<PathBuf>,
-    /// A Cloud Hypervisor; it is left out and named, as its disks are on PCI and the guest's are on MMIO
+    /// A Cloud Hypervisor; it is left out and named: its disks are on PCI, where the guest finds those of our machine only
     #[arg(long, value_name = "PATH")]
     cloud_hypervisor: Option<PathBuf>,
     /// Leave this peer out
@@ -125,6 +125,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut report = Report::of_this_machine(name);
     let contenders = contenders(arguments, &target, &mut report)?;
     let cases: Vec<_> = all.iter().filter(|case| case.name.contains(&arguments.only)).collect();
+    ensure!(!cases.is_empty(), "no case has '{}' in its name", arguments.only);
     let mut reached: Vec<Vec<Vec<Figures>>> = vec![vec![Vec::new(); contenders.len()]; cases.len()];
     for round in 0..rounds {
         for (case, reached) in cases.iter().zip(&mut reached) {
@@ -210,7 +211,7 @@ fn contenders<'a>(
         }
     }
     let why = match arguments.cloud_hypervisor {
-        Some(_) => "its disks are on PCI, and the probe's are on MMIO",
+        Some(_) => "its disks are on PCI, where the probe finds those of our machine only",
         None => "its path is not given (--cloud-hypervisor PATH)",
     };
     report.leave_out("cloud-hypervisor", why);
