@@ -13,7 +13,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use drover_wire::control::v1 as api;
+use drover_wire::{control::v1 as api, vm::v1 as vm};
 use support::{Cluster, FakeAgent, PATIENCE, kernel};
 use tonic::{Code, Response, Status};
 
@@ -99,4 +99,54 @@ async fn what_a_node_refuses_is_not_kept_and_what_it_does_not_answer_is_told_aga
         .delete_volume(api::DeleteVolumeRequest { volume: "more".to_owned(), ..Default::default() })
         .await
         .unwrap();
+}
+
+/// Waits until the last that the agent has heard of the volume's limits is this.
+async fn limited(agent: &FakeAgent, volume: &str, writes: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    let told = || agent.limited.lock().unwrap().clone();
+    while told().last() != Some(&(volume.to_owned(), writes)) {
+        assert!(Instant::now() < deadline, "{:?}", told());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn limits_that_a_node_has_not_heard_of_it_is_told_again() {
+    let mut cluster = Cluster::start().await;
+    let (agent, _tasks) = FakeAgent::start(&cluster, 1).await;
+    cluster.import_image("probe", kernel()).await.unwrap();
+    let data = cluster.create_volume("data").await.id;
+    let begun = cluster.create_vm("web", &["data"]).await.unwrap();
+    cluster.done(begun).await;
+    let limit = |writes| api::SetLimitsRequest {
+        vm: "web".to_owned(),
+        device: Some(api::set_limits_request::Device::Volume("data".to_owned())),
+        limits: Some(vm::Limits {
+            outbound: Some(vm::Limit {
+                requests: Some(vm::Rate { per_second: writes, burst: 0 }),
+                ..vm::Limit::default()
+            }),
+            ..vm::Limits::default()
+        }),
+    };
+    agent.limit_refusals.lock().unwrap().push(Code::Unavailable);
+    let error = cluster.vms().await.set_limits(limit(40)).await.unwrap_err();
+    assert!(error.code() == Code::Unavailable && error.message().contains("are kept"), "{error}");
+    limited(&agent, &data, 40).await;
+
+    // Limits that are lifted leave nothing of themselves, and are as much news.
+    agent.limit_refusals.lock().unwrap().push(Code::Unavailable);
+    let lifted = api::SetLimitsRequest { limits: None, ..limit(1) };
+    cluster.vms().await.set_limits(lifted).await.unwrap_err();
+    limited(&agent, &data, 0).await;
+    cluster.vms().await.set_limits(limit(50)).await.unwrap();
+
+    // A control plane that comes back does not know what its predecessor has told.
+    cluster.stop().await;
+    agent.limited.lock().unwrap().clear();
+    cluster.start_again().await;
+    let (next_agent, _next_tasks) = FakeAgent::start(&cluster, 1).await;
+    next_agent.vms().clone_from(&agent.vms());
+    limited(&agent, &data, 50).await;
 }

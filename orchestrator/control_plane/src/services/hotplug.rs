@@ -254,7 +254,7 @@ fn agents_device(
 }
 
 /// Whether nothing has come of it, for sure.
-fn is_refusal(status: &Status) -> bool {
+pub(super) fn is_refusal(status: &Status) -> bool {
     matches!(
         status.code(),
         Code::FailedPrecondition

@@ -6,7 +6,7 @@ mod disk_images;
 mod events;
 pub(crate) mod hotplug;
 mod images;
-mod limits;
+pub(crate) mod limits;
 mod moves;
 mod nodes;
 mod operations;

@@ -253,6 +253,10 @@ pub(crate) struct FakeAgent {
     pub(crate) refusals: Arc<Mutex<Vec<Code>>>,
     /// The volumes that it has been told of, each time.
     pub(crate) attached: Arc<Mutex<Vec<String>>>,
+    /// Answers to limits of devices, the next one last.
+    pub(crate) limit_refusals: Arc<Mutex<Vec<Code>>>,
+    /// Volumes whose limits it was told, and how many writes in a second they are; 0: any number.
+    pub(crate) limited: Arc<Mutex<Vec<(String, u64)>>>,
 }
 
 /// Ends the agent, and with it its VMs' reports, when dropped.
@@ -275,6 +279,8 @@ impl FakeAgent {
             changed: Arc::default(),
             refusals: Arc::default(),
             attached: Arc::default(),
+            limit_refusals: Arc::default(),
+            limited: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = listener.local_addr().expect("bound").to_string();
@@ -377,7 +383,17 @@ impl node::node_agent_server::NodeAgent for FakeAgent {
     ) -> Answer<vm::PressPowerButtonResponse> {
         Ok(Response::new(vm::PressPowerButtonResponse {}))
     }
-    async fn set_limits(&self, _: Request<node::SetLimitsRequest>) -> Answer<vm::SetLimitsResponse> {
+    async fn set_limits(&self, request: Request<node::SetLimitsRequest>) -> Answer<vm::SetLimitsResponse> {
+        use node::set_limits_request::Device;
+        if let Some(code) = self.limit_refusals.lock().expect("whole").pop() {
+            return Err(Status::new(code, "not today"));
+        }
+        let node::SetLimitsRequest { device, limits, .. } = request.into_inner();
+        if let Some(Device::VolumeId(volume)) = device {
+            let writes =
+                limits.and_then(|limits| limits.outbound?.requests).map_or(0, |rate| rate.per_second);
+            self.limited.lock().expect("whole").push((volume, writes));
+        }
         Ok(Response::new(vm::SetLimitsResponse {}))
     }
 
