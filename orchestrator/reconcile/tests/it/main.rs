@@ -8,4 +8,5 @@ mod placement;
 mod scenarios;
 mod simulation;
 mod storage;
+mod suspended;
 mod world;
