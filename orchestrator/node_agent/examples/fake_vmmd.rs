@@ -28,6 +28,10 @@ struct Args {
     run_dir: PathBuf,
     #[arg(long)]
     spawned_at_boottime_ns: u64,
+    /// What comes ahead is left to who calls.
+    #[arg(long)]
+    #[allow(dead_code)]
+    calls_ahead: bool,
 }
 
 struct Fake {

@@ -6,16 +6,20 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::net::UnixListener,
+        unix::net::{UnixListener, UnixStream},
     },
     path::Path,
     time::Duration,
 };
 
 use drover_dir_volume::{DirPool, open_record};
-use drover_handover::{SOCKET, connection_name, hand_over, listener_name, queue_name, record_name};
+use drover_handover::{
+    CREATE, SOCKET, START, call_file, connection_name, hand_over, listener_name, queue_name, record_name,
+    send_ahead,
+};
 use drover_tap::{Tap, TapName};
-use drover_wire::vm::v1::{Disk, Nic, VmConfig};
+use drover_wire::vm::v1::{CreateRequest, Disk, Nic, StartRequest, VmConfig};
+use prost::Message as _;
 use tokio::task::spawn_blocking;
 use tonic::Status;
 
@@ -128,6 +132,26 @@ impl Parcel {
         })?;
         self.files.push((connection_name(&socket.to_string()), stream.into()));
         Ok(())
+    }
+
+    /// The calls that the process is to carry out first.
+    pub(crate) fn add_calls(
+        &mut self,
+        create: &CreateRequest,
+        start: Option<&StartRequest>,
+    ) -> io::Result<()> {
+        let calls = [(CREATE, Some(create.encode_to_vec())), (START, start.map(StartRequest::encode_to_vec))];
+        for (name, call) in calls {
+            if let Some(call) = call {
+                self.files.push((name.to_owned(), call_file(&call)?));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends everything to a process that is being born with the other end of this socket.
+    pub(crate) fn send_on(&self, socket: &UnixStream) -> io::Result<()> {
+        send_ahead(socket, self.files.iter().map(|(name, file)| (name.as_str(), file.as_fd())))
     }
 
     fn hand_to(&self, dir: &RunDir) -> io::Result<()> {

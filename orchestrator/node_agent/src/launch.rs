@@ -3,6 +3,10 @@
 use std::{
     fs::File,
     io::{self, Read as _, Seek as _, SeekFrom},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -10,8 +14,14 @@ use std::{
 
 use drover_ids::{MigrationId, VmId};
 use drover_node_supervisor::{EndHow, Event, Lease, Run};
-use drover_wire::vm::v1::{Command, MigrateInRequest, VmConfig, VmInfo};
-use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use drover_wire::vm::v1::{
+    Command, CreateRequest, MigrateInRequest, StartRequest, VmConfig, VmInfo, VmState,
+};
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
 use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
@@ -60,6 +70,17 @@ impl Plan {
     fn resumes(&self) -> bool {
         matches!(self.how, How::Boot) && self.machine.resume && self.suspended.has(self.vm)
     }
+
+    /// Whether the process can be told what to do before it can be called: not where the answer decides what comes next.
+    fn calls_ahead(&self) -> bool {
+        matches!(self.how, How::Boot) && !self.resumes()
+    }
+
+    /// Whether that goes for its start too: a guest must not run before its interfaces are connected, nor before it is known
+    /// under which addresses it writes to a cluster.
+    fn starts_ahead(&self) -> bool {
+        self.machine.wiring.is_empty() && self.machine.config.disks.iter().all(|disk| disk.rbd.is_none())
+    }
 }
 
 /// How the VM comes to life.
@@ -107,14 +128,21 @@ async fn bring_up(
     plan.machine
         .place_vsock(&plan.dir)
         .map_err(|error| never_ran(io_status("cannot place the guest's sockets", &error)))?;
-    let process = start_process(&plan).map_err(never_ran)?;
+    if !plan.resumes() {
+        // The VM has another life from here on.
+        plan.suspended.remove(plan.vm);
+    }
+    let ahead = plan.calls_ahead().then(|| CallsAhead::send(&plan)).transpose();
+    let ahead = ahead.map_err(|error| never_ran(io_status("cannot make a socket", &error)))?;
+    let input = ahead.as_ref().map(|ahead| ahead.input.as_fd());
+    let process = start_process(&plan, input).map_err(never_ran)?;
     let (vm, run) = (plan.vm, plan.run);
     inbox.send(Message::Spawned { vm, run, process: Arc::clone(&process) }).await.ok();
     let dir = plan.dir.clone();
     // The end of the process ends every call to it; this only says so in better words, and sooner.
     tokio::select! {
         biased;
-        result = talk(plan, inbox) => result,
+        result = talk(plan, ahead, inbox) => result,
         exit = process.ended() => {
             let words = spawn_blocking(move || last_words(&dir.path().join("vmmd.log"))).await.unwrap_or_default();
             let message = format!("vmmd ended while it was being started: {exit}{words}");
@@ -123,7 +151,7 @@ async fn bring_up(
     }
 }
 
-fn start_process(plan: &Plan) -> Result<Arc<Process>, Status> {
+fn start_process(plan: &Plan, ahead: Option<BorrowedFd<'_>>) -> Result<Arc<Process>, Status> {
     // Spawning blocks until the child has become vmmd, about a millisecond: shorter than the way to another thread
     // and back, and this thread has to register the process with its reactor.
     let config = &plan.machine.config;
@@ -132,37 +160,46 @@ fn start_process(plan: &Plan) -> Result<Arc<Process>, Status> {
         vsock: config.devices.as_ref().is_some_and(|devices| devices.vsock.is_some()),
         resume: plan.resumes(),
     };
-    match spawn::spawn(spawn::Start { vmmd: &plan.vmmd, jail: plan.jail, needs }, &plan.dir, &plan.deaths) {
+    let start = spawn::Start { vmmd: &plan.vmmd, jail: plan.jail, needs, ahead };
+    match spawn::spawn(start, &plan.dir, &plan.deaths) {
         Ok(Some(process)) => Ok(Arc::new(process)),
         Ok(None) => Err(Status::internal("an older process of this VM is still there")),
         Err(error) => Err(io_status(&format!("cannot start {}", plan.vmmd.display()), &error)),
     }
 }
 
-async fn talk(plan: Plan, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
+async fn talk(plan: Plan, ahead: Option<CallsAhead>, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
     let resumes = plan.resumes();
+    let starts_ahead = ahead.as_ref().is_some_and(|ahead| ahead.starts);
     let Plan { vm, run, dir, machine, command, lease, how, suspended, .. } = plan;
-    let never_ran = |status| NotUp { status, may_have_run: false };
-    if !resumes {
-        // The VM has another life from here on.
-        suspended.remove(vm);
-    }
+    // What has been told to start may have done so, unless it says that it has no machine.
+    let never_ran = |status| NotUp { status, may_have_run: starts_ahead };
     let vmmd = Vmmd::connect(dir.socket()).await.map_err(never_ran)?;
     // Its lease can be extended from now on, however long its disks take.
     inbox.send(Message::Reachable { vm, run, vmmd: vmmd.clone() }).await.ok();
     let listen = how.listens_on();
-    deliver_machine(&dir, &machine.config, move |parcel| match listen {
-        Some(address) => parcel.add_listener(&address),
-        None => Ok(()),
-    })
-    .await
-    .map_err(never_ran)?;
+    let delivered = match ahead {
+        Some(ahead) => ahead.sent().await,
+        None => {
+            deliver_machine(&dir, &machine.config, move |parcel| match listen {
+                Some(address) => parcel.add_listener(&address),
+                None => Ok(()),
+            })
+            .await
+        }
+    };
+    delivered.map_err(never_ran)?;
     match how {
         How::Boot => {
             let suspended = resumes.then_some(&suspended);
-            let created = create(&vmmd, (&dir, suspended), command.clone(), (machine.config, lease))
-                .await
-                .map_err(never_ran)?;
+            let created = create(&vmmd, (&dir, suspended), command.clone(), (machine.config, lease)).await;
+            let created = match created {
+                Ok(info) => info,
+                Err(status) => {
+                    let may_have_run = starts_ahead && !has_no_machine(&vmmd, &status).await;
+                    return Err(NotUp { status, may_have_run });
+                }
+            };
             nics::connect(&machine.wiring).map_err(never_ran)?;
             // Under which addresses it writes is reported before it does.
             inbox.send(Message::Info { vm, run, info: created }).await.ok();
@@ -193,6 +230,61 @@ async fn talk(plan: Plan, inbox: &mpsc::Sender<Message>) -> Result<Up, NotUp> {
     }
 }
 
+/// Whether a process that did not create its machine has none, and will not start one.
+async fn has_no_machine(vmmd: &Vmmd, refusal: &Status) -> bool {
+    // It may be at it still.
+    let has_answered = refusal.code() != Code::DeadlineExceeded;
+    has_answered && vmmd.info().await.is_ok_and(|info| info.state() == VmState::Empty)
+}
+
+/// What a process is told while it is being started: what its VM is made of, and what to do with it. The calls are made all the
+/// same when it serves, and find that they have been carried out.
+struct CallsAhead {
+    /// The process's end.
+    input: UnixStream,
+    sending: JoinHandle<Result<(), Status>>,
+    starts: bool,
+}
+
+impl CallsAhead {
+    /// Begins to send.
+    fn send(plan: &Plan) -> io::Result<Self> {
+        let (ours, input) = UnixStream::pair()?;
+        let command = Some(plan.command.clone());
+        let starts = plan.starts_ahead();
+        let start = starts.then(|| StartRequest { command: command.clone() });
+        let create = CreateRequest {
+            command,
+            config: Some(plan.machine.config.clone()),
+            lease: Some(wire_lease(plan.lease)),
+            resume_path: String::new(),
+        };
+        let jailed = plan.jail.is_on();
+        let send = move || {
+            let mut parcel = Parcel::default();
+            if let Some(config) = create.config.as_ref().filter(|_| jailed) {
+                parcel = whole_machine(config)?;
+            }
+            let sent = parcel.add_calls(&create, start.as_ref()).and_then(|()| parcel.send_on(&ours));
+            sent.map_err(|error| io_status("cannot hand over to vmmd", &error))
+        };
+        Ok(Self { input, sending: spawn_blocking(send), starts })
+    }
+
+    /// How the sending went. Not before the process serves: it takes everything before that.
+    async fn sent(self) -> Result<(), Status> {
+        self.sending.await.map_err(|_| Status::internal("handing files over did not end"))?
+    }
+}
+
+/// What a machine of this configuration is made of.
+fn whole_machine(config: &VmConfig) -> Result<Parcel, Status> {
+    let mut parcel = Parcel::of_machine(config);
+    parcel.add_taps(&config.nics)?;
+    parcel.add_vsock(config)?;
+    Ok(parcel)
+}
+
 /// Hands over what a machine of this configuration is made of, and more.
 async fn deliver_machine(
     dir: &RunDir,
@@ -201,9 +293,7 @@ async fn deliver_machine(
 ) -> Result<(), Status> {
     let config = config.clone();
     let parcel = move || {
-        let mut parcel = Parcel::of_machine(&config);
-        parcel.add_taps(&config.nics)?;
-        parcel.add_vsock(&config)?;
+        let mut parcel = whole_machine(&config)?;
         more(&mut parcel)?;
         Ok(parcel)
     };

@@ -1,7 +1,7 @@
 //! Starts a vmmd.
 //!
 //! In a session of its own, so that neither a terminal's hang-up nor its Ctrl-C reaches it, and with nothing of the
-//! agent's but its log on standard error: every other descriptor is close-on-exec. posix_spawn does this without
+//! agent's but its log on standard error and what it is told first on standard input: every other descriptor is close-on-exec. posix_spawn does this without
 //! unsafe code and without copying the agent's memory.
 
 use std::{
@@ -41,11 +41,13 @@ pub(crate) struct Start<'a> {
     pub(crate) vmmd: &'a Path,
     pub(crate) jail: Jail,
     pub(crate) needs: Needs,
+    /// Where it is told what to do first.
+    pub(crate) ahead: Option<BorrowedFd<'a>>,
 }
 
 /// Starts vmmd in `dir`. `None`: a process of this VM is still there.
 pub(crate) fn spawn(start: Start<'_>, dir: &RunDir, deaths: &DeathWatch) -> io::Result<Option<Process>> {
-    let Start { vmmd, jail, needs } = start;
+    let Start { vmmd, jail, needs, ahead } = start;
     let Some(log) = dir.lock_log()? else { return Ok(None) };
     let spawned_at = clock::now().as_ns().to_string();
     let socket = dir.socket();
@@ -61,6 +63,9 @@ pub(crate) fn spawn(start: Start<'_>, dir: &RunDir, deaths: &DeathWatch) -> io::
     .map(c_string)
     .into_iter()
     .collect::<io::Result<Vec<_>>>()?;
+    if ahead.is_some() {
+        arguments.push(c_string("--calls-ahead")?);
+    }
     for argument in jail.arguments(dir.vm(), needs) {
         arguments.push(c_string(argument)?);
     }
@@ -76,7 +81,7 @@ pub(crate) fn spawn(start: Start<'_>, dir: &RunDir, deaths: &DeathWatch) -> io::
         .collect::<io::Result<Vec<_>>>()?;
 
     let pid = jail::in_namespaces(jail.namespaces(needs.rbd), || {
-        become_vmmd(vmmd, (&arguments, &environment), log.as_fd())
+        become_vmmd(vmmd, (&arguments, &environment), (ahead, log.as_fd()))
     })?;
     let pid = Pid::from_raw(pid).ok_or(Errno::ESRCH)?;
     if jail.is_on() {
@@ -91,10 +96,13 @@ pub(crate) fn spawn(start: Start<'_>, dir: &RunDir, deaths: &DeathWatch) -> io::
 fn become_vmmd(
     vmmd: &Path,
     (arguments, environment): (&[CString], &[CString]),
-    log: BorrowedFd<'_>,
+    (input, log): (Option<BorrowedFd<'_>>, BorrowedFd<'_>),
 ) -> io::Result<i32> {
     let mut actions = PosixSpawnFileActions::init()?;
-    actions.add_open(0, "/dev/null", OFlag::O_RDONLY, Mode::empty())?;
+    match input {
+        Some(input) => actions.add_dup2(input.as_raw_fd(), 0)?,
+        None => actions.add_open(0, "/dev/null", OFlag::O_RDONLY, Mode::empty())?,
+    }
     actions.add_open(1, "/dev/null", OFlag::O_WRONLY, Mode::empty())?;
     actions.add_dup2(log.as_raw_fd(), 2)?;
     let mut attributes = PosixSpawnAttr::init()?;

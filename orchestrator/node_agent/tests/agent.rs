@@ -160,10 +160,11 @@ async fn a_vmmd_that_never_listens_is_cleared_away() {
     let error = node.ensure(1).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable, "{error}");
     node.until("the process to be gone", || node.vmmds().is_empty().then_some(())).await;
-    // It never ran, so the same epoch may try again.
+    // It may have run, unheard: it was told to. So another epoch may try, and this one may not again.
     node.misbehave("");
     node.reports("the end", |vm| vm.process_ended).await;
-    assert_eq!(state(&node.ensure(1).await.unwrap()), VmState::Running);
+    assert_eq!(node.ensure(1).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(state(&node.ensure(2).await.unwrap()), VmState::Running);
 }
 
 #[tokio::test]
@@ -173,6 +174,10 @@ async fn a_refusal_of_vmmd_reaches_the_caller_and_leaves_nothing() {
     let error = node.ensure(1).await.unwrap_err();
     assert_eq!((error.code(), error.message()), (Code::FailedPrecondition, "the volume is locked"));
     node.until("the process to be gone", || node.vmmds().is_empty().then_some(())).await;
+    // It never ran, so the same epoch may try again.
+    node.misbehave("");
+    node.reports("the end", |vm| vm.process_ended).await;
+    assert_eq!(state(&node.ensure(1).await.unwrap()), VmState::Running);
 }
 
 #[tokio::test]
