@@ -1,7 +1,7 @@
 //! The thread of one queue.
 //!
 //! It waits for four things: the doorbell (the driver has something), the backend's event (the storage has), its orders,
-//! and the timer of its limits. All work happens between two waits and is bounded by the queue's size, so that a driver
+//! and the timer of its limits; how is in waiting.rs. All work happens between two waits and is bounded by the queue's size, so that a driver
 //! which never stops asking cannot keep the worker from its orders.
 
 use std::{
@@ -24,6 +24,9 @@ use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+mod waiting;
+
+use self::waiting::Patience;
 use super::{
     metrics::{self, BlkMetrics},
     ranges::{Range, SEGMENTS_MAX},
@@ -79,6 +82,11 @@ pub(super) struct Worker {
     order: Order,
     /// The avail ring may hold chains that were left there for lack of room.
     starved: bool,
+    /// The driver need not ring: the worker looks at the ring before it sleeps.
+    unannounced: bool,
+    patience: Patience,
+    /// How often in a row something has been found by looking.
+    finds: u32,
     halted: Option<Halt>,
     finished: bool,
 }
@@ -170,6 +178,9 @@ impl Worker {
             // Until the first order has been seen.
             order: Order::Pause,
             starved: false,
+            unannounced: false,
+            patience: Patience::default(),
+            finds: 0,
             halted: None,
             finished: false,
         }
@@ -180,16 +191,8 @@ impl Worker {
         let control = Arc::clone(&self.setup.control);
         let _died =
             ReportDeath { control, name: self.setup.name.clone(), events: Arc::clone(&self.setup.events) };
-        let mut events = [EpollEvent::default(); Source::ALL.len()];
         while !self.finished {
-            let count = match waiting.wait(-1, &mut events) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => panic!("waiting on an epoll of our own fails by a signal only: {error}"),
-            };
-            for event in &events[..count] {
-                self.note(event.data());
-            }
+            self.wait(waiting);
             self.advance();
         }
     }
@@ -320,6 +323,11 @@ impl Worker {
             }
             if self.free.is_empty() {
                 // Completions make room.
+                return Ok(());
+            }
+            if !self.patience.is_none() {
+                self.starved = false;
+                self.unannounced = true;
                 return Ok(());
             }
             if !queue.enable_notification(ram)? {
